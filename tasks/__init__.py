@@ -1,0 +1,1 @@
+"""The lmms-eval tasks that lmms-eval lacks."""

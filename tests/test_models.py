@@ -1,0 +1,161 @@
+"""Checkpoints are checked before they are loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import save_llava15
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from zipeval import models
+from zipeval.config import ModelConfig
+from zipeval.errors import UsageError
+from zipeval.models import EMBEDDED, Placement
+
+CPU = Placement("cpu", "float32", "sdpa")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return save_llava15(tmp_path_factory.mktemp("checkpoint") / "llava")
+
+
+@pytest.fixture
+def checkpoint(pristine, tmp_path):
+    """A copy to damage, and the config that names it."""
+    path = shutil.copytree(pristine, tmp_path / "copy")
+    return path, ModelConfig(name="llava15", family="llava", hub="llava-hf/llava-1.5-7b-hf", path=str(path))
+
+
+def test_a_local_directory_is_found(checkpoint, pristine):
+    path, config = checkpoint
+    found = models.find(config)
+    assert (found.path, found.visual_tokens) == (path, 576)
+    assert found.fingerprint == models.find(ModelConfig(family="llava", path=str(pristine))).fingerprint
+
+
+def test_other_weights_have_another_fingerprint(checkpoint):
+    path, config = checkpoint
+    before = models.find(config).fingerprint
+    weights = load_file(path / "model.safetensors")
+    name = next(n for n in weights if n.endswith("mlp.down_proj.weight"))
+    weights[name][0, 0] += 1
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    assert models.find(config).fingerprint != before
+
+
+def truncate(path):
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def scramble(path):
+    (path / "model.safetensors").write_bytes(b"\xff" * 1000)
+
+
+def empty_config(path):
+    (path / "config.json").write_text("{")
+
+
+def list_config(path):
+    (path / "config.json").write_text("[]")
+
+
+def lose_a_shard(path):
+    """An index of two files of which one was not fetched."""
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def remove(name):
+    return lambda path: (path / name).unlink()
+
+
+def other_family(path):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
+
+
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (truncate, "model.safetensors is damaged.*hf download"),
+        (scramble, "model.safetensors is damaged"),
+        (empty_config, "config.json cannot be read"),
+        (remove("config.json"), "config.json is missing"),
+        (remove("tokenizer_config.json"), "tokenizer_config.json is missing"),
+        (remove("tokenizer.json"), "tokenizer.json is missing"),
+        (remove("processor_config.json"), "processor_config.json is missing"),
+        (remove("model.safetensors"), r"no \*\.safetensors"),
+        (lose_a_shard, "model-2.safetensors is damaged.*hf download"),
+        (list_config, "config.json cannot be read"),
+        (other_family, "qwen2_vl.*zipeval list models"),
+        (shutil.rmtree, "no such directory"),
+    ],
+    ids=lambda x: getattr(x, "__name__", None),
+)
+def test_damage_is_named(checkpoint, damage, named):
+    path, config = checkpoint
+    damage(path)
+    with pytest.raises(UsageError, match=named) as refused:
+        models.find(config)
+    assert f"model.path={config.path}" in str(refused.value)
+
+
+def test_missing_tensors_are_not_filled_with_noise(checkpoint):
+    path, config = checkpoint
+    weights = load_file(path / "model.safetensors")
+    gone = next(n for n in weights if n.endswith("linear_1.weight"))
+    save_file({k: v for k, v in weights.items() if k != gone}, path / "model.safetensors", metadata={"format": "pt"})
+    found = models.find(config)
+    with pytest.raises(UsageError, match=r"1 tensors are missing \(.*linear_1\.weight"):
+        models.load("llava", found.path, found.fingerprint, CPU)
+
+
+def test_what_transformers_refuses_is_told_in_a_sentence(checkpoint):
+    path, config = checkpoint
+    (path / "tokenizer.json").write_text("{}")
+    found = models.find(config)
+    with pytest.raises(UsageError, match=f"{path}: transformers cannot load it"):
+        models.load("llava", found.path, found.fingerprint, CPU)
+
+
+def test_without_the_hub_one_sentence_says_how_to_get_it(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError) as refused:
+        models.find(ModelConfig(name="llava15", family="llava", hub="llava-hf/llava-1.5-7b-hf", revision="abc"))
+    message = str(refused.value)
+    assert message.startswith("model=llava15: llava-hf/llava-1.5-7b-hf is not in the Hugging Face cache")
+    assert "`hf download llava-hf/llava-1.5-7b-hf --revision abc`" in message
+    assert "model.path=DIR" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a CUDA device that must not exist")
+def test_a_missing_device_is_refused():
+    with pytest.raises(UsageError, match=r"model\.device=cuda:3: 0 CUDA devices"):
+        models.place(ModelConfig(device="cuda:3"))
+
+
+def test_placement_on_the_cpu():
+    assert models.place(ModelConfig(device="cpu")) == CPU
+    assert models.place(ModelConfig(device="cpu", dtype="bfloat16", attn_implementation="eager")) == Placement(
+        "cpu", "bfloat16", "eager"
+    )
+
+
+def test_the_embedded_checkpoint_loads_with_plain_transformers():
+    path = EMBEDDED / "tiny_llava"
+    model = AutoModelForImageTextToText.from_pretrained(path)
+    processor = AutoProcessor.from_pretrained(path)
+    config = model.config
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert type(processor).__name__ == "LlavaProcessor"
+    assert config.text_config.num_hidden_layers >= 6
+    assert config.vision_config.model_type == "clip_vision_model"
+    assert models.find(ModelConfig(family="llava", embedded="tiny_llava")).visual_tokens == 144

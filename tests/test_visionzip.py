@@ -1,0 +1,287 @@
+"""VisionZip and the vision stage against an independent transcription and against the stock model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import IMAGE, llava, prompts
+
+from zipeval.engine.ledger import ledger
+from zipeval.engine.vision import VisionMethod
+from zipeval.methods.random import Random
+from zipeval.methods.vanilla import Vanilla
+from zipeval.methods.visionzip import VisionZip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llava()
+
+
+def transcription(model, pixels, dominant, contextual):
+    """Algorithms 1 and 2 for one image, token by token in float64, on what the stock model itself returns.
+
+    Returns positions kept in the encoder's sequence and the features before the projector.
+    """
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        states = tower(pixels[None], output_hidden_states=True).hidden_states
+        tower.set_attn_implementation("eager")  # only eager attention returns its weights, with a float32 softmax
+        attentions = tower(pixels[None], output_attentions=True).attentions
+        tower.set_attn_implementation("sdpa")
+    layer = len(attentions) - 2
+    attention = attentions[layer][0].double().numpy()  # (H, S, S)
+    hidden = states[-2][0].double().numpy()
+    block = tower.encoder.layers[layer]
+    with torch.no_grad():
+        keys = block.self_attn.k_proj(block.layer_norm1(states[layer]))[0].double().numpy()
+    keys = keys.reshape(len(keys), attention.shape[0], -1).mean(1)
+
+    total = {p: sum(head[0, p] for head in attention) for p in range(1, len(hidden))}
+    kept = sorted([0, *sorted(total, key=total.get, reverse=True)[: dominant - 1]])
+    rest = [p for p in range(len(hidden)) if p not in kept]
+    step = max(1, len(rest) // contextual) if contextual else 1
+    targets = [rest[i * step] for i in range(contextual)]
+    joined = {t: [] for t in targets}
+    for p in rest:
+        if p not in joined and targets:
+            cosine = [keys[p] @ keys[t] / np.linalg.norm(keys[p]) / np.linalg.norm(keys[t]) for t in targets]
+            joined[targets[int(np.argmax(cosine))]].append(p)
+    merged = [hidden[t] + (np.mean([hidden[p] for p in joined[t]], 0) if joined[t] else 0) for t in targets]
+    return kept, np.array([*hidden[kept], *merged])
+
+
+class Watched(VisionMethod):
+    def __init__(self, method):
+        self.method = method
+
+    def reduce(self, crops):
+        self.reduced = self.method.reduce(crops)
+        return self.reduced
+
+
+@pytest.fixture(scope="module")
+def exact_model():
+    """In float64, so that a difference is a different algorithm and not rounding."""
+    return llava().double()
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_equals_transcription(exact_model, seed):
+    rng = np.random.default_rng(seed)
+    dominant = int(rng.integers(1, 35))
+    contextual = int(rng.integers(0, 36 - dominant))
+    inputs = prompts(exact_model, [[5, 6]], [1], seed)
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    method = Watched(VisionZip(dominant=dominant, contextual=contextual))
+    with torch.no_grad(), method.applied(exact_model):
+        exact_model(**inputs)
+    kept, features = transcription(exact_model, inputs["pixel_values"][0], dominant, contextual)
+    assert method.reduced.kept[0].tolist() == kept
+    np.testing.assert_allclose(method.reduced.features[0].numpy(), features, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "tokens, split",
+    [(192, (162, 30)), (128, (108, 20)), (64, (54, 10)), (32, (27, 5)), (17, (14, 3)), (1, (1, 0)), (3, (3, 0))],
+)
+def test_published_splits(tokens, split):
+    assert VisionZip(tokens=tokens).split() == split
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"tokens": 64, "dominant": 54, "contextual": 11}, "tokens=64"),
+        ({"tokens": 4, "dominant": 5}, "contextual=-1"),
+        ({"dominant": 0, "contextual": 4}, "dominant=0"),
+        ({"dominant": 8}, "tokens"),
+    ],
+)
+def test_refuses_impossible_splits(options, named):
+    with pytest.raises(ValueError, match=named):
+        VisionZip(**options)
+
+
+def answers(model, method, inputs, steps=6):
+    """Greedy tokens and their logits."""
+    with method.applied(model):
+        out = model.generate(
+            **inputs, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1)
+
+
+METHODS = [VisionZip(tokens=16), VisionZip(dominant=9, contextual=0), Random(tokens=7)]
+
+
+@pytest.mark.parametrize("keep_all", [VisionZip(tokens=36), Random(tokens=36)], ids=repr)
+def test_keep_all_equals_stock(model, keep_all):
+    inputs = prompts(model, [[5, 6, 7], [8]], [1, 2])
+    stock_tokens, stock_logits = answers(model, Vanilla(), inputs)
+    tokens, logits = answers(model, keep_all, inputs)
+    assert torch.equal(tokens, stock_tokens)
+    assert (logits - stock_logits).abs().max() == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_batch_of_eight_equals_eight_singles(model, method):
+    questions = [[5 + i] * (1 + i % 4) for i in range(8)]
+    images = [1, 2, 1, 1, 3, 1, 2, 1]
+    batch = prompts(model, questions, images)
+    tokens, logits = answers(model, method, batch)
+    at = 0
+    for row, (question, count) in enumerate(zip(questions, images, strict=True)):
+        single = prompts(model, [question], [count])
+        single["pixel_values"] = batch["pixel_values"][at : at + count]
+        at += count
+        one_tokens, one_logits = answers(model, method, single)
+        assert torch.equal(tokens[row], one_tokens[0])
+        torch.testing.assert_close(logits[row], one_logits[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_cached_decoding_equals_recomputing(model, method):
+    inputs = prompts(model, [[5, 6, 7]], [2])
+    tokens, logits = answers(model, method, inputs)
+    for step in range(tokens.shape[1]):
+        longer = {k: torch.cat([inputs[k], v], 1) for k, v in _appended(tokens[:, :step]).items()}
+        with torch.no_grad(), method.applied(model):
+            again = model(**{**inputs, **longer}).logits[:, -1]
+        torch.testing.assert_close(logits[:, step], again, atol=1e-4, rtol=0)
+
+
+def _appended(tokens):
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def test_the_language_model_gets_that_many_visual_tokens(model):
+    inputs = prompts(model, [[5, 6, 7], [8]], [1, 3])
+    for method, each in ((Vanilla(), 36), (VisionZip(tokens=10), 10), (Random(tokens=4), 4)):
+        with ledger(model) as prefills:
+            answers(model, method, inputs)
+        (prefill,) = prefills
+        assert prefill.visual_tokens == [each, 3 * each]
+        assert prefill.prompt_tokens == [each + 5, 3 * each + 5]
+
+
+def test_generate_returns_the_prompt_it_was_given(model):
+    inputs = prompts(model, [[5, 6], [7]], [1, 1])
+    with VisionZip(tokens=10).applied(model):
+        plain = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        positional = model.generate(
+            inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            pixel_values=inputs["pixel_values"],
+            max_new_tokens=3,
+            do_sample=False,
+        )
+        beams = model.generate(**inputs, max_new_tokens=3, num_beams=3, num_return_sequences=2, do_sample=False)
+    length = inputs["input_ids"].shape[1]
+    assert torch.equal(plain, positional)
+    assert torch.equal(plain[:, :length], inputs["input_ids"])
+    assert torch.equal(beams[:, :length], inputs["input_ids"].repeat_interleave(2, 0))
+    assert plain.shape[1] == beams.shape[1] == length + 3
+
+
+def snapshot(model):
+    """Everything a method could leave behind: attributes and hooks of every module, parameters, buffers."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
+    attributes = {n: {k: v for k, v in vars(m).items() if k not in hooks} for n, m in model.named_modules()}
+    attached = {n: [len(vars(m)[h]) for h in hooks] for n, m in model.named_modules()}
+    return (
+        {n: sorted((k, id(v)) for k, v in a.items()) for n, a in attributes.items()},
+        attached,
+        {n: (id(t), t._version) for n, t in model.state_dict(keep_vars=True).items()},
+        vars(type(model)).copy(),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_leaves_no_trace(model, method):
+    inputs = prompts(model, [[5, 6]], [1])
+    alone = answers(model, Vanilla(), inputs)
+    before = snapshot(model)
+    answers(model, method, inputs)
+    assert snapshot(model) == before
+    with pytest.raises(ZeroDivisionError), method.applied(model):
+        model(**inputs)
+        1 / 0  # noqa: B018
+    assert snapshot(model) == before
+    after = answers(model, Vanilla(), inputs)
+    assert torch.equal(after[0], alone[0])
+    assert torch.equal(after[1], alone[1])
+
+
+def test_a_failing_method_leaves_no_trace(model):
+    class Broken(VisionMethod):
+        def reduce(self, crops):
+            raise ZeroDivisionError
+
+    before = snapshot(model)
+    with pytest.raises(ZeroDivisionError), Broken().applied(model):
+        model.generate(**prompts(model, [[5]], [1]), max_new_tokens=1)
+    assert snapshot(model) == before
+
+
+def test_attention_kernel_stays(model):
+    """Reduction must not turn SDPA off: the scored row is computed beside it."""
+    inputs = prompts(model, [[5]], [1])
+    with torch.no_grad(), torch.profiler.profile() as stock:
+        model(**inputs)
+    with torch.no_grad(), VisionZip(tokens=10).applied(model), torch.profiler.profile() as reduced:
+        model(**inputs)
+
+    def calls(profile):
+        return sum(e.count for e in profile.key_averages() if e.key == "aten::scaled_dot_product_attention")
+
+    assert calls(reduced) == calls(stock) == 4 + 3
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"attention_mask": None}, "attention_mask=None"),
+        ({"labels": torch.zeros(2, 3)}, "labels"),
+        ({"pixel_values": torch.zeros(3, 3, 84, 84)}, "72 image placeholders, the images 108"),
+    ],
+)
+def test_refuses_inputs_it_would_get_wrong(model, change, named):
+    inputs = {**prompts(model, [[5, 6], [7]], [1, 1]), **change}
+    with VisionZip(tokens=10).applied(model), pytest.raises(ValueError, match=named):
+        model(**inputs)
+
+
+def test_refuses_a_later_turn_on_a_reduced_cache(model):
+    inputs = prompts(model, [[5, 6]], [1])
+    with VisionZip(tokens=10).applied(model):
+        out = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        longer = torch.cat([out.sequences, torch.tensor([[7, 8]])], 1)
+        with pytest.raises(ValueError, match="past_key_values"):
+            model.generate(longer, past_key_values=out.past_key_values, max_new_tokens=2)
+
+
+def test_two_vision_methods_at_once_are_refused(model):
+    first, second = VisionZip(tokens=10).applied(model), Random(tokens=3).applied(model)
+    with first, pytest.raises(RuntimeError, match="already applied"), second:
+        pass
+
+
+def test_text_alone_passes_through(model):
+    inputs = {"input_ids": torch.tensor([[1, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    assert IMAGE not in inputs["input_ids"]
+    assert torch.equal(answers(model, VisionZip(tokens=10), inputs)[1], answers(model, Vanilla(), inputs)[1])
+
+
+def test_random_depends_on_the_image_and_the_seed_alone(model):
+    inputs = prompts(model, [[5], [6]], [1, 1])
+    methods = [Watched(Random(tokens=9)), Watched(Random(tokens=9)), Watched(Random(tokens=9, seed=1))]
+    flipped = {**inputs, "pixel_values": inputs["pixel_values"].flip(0)}
+    for method, given in zip(methods, (inputs, flipped, inputs), strict=True):
+        with torch.no_grad(), method.applied(model):
+            model(**given)
+    first, second, reseeded = (m.reduced.kept for m in methods)
+    assert torch.equal(first, second.flip(0))
+    assert not torch.equal(first, reseeded)
+    assert not torch.equal(first[0], first[1])

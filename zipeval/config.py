@@ -1,0 +1,128 @@
+"""The resolved configuration of a run: its schema, its checks, its identity. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from omegaconf import MISSING
+
+from zipeval.errors import UsageError
+
+
+@dataclass
+class ModelConfig:
+    """Which weights, and how they are loaded.
+
+    Attributes:
+        name: as on the command line and in tables.
+        family: the file below zipeval/models/ that knows this architecture.
+        hub: Hugging Face id; `revision` pins a commit of it.
+        embedded: folder below zipeval/embedded/ for checkpoints that ship with the package.
+        path: a local directory in the Hugging Face layout, used instead of either.
+        dtype: auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16 or float16.
+        device: auto, cpu, cuda or cuda:N.
+        attn_implementation: auto (FlashAttention 2 on CUDA where installed, else SDPA), sdpa, eager, flash_attention_2.
+    """
+
+    name: str = MISSING
+    family: str = MISSING
+    hub: str | None = None
+    revision: str | None = None
+    embedded: str | None = None
+    path: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    attn_implementation: str = "auto"
+
+
+@dataclass
+class RunConfig:
+    """One run: a model under a method on some tasks.
+
+    Attributes:
+        model: see ModelConfig.
+        method: `name`, `_target_` (the class) and that class's options, `tokens` among them if it has a budget.
+        tokens: visual tokens that an image is left with.
+        tasks: lmms-eval task names.
+        limit: samples of each task, all by default.
+        batch_size: prompts in one generate call.
+        seed: of everything random.
+        results: directory below which every run gets its own.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Any = MISSING
+    tokens: int | None = None
+    tasks: list[str] = field(default_factory=list)
+    limit: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+    results: str = "results/runs"
+
+
+CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
+}
+
+
+def check(config: RunConfig) -> RunConfig:
+    """Refuse what can be refused without looking at a checkpoint; returns the config in its normal form.
+
+    Raises:
+        UsageError: for a value out of range.
+    """
+    for name in ("tokens", "limit", "batch_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16.")
+    for name, choices in CHOICES.items():
+        value = getattr(config.model, name)
+        if value not in choices:
+            raise UsageError(f"model.{name}={value}: expected one of {', '.join(choices)}.")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.model.device):
+        raise UsageError(f"model.device={config.model.device}: expected auto, cpu, cuda or cuda:N.")
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"seed={config.seed}: expected a whole number from 0 to {2**32 - 1}.")
+    if not config.tasks:
+        raise UsageError("tasks=[]: name at least one task, such as tasks=[zipeval_shapes], or a suite=.")
+    return _with_budget(config)
+
+
+def _with_budget(config: RunConfig) -> RunConfig:
+    options = {k: v for k, v in config.method.items() if k not in ("name", "_target_", "seed")}
+    if "tokens" not in options:
+        return replace(config, tokens=None)  # without a budget, as vanilla: one run for a whole sweep over tokens
+    if options["tokens"] != config.tokens:
+        raise UsageError(f"method.tokens={options['tokens']}: the budget is set by tokens={options['tokens']}.")
+    if all(v is None for v in options.values()):
+        raise UsageError(f"tokens is not set: method={config.method['name']} needs a budget, such as tokens=16.")
+    return config
+
+
+def run_id(config: RunConfig, resolved: dict) -> str:
+    """A readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
+
+    Args:
+        resolved: what `auto` and the path of the weights came to.
+    """
+    identity = asdict(config)
+    for name in ("tasks", "results", "batch_size"):  # a record is per task; answers should not depend on the batch
+        identity.pop(name)
+    identity["model"].pop("path")
+    identity["model"] |= resolved | {"device": resolved["device"].partition(":")[0]}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    parts = [config.model.name, config.method["name"], config.tokens, digest]
+    return "-".join(str(p) for p in parts if p is not None)
+
+
+def recorded(config: RunConfig) -> dict:
+    """The part of a configuration that its records keep."""
+    kept = asdict(config)
+    for name in ("tasks", "results"):
+        kept.pop(name)
+    return kept

@@ -1,0 +1,22 @@
+"""What a user can mend: the command line prints it in a sentence or two and exits with 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(Exception):
+    """A refused request. Its message names the argument, the value and the next command."""
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean x?', or nothing where nothing is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean x? Available: x, y.' with the first part only where something is close."""
+    known = sorted(known)
+    return f"{closest(word, known)} Available: {', '.join(known)}."

@@ -1,0 +1,39 @@
+"""Random patches: the baseline that every selection has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+
+from zipeval.engine.ragged import take
+from zipeval.engine.vision import Crops, Reduced, VisionMethod
+
+
+@dataclass(frozen=True)
+class Random(VisionMethod):
+    """`tokens` patches without replacement, in raster order.
+
+    Args:
+        tokens: visual tokens an image is left with.
+        seed: of the choice. It depends on this and on the image alone, not on the batch or the order of the samples.
+    """
+
+    tokens: int
+    seed: int = 0
+
+    @property
+    def budget(self) -> int:
+        return self.tokens
+
+    def reduce(self, crops: Crops) -> Reduced:
+        patches = crops.hidden.shape[1] - crops.prefix
+        chosen = [self._choose(image, patches) for image in crops.pixels.float().cpu()]
+        kept = torch.stack(chosen).to(crops.hidden.device) + crops.prefix
+        return Reduced(take(crops.hidden, kept), kept)
+
+    def _choose(self, image: torch.Tensor, patches: int) -> torch.Tensor:
+        """(tokens,) ascending."""
+        generator = torch.Generator().manual_seed(crc32(image.numpy().tobytes(), self.seed))
+        return torch.randperm(patches, generator=generator)[: self.tokens].sort().values

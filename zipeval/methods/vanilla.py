@@ -1,0 +1,16 @@
+"""The model as it is: the upper bound that every percentage refers to."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Vanilla:
+    """All visual tokens stay."""
+
+    budget = None
+
+    def applied(self, model) -> AbstractContextManager:
+        return nullcontext()

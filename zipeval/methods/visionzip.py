@@ -1,0 +1,89 @@
+"""VisionZip (Yang et al., CVPR 2025): the tokens that CLS attends to, and the rest merged into a few contextual ones.
+
+Where the paper and its official code differ, this follows the code, which made the paper's tables: cosine similarity
+of head-averaged keys instead of a dot product, target + mean instead of a mean, CLS counted among the dominant tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import normalize, one_hot
+
+from zipeval.engine.ragged import take
+from zipeval.engine.vision import Crops, Reduced, VisionMethod
+
+
+@dataclass(frozen=True)
+class VisionZip(VisionMethod):
+    """Sections 2.2 and 2.3, Algorithms 1 and 2.
+
+    Args:
+        tokens: visual tokens an image is left with, split as the paper does: 64 = 54 dominant + 10 contextual. All of
+            an image's visual tokens (576 for LLaVA-1.5) leave the model as it is.
+        dominant: overrides the split; counts the CLS token.
+        contextual: likewise. `tokens` may then be left out.
+    """
+
+    tokens: int | None = None
+    dominant: int | None = None
+    contextual: int | None = None
+
+    def __post_init__(self):
+        split = self.split()
+        if min(split) < 0 or split[0] < 1:
+            raise ValueError(f"dominant={split[0]}, contextual={split[1]}: the CLS token alone makes dominant=1")
+        if self.tokens not in (None, sum(split)):
+            raise ValueError(f"tokens={self.tokens} is not dominant + contextual = {split[0]} + {split[1]}")
+
+    @property
+    def budget(self) -> int:
+        return sum(self.split())
+
+    def split(self) -> tuple[int, int]:
+        """(dominant, contextual). The published 54 + 10, 108 + 20, 162 + 30 are 54:10; other budgets round it."""
+        dominant, contextual, tokens = self.dominant, self.contextual, self.tokens
+        if tokens is None and None in (dominant, contextual):
+            raise ValueError("tokens: give tokens=, or both dominant= and contextual=")
+        if contextual is None:
+            contextual = int(tokens * 10 / 64 + 0.5) if dominant is None else tokens - dominant
+        return (tokens - contextual if dominant is None else dominant), contextual
+
+    def reduce(self, crops: Crops) -> Reduced:
+        dominant, contextual = self.split()
+        everything = crops.hidden.shape[1]
+        if dominant + contextual >= crops.selected.shape[1]:  # nothing to remove: not even CLS comes in
+            first = everything - crops.selected.shape[1]
+            kept = torch.arange(first, everything, device=crops.hidden.device)
+            return Reduced(crops.selected, kept.expand(len(crops.hidden), -1))
+        score = crops.cls_attention().sum(1)
+        top = score.topk(dominant - crops.prefix).indices + crops.prefix
+        is_dominant = torch.zeros_like(crops.hidden[..., 0], dtype=torch.bool).scatter(1, top, True)
+        is_dominant[:, : crops.prefix] = True
+        order = is_dominant.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        kept, rest = order[:, :dominant], order[:, dominant:]
+        merged = merge(take(crops.hidden, rest), take(crops.mean_keys(), rest), contextual)
+        return Reduced(torch.cat([take(crops.hidden, kept), merged], 1), kept)
+
+
+def merge(hidden: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
+    """Algorithm 2: `count` evenly spaced targets, every other token joins its most similar one.
+
+    Args:
+        hidden: (N, R, D) tokens that are not dominant.
+        keys: (N, R, d) their head-averaged keys.
+
+    Returns:
+        (N, count, D): each target plus the mean of what joined it.
+    """
+    if count == 0:
+        return hidden[:, :0]
+    step = max(1, hidden.shape[1] // count)
+    targets = slice(0, count * step, step)
+    keys = normalize(keys, dim=-1)
+    nearest = (keys @ keys[:, targets].mT).argmax(2)
+    joined = one_hot(nearest, count)
+    joined[:, targets] = 0  # a target joins nobody
+    size = joined.sum(1).clamp(min=1)[..., None]
+    return hidden[:, targets] + joined.to(hidden.dtype).mT @ hidden / size.to(hidden.dtype)

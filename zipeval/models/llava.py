@@ -1,0 +1,51 @@
+"""LLaVA-1.5 and everything else that transformers loads as `LlavaForConditionalGeneration`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zipeval.errors import UsageError
+
+if TYPE_CHECKING:
+    from zipeval.models import Placement
+
+MODEL_TYPE = "llava"
+
+
+def visual_tokens(config: dict) -> int:
+    """Visual tokens of one image, from the checkpoint's config.json."""
+    vision = {"image_size": 336, "patch_size": 14, **config.get("vision_config", {})}
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    return patches + (config.get("vision_feature_select_strategy") == "full")
+
+
+def load(path: Path, placement: Placement):
+    """(model, processor) in evaluation mode.
+
+    Raises:
+        UsageError: if weights are missing or have other shapes; transformers would fill them with noise.
+    """
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    try:
+        model, report = LlavaForConditionalGeneration.from_pretrained(
+            path,
+            dtype=getattr(torch, placement.dtype),
+            attn_implementation=placement.attn_implementation,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+        processor = LlavaProcessor.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(f"{path}: transformers cannot load it ({reason}). Fetch the checkpoint again.") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if report[problem]:
+            names = ", ".join(sorted(map(str, report[problem]))[:3])
+            count = len(report[problem])
+            what = problem.removesuffix("_keys")
+            raise UsageError(f"{path}: {count} tensors are {what} ({names} ...). Fetch the checkpoint again.")
+    processor.tokenizer.padding_side = "left"
+    return model.to(placement.device).eval(), processor
