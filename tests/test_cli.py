@@ -1,0 +1,158 @@
+"""The command line as a user meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from zipeval.models import EMBEDDED
+
+
+def zipeval(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "zipeval", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+REFUSED = [
+    (["tokens=abc", "method=visionzip"], "tokens=abc", "`zipeval run --help`"),
+    (["tokens=0", "method=visionzip"], "tokens=0", "tokens=16"),
+    (["tokens=9999", "method=visionzip"], "tokens=9999: tiny_llava has 144 visual tokens", "tokens=16"),
+    (["method=visonzip", "tokens=16"], "method=visonzip", "Did you mean visionzip?"),
+    (["tokns=64"], "tokns=64", "Did you mean tokens?"),
+    (["method=visionzip"], "tokens is not set: method=visionzip", "tokens=16"),
+    (["method=random"], "tokens is not set: method=random", "tokens=16"),
+    (["method=visionzip", "method.tokens=9"], "method.tokens=9", "tokens=9"),
+    (["method=visionzip", "method.dominant=200", "method.contextual=30"], "dominant + contextual=230", "1 to 144"),
+    (["method._target_=nope.X"], "nope", "`zipeval run --help`"),
+    (["method=visionzip", "tokens=16", "method.foo=1"], "method.foo=1", "`zipeval run --help`"),
+    (["method=visionzip", "tokens=16", "method.dominant=17"], "method=visionzip", "dominant=17"),
+    (["model=tiny_lava"], "model=tiny_lava", "Did you mean tiny_llava?"),
+    (["model.dtpe=float16"], "model.dtpe=float16", "Did you mean dtype?"),
+    (["model.dtype=float8"], "model.dtype=float8", "bfloat16"),
+    (["model.family=foo"], "model.family=foo", "`zipeval list models`"),
+    (["model=llava15", "model.hub=null"], "model=llava15", "model.path=DIR"),
+    (["model=llava15", "model.hub=a/b/c"], "a/b/c", "model.path=DIR"),
+    (["model.path=damaged"], "model.path=damaged: ", "model.safetensors is damaged"),
+    (["model.path=nowhere"], "model.path=nowhere", "config.json"),
+    (["tasks=[zipeval_shape]"], "tasks=[zipeval_shape]", "Did you mean zipeval_shapes?"),
+    (["tasks=[pope_full]"], "tasks=[pope_full]", "members"),
+    (["tasks=[]"], "tasks=[]", "zipeval_shapes"),
+    (['tasks=[""]'], "tasks=[]", "zipeval list tasks"),
+    (["tasks=[mmvet]"], "tasks=[mmvet]", "judge"),
+    (["limit=-3"], "limit=-3", "limit=16"),
+    (["seed=-1"], "seed=-1", "0 to"),
+    (["results=file/below"], "results=file/below", "Choose another results=DIR"),
+    (["-m", "tokens=16,abc", "method=visionzip"], "abc", "`zipeval run --help`"),
+    (["model=llava15", "method=visionzip", "tokens=64"], "model=llava15: llava-hf/llava-1.5-7b-hf", "model.path=DIR"),
+]
+
+
+@pytest.mark.parametrize("arguments, named, advice", REFUSED, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_refused_input(arguments, named, advice, tmp_path):
+    """One or two sentences that name the argument and the next command; no traceback; nothing heavy, nothing left."""
+    (tmp_path / "file").touch()
+    shutil.copytree(EMBEDDED / "tiny_llava", tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    start = time.monotonic()
+    done = zipeval("run", *arguments, cwd=tmp_path, HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert time.monotonic() - start < 60  # a backstop against loading a model, not a measurement
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("zipeval: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert named in done.stderr
+    assert advice in done.stderr
+    assert not list(tmp_path.glob("results/**/*.json"))
+
+
+def test_refusals_import_nothing_heavy(tmp_path):
+    script = (
+        "import sys, zipeval.cli\n"
+        "heavy = ('torch', 'transformers', 'lmms_eval')\n"
+        "sys.argv = ['zipeval', 'run', 'method=visionzip', 'tokens=16', *sys.argv[1:]]\n"
+        "try:\n    zipeval.cli.main()\n"
+        "except SystemExit as e:\n    print(e.code, [m for m in heavy if m in sys.modules])"
+    )
+    for bad in (
+        "tokens=0",
+        "tokens=abc",
+        "tokens=9999",
+        "tokns=1",
+        "method=visonzip",
+        "tasks=[nothing]",
+        "results=/dev/null/x",
+    ):
+        done = subprocess.run([sys.executable, "-c", script, bad], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout == "2 []\n", (bad, done)
+
+
+def test_a_sweep_goes_on_after_a_refused_job(tmp_path):
+    done = zipeval("run", "-m", "method=visionzip", "tokens=9999,16", "limit=2", "batch_size=2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("tokens=9999") == 1
+    assert len(list(tmp_path.glob("results/runs/*-visionzip-16-*/zipeval_shapes.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ([], "zipeval run model=MODEL"),
+        (["--help"], "zipeval doctor"),
+        (["list", "models"], "tiny_llava"),
+        (["list", "methods"], "visionzip"),
+        (["list", "suites"], "shapes"),
+        (["list", "tasks"], "zipeval_shapes"),
+        (["run", "--help"], "batch_size: 32"),
+        (["doctor"], "tiny_llava   "),
+    ],
+    ids=str,
+)
+def test_helpful_commands(arguments, expected, tmp_path):
+    done = zipeval(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert expected in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["lst"], "Did you mean list?"),
+        (["list"], "models"),
+        (["list", "model"], "Did you mean models?"),
+        (["table", "result=x"], "Did you mean results?"),
+        (["table"], "no records"),
+    ],
+    ids=str,
+)
+def test_other_refusals(arguments, named, tmp_path):
+    done = zipeval(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_data_set_that_cannot_be_fetched(tmp_path):
+    done = zipeval("run", "tasks=[pope]", cwd=tmp_path, HF_HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith("zipeval: tasks=[pope]: its data set does not load")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_doctor_without_a_network(tmp_path):
+    """The hub cannot be reached at a port where nothing listens; the rest of the examination goes on."""
+    done = zipeval("doctor", cwd=tmp_path, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "http://127.0.0.1:9 not reachable" in done.stdout
+    assert "judge" in done.stdout

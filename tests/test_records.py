@@ -1,0 +1,99 @@
+"""Records survive whatever happens to the process that writes them."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from decimal import Decimal
+
+import pytest
+
+from zipeval import records
+from zipeval.errors import UsageError
+
+WRITER = """
+import itertools, sys
+from pathlib import Path
+from zipeval import records
+for i in itertools.count():
+    samples = [{"doc_id": n, "text": "x" * 1000} for n in range(400)]
+    records.write(Path(sys.argv[1]), {"task": f"task{i}", "padding": "y" * 400_000}, samples)
+    print(i, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_whole_records_only(tmp_path):
+    """SIGKILL at 20 random moments: a record is there with exactly its samples, or it is not there."""
+    rng = random.Random(0)
+    for number in range(20):
+        directory = tmp_path / str(number)
+        with subprocess.Popen([sys.executable, "-c", WRITER, directory], stdout=subprocess.PIPE) as writer:
+            for _ in range(rng.randrange(1, 4)):
+                writer.stdout.readline()
+            time.sleep(rng.uniform(0, 0.02))
+            writer.send_signal(signal.SIGKILL)
+        found = records.read_all(str(tmp_path))
+        assert found
+        for record in found:
+            assert record["padding"] == "y" * 400_000
+            assert len(records.read_samples(directory, record)) == record["samples"]["count"] == 400
+        shutil.rmtree(directory)
+
+
+def test_a_record_is_never_replaced(tmp_path):
+    path = records.write(tmp_path, {"task": "t", "score": 1}, [])
+    with pytest.raises(FileExistsError):
+        records.write(tmp_path, {"task": "t", "score": 2}, [])
+    assert records.read(path)["score"] == 1
+
+
+def test_round_trip(tmp_path):
+    samples = [{"doc_id": 0, "prediction": "naïve <script>\u2028"}, {"doc_id": 1, "prediction": ""}]
+    path = records.write(tmp_path / "run", {"task": "t", "score": 0.1}, samples)
+    record = records.read(path)
+    assert record["score"] == 0.1
+    assert record["path"] == str(path)
+    assert records.read_samples(path.parent, record) == samples
+    assert [r["path"] for r in records.read_all(str(tmp_path))] == [str(path)]
+    assert sorted(os.listdir(path.parent)) == ["t.json", "t.samples.jsonl"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "x"
+    records.atomic_write(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        records.atomic_write(path, "\udc80")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_samples_that_are_not_json_are_kept_as_text(tmp_path):
+    path = records.write(tmp_path / "run", {"task": "t"}, [{"target": Decimal("1.5")}])
+    assert records.read_samples(path.parent, records.read(path)) == [{"target": "1.5"}]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    (tmp_path / "any").touch()
+    records.atomic_write(tmp_path / "ours", "")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_changed_samples_are_noticed(tmp_path):
+    path = records.write(tmp_path / "run", {"task": "t"}, [{"doc_id": 0}])
+    (path.parent / "t.samples.jsonl").write_text('{"doc_id": 1}\n')
+    with pytest.raises(UsageError, match=r"t\.samples\.jsonl"):
+        records.read_samples(path.parent, records.read(path))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', "{}"])
+def test_what_is_no_record_is_named(tmp_path, content):
+    path = tmp_path / "run" / "t.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"run/t\.json"):
+        records.read_all(str(tmp_path))

@@ -1,0 +1,179 @@
+"""Runs end to end: real task code of lmms-eval, the embedded checkpoint and data, records on disk."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zipeval.tasks
+from tiny import save_llava15
+
+from zipeval import chat_model, models, records
+from zipeval.cli import compose
+from zipeval.errors import UsageError
+from zipeval.runner import Session, run
+
+LIMIT = 48
+
+
+def evaluate(root, *overrides):
+    """(record, samples) of a run on the first few questions."""
+    (path,) = run(compose([f"results={root}", f"limit={LIMIT}", *overrides]))
+    record = records.read(path)
+    return record, records.read_samples(path.parent, record)
+
+
+@pytest.fixture(scope="module")
+def vanilla(tmp_path_factory):
+    models._loaded.clear()  # what other test files did to the model is not to be on both sides of a comparison
+    return evaluate(tmp_path_factory.mktemp("vanilla"), "method=vanilla")
+
+
+@pytest.fixture(scope="module")
+def visionzip(tmp_path_factory, vanilla):
+    return evaluate(tmp_path_factory.mktemp("visionzip"), "method=visionzip", "tokens=16")
+
+
+def test_what_a_record_holds(vanilla, visionzip):
+    record, samples = visionzip
+    assert record["visual_tokens"] == {"requested": 16, "mean": 16.0, "min": 16, "max": 16}
+    assert vanilla[0]["visual_tokens"] == {"requested": None, "mean": 144.0, "min": 144, "max": 144}
+    assert record["status"] == "success"
+    assert record["config"]["method"]["tokens"] == 16
+    assert record["resolved"].keys() == {"device", "dtype", "attn_implementation", "fingerprint"}
+    assert record["versions"]["lmms-eval"].startswith("0.7")
+    assert record["seconds"] > 0
+    assert [s["doc_id"] for s in samples] == list(range(LIMIT))
+    right = [s["scores"]["accuracy"] for s in samples]
+    assert record["score"] == pytest.approx(100 * sum(right) / LIMIT)
+    for sample in samples:
+        assert sample["scores"]["accuracy"] == float(sample["prediction"].lower() == sample["target"].lower())
+        assert sample["visual_tokens"] == 16
+        assert 16 < sample["prompt_tokens"] < 60
+        assert 1 <= sample["output_tokens"] <= 8
+
+
+def test_reduction_changes_answers_and_not_the_prompt(vanilla, visionzip):
+    full, reduced = vanilla[1], visionzip[1]
+    assert [s["prediction"] for s in full] != [s["prediction"] for s in reduced]
+    assert {f["prompt_tokens"] - r["prompt_tokens"] for f, r in zip(full, reduced, strict=True)} == {144 - 16}
+
+
+def test_two_equal_runs_give_equal_records(visionzip, tmp_path):
+    again, samples = evaluate(tmp_path, "method=visionzip", "tokens=16")
+    assert samples == visionzip[1]
+    assert records.without_times(again) == records.without_times(visionzip[0])
+
+
+def test_vanilla_after_visionzip_equals_vanilla_alone(vanilla, visionzip, tmp_path):
+    """The model is shared within a process; `vanilla` ran before anything else was applied to it."""
+    again, samples = evaluate(tmp_path, "method=vanilla")
+    assert samples == vanilla[1]
+    assert again["metrics"] == vanilla[0]["metrics"]
+
+
+def test_answers_do_not_depend_on_the_batch(visionzip, tmp_path):
+    _, samples = evaluate(tmp_path, "method=visionzip", "tokens=16", "batch_size=5")
+    assert samples == visionzip[1]
+
+
+def test_finished_tasks_are_kept(tmp_path, capsys):
+    overrides = [f"results={tmp_path}", "limit=2", "method=visionzip", "tokens=9"]
+    first = run(compose(overrides))
+    before = [p.read_bytes() for p in first]
+    assert run(compose(overrides)) == first
+    assert "kept" in capsys.readouterr().out
+    assert [p.read_bytes() for p in first] == before
+
+
+def test_a_record_of_another_version_of_the_task_is_not_kept(tmp_path):
+    overrides = [f"results={tmp_path}", "limit=2", "method=visionzip", "tokens=9"]
+    (path,) = run(compose(overrides))
+    path.write_text(path.read_text().replace('"task_hash": "', '"task_hash": "0'))
+    with pytest.raises(UsageError, match=f"{path} is of another version"):
+        run(compose(overrides))
+
+
+def test_counts_are_of_the_right_prompt_under_beam_search(vanilla, tmp_path, monkeypatch):
+    greedy = chat_model._generation_options
+    monkeypatch.setattr(chat_model, "_generation_options", lambda given: {**greedy(given), "num_beams": 2})
+    _, samples = evaluate(tmp_path, "method=vanilla", "limit=8")
+    for name in ("visual_tokens", "prompt_tokens"):
+        assert [s[name] for s in samples] == [s[name] for s in vanilla[1][:8]]
+    assert len({s["prompt_tokens"] for s in samples}) > 1
+
+
+def test_media_that_the_model_does_not_take_are_refused():
+    video = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}, {"type": "text", "text": "What is it?"}]}]
+    with pytest.raises(UsageError, match="video"):
+        Session(compose([])).inputs([video])
+
+
+def test_run_ids_tell_apart_what_changes_answers(tmp_path):
+    def identity(*overrides):
+        return Session(compose(["method=visionzip", "tokens=16", *overrides])).run_id
+
+    base = identity()
+    assert base == identity(f"results={tmp_path}", "batch_size=1", "tasks=[pope]", "model.device=cpu")
+    changes = ["tokens=17", "limit=3", "seed=1", "model.dtype=bfloat16", "method.dominant=10", "method=random"]
+    assert len({base, *map(identity, changes)}) == 1 + len(changes)
+    assert Session(compose(["tokens=16"])).run_id == Session(compose([])).run_id  # vanilla has no budget
+
+
+def test_lmms_eval_itself_gives_the_same_numbers(visionzip, tmp_path):
+    """Through the entry point, in lmms-eval's own process and command line."""
+    command = [sys.executable, "-m", "lmms_eval", "--model", "zipeval", "--batch_size", "16"]
+    command += ["--model_args", "model=tiny_llava,method=visionzip,tokens=16", "--tasks", "zipeval_shapes"]
+    command += ["--include_path", zipeval.tasks.__path__[0], "--limit", str(LIMIT), "--output_path", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (path,) = Path(tmp_path, "out").glob("**/*_results.json")
+    theirs = json.loads(path.read_text())["results"]["zipeval_shapes"]
+    ours = visionzip[0]["metrics"]
+    assert {name: theirs[f"{name},none"] for name in ours} == pytest.approx(ours, abs=1e-12)
+
+
+def test_a_local_llava15(tmp_path):
+    """A random checkpoint with LLaVA-1.5's 576 visual tokens stands in for the 7B weights: the same loading code."""
+    checkpoint = save_llava15(tmp_path / "llava")
+    command = [sys.executable, "-m", "zipeval", "run", "model=llava15", f"model.path={checkpoint}"]
+    command += ["method=visionzip", "tokens=64", "limit=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (record,) = records.read_all(str(tmp_path / "results/runs"))
+    assert record["visual_tokens"] == {"requested": 64, "mean": 64.0, "min": 64, "max": 64}
+    assert record["config"]["model"]["path"] == str(checkpoint)
+
+
+def test_a_killed_sweep_leaves_whole_records_only_and_can_be_repeated(tmp_path):
+    """SIGKILL as soon as the first run's record is there, while the second run is under way."""
+    command = [sys.executable, "-m", "zipeval", "run", "-m", "method=visionzip", "tokens=16,9", "limit=64"]
+    results = tmp_path / "results/runs"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(results.glob("*/*s.json")):
+            time.sleep(0.02)
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    (record,) = records.read_all(str(results))
+    first = Path(record["path"])
+    assert len(records.read_samples(first.parent, record)) == 64
+    before = first.read_bytes()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "kept" in done.stdout
+    assert first.read_bytes() == before
+    for record in (found := records.read_all(str(results))):
+        assert len(records.read_samples(Path(record["path"]).parent, record)) == 64
+    assert len(found) == 2
+
+
+def test_registered_with_lmms_eval():
+    script = "import lmms_eval.models as m; print(m.get_model('zipeval').__module__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip().splitlines()[-1] == "zipeval.chat_model"
+    assert "Failed" not in done.stdout + done.stderr

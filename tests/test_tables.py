@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+
+from zipeval import records
+from zipeval.errors import UsageError
+from zipeval.tables import render
+
+
+def put(
+    root,
+    method,
+    score,
+    tokens=None,
+    task="shapes",
+    model="m",
+    limit=None,
+    task_hash="h",
+    seed=0,
+    device="cpu",
+    **options,
+):
+    config = {
+        "model": {
+            "name": model,
+            "path": None,
+            "revision": None,
+            "dtype": "auto",
+            "device": "auto",
+            "attn_implementation": "auto",
+        },
+        "method": {"name": method, "_target_": "x", **options, **({"tokens": tokens} if tokens else {})},
+        "tokens": tokens,
+        "limit": limit,
+        "seed": seed,
+    }
+    record = {
+        "task": task,
+        "task_hash": task_hash,
+        "metric": "accuracy",
+        "score": score,
+        "metrics": {"accuracy": score / 100, "accuracy_exist": score / 200},
+        "visual_tokens": {"requested": tokens, "mean": float(tokens or 144), "min": 1, "max": 1},
+        "config": config,
+        "resolved": {"fingerprint": "f", "dtype": "float32", "device": device, "attn_implementation": "sdpa"},
+    }
+    name = f"{model}-{method}-{tokens}-{limit}-{seed}-{device}-{len(options)}"
+    return records.write(root / name, record, [])
+
+
+def cells(text):
+    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_percentages_of_the_upper_bound(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16)
+    put(tmp_path, "visionzip", 70.0, 48)
+    put(tmp_path, "vanilla", 50.0, task="other")
+    put(tmp_path, "visionzip", 45.0, 48, task="other")
+    assert cells(render(str(tmp_path)))[2:] == [
+        ["vanilla", "all", "144.0", "50.0 (100.0%)", "80.0 (100.0%)", "100.0%"],
+        ["visionzip", "48", "48.0", "45.0 (90.0%)", "70.0 (87.5%)", "88.8%"],
+        ["visionzip", "16", "16.0", "-", "60.0 (75.0%)", "-"],
+    ]
+
+
+def test_all_metrics_of_one_task(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16)
+    assert cells(render(str(tmp_path), "shapes")) == [
+        ["method", "tokens", "measured", "accuracy", "accuracy_exist"],
+        ["-" * n if i == 0 else "-" * n + ":" for i, n in enumerate((11, 7, 9, 14, 15))],
+        ["vanilla", "all", "144.0", "80.0 (100.0%)", "40.0 (100.0%)"],
+        ["visionzip", "16", "16.0", "60.0 (75.0%)", "30.0 (75.0%)"],
+    ]
+
+
+def test_settings_do_not_mix(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "vanilla", 40.0, limit=100)
+    put(tmp_path, "visionzip", 40.0, 16)
+    put(tmp_path, "visionzip", 20.0, 16, limit=100)
+    found = cells(render(str(tmp_path)))
+    assert [row[3] for row in found if row[0] == "visionzip"] == ["20.0 (50.0%)", "40.0 (50.0%)"]
+
+
+def test_an_upper_bound_from_another_device_is_none(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16, device="cuda:1")
+    with pytest.raises(UsageError, match="no upper bound"):
+        render(str(tmp_path))
+    put(tmp_path, "vanilla", 75.0, device="cuda:0")
+    assert [row[3] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+
+
+def test_a_metric_that_is_not_known_is_named_and_keeps_its_digits(tmp_path):
+    put(tmp_path, "vanilla", 0.8612)
+    put(tmp_path, "visionzip", 0.8239, 16)
+    header, _, _, row = cells(render(str(tmp_path)))
+    assert (header[3], row[3]) == ("shapes (accuracy)", "0.824 (95.7%)")
+
+
+def test_a_record_without_its_parts_is_named(tmp_path):
+    path = records.write(tmp_path / "run", {"task": "t"}, [])
+    with pytest.raises(UsageError, match=f"{path}: lacks 'config'"):
+        render(str(tmp_path))
+
+
+def test_a_missing_upper_bound_names_the_command(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16, limit=100)
+    with pytest.raises(UsageError, match=r"`zipeval run model=m method=vanilla tasks=\[shapes\] limit=100 results=.*`"):
+        render(str(tmp_path))
+
+
+def test_an_upper_bound_on_another_version_of_the_task_is_none(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16, task_hash="changed")
+    with pytest.raises(UsageError, match="no upper bound"):
+        render(str(tmp_path))
+
+
+def test_options_and_seeds_make_rows(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16)
+    put(tmp_path, "visionzip", 50.0, 16, dominant=16, contextual=None)
+    put(tmp_path, "visionzip", 61.0, 16, seed=3)
+    labels = [row[0] for row in cells(render(str(tmp_path)))[2:]]
+    assert labels == ["vanilla", "visionzip", "visionzip dominant=16", "visionzip seed=3"]
+
+
+def test_two_records_for_one_cell_are_both_named(tmp_path):
+    first = put(tmp_path, "vanilla", 80.0)
+    second = put(tmp_path, "vanilla", 81.0, dominant=None)
+    with pytest.raises(UsageError, match="two records") as refused:
+        render(str(tmp_path))
+    assert str(first) in str(refused.value)
+    assert str(second) in str(refused.value)
+
+
+def test_no_records(tmp_path):
+    with pytest.raises(UsageError, match="no records"):
+        render(str(tmp_path / "nowhere"))

@@ -1,0 +1,5 @@
+"""`python -m zipeval` is `zipeval`."""
+
+from zipeval.cli import main
+
+main()

@@ -1,0 +1,129 @@
+"""The model that lmms-eval talks to: chat messages in, answers out, and what every prompt cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+
+from zipeval.errors import UsageError
+
+SAMPLING = ("temperature", "top_p", "top_k")
+DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
+
+
+class ZipEval(lmms):
+    """A model under a reduction method.
+
+    Args:
+        session: an open session; without one, the other arguments are `zipeval run` overrides.
+        batch_size, device: lmms-eval's own options; they override `batch_size` and `model.device`.
+    """
+
+    is_simple = False  # lmms-eval's word for: takes chat messages
+
+    def __init__(self, session=None, batch_size=None, max_batch_size=None, device=None, **overrides):
+        super().__init__()
+        if session is None:
+            from zipeval.cli import compose
+            from zipeval.runner import Session
+
+            overrides |= {"batch_size": batch_size} if batch_size else {}
+            overrides |= {"model.device": device} if device else {}
+            session = Session(compose([f"{k}={v}" for k, v in overrides.items()]))
+        self.session = session
+        self.measured: dict[tuple[str, int], dict[str, int]] = {}  # (task, doc_id) -> token counts of that sample
+
+    def __repr__(self) -> str:
+        """Part of the key of lmms-eval's response cache: has to tell methods and budgets apart."""
+        return f"ZipEval({self.session.run_id})"
+
+    @property
+    def device(self):
+        return self.session.placement.device
+
+    def clean(self) -> None:
+        """Keep the model: lmms-eval would delete it, and the next task of the run needs it."""
+
+    def loglikelihood(self, requests):
+        raise UsageError("a task compares likelihoods; zipeval runs tasks that generate answers")
+
+    def generate_until_multi_round(self, requests):
+        raise UsageError("a task asks in several rounds; zipeval runs tasks that ask once")
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers in the order of the requests; what each prompt cost is kept in `measured`."""
+        import torch
+
+        from zipeval.engine.ledger import ledger
+        from zipeval.progress import progress
+
+        answers: list[GenerationResult] = []
+        model, _ = self.session.load()
+        label = f"{self.session.run_id} {requests[0].args[4]}"
+        with (
+            torch.inference_mode(),
+            self.session.method.applied(model),
+            ledger(model) as prefills,
+            progress(label, len(requests)) as advance,
+        ):
+            for batch in _batches(requests, self.session.config.batch_size):
+                prefills.clear()
+                answers += self._answer(model, batch, prefills)
+                advance(len(batch))
+        return answers
+
+    def _answer(self, model, batch: list[Instance], prefills) -> list[GenerationResult]:
+        generation = dict(batch[0].args[2])
+        stops = [s for s in generation.pop("until", None) or [] if s]
+        inputs = self.session.inputs([self._messages(r) for r in batch])
+        start = inputs["input_ids"].shape[1]
+        new = model.generate(**inputs, **_generation_options(generation))[:, start:]
+        (prefill,) = prefills
+        texts = self.session.decode(new)
+        eos = model.generation_config.eos_token_id
+        beams = len(prefill.prompt_tokens) // len(batch)  # generate() repeats a prompt for each of its beams
+        results = []
+        for row, request in enumerate(batch):
+            text = texts[row]
+            for stop in stops:
+                text = text.split(stop)[0]
+            written = _written(new[row].tolist(), [eos] if isinstance(eos, int) else eos or [])
+            self.measured[request.args[4], request.args[3]] = {
+                "visual_tokens": prefill.visual_tokens[row * beams],
+                "prompt_tokens": (prompt_tokens := prefill.prompt_tokens[row * beams]),
+                "output_tokens": written,
+            }
+            counts = TokenCounts(input_tokens=prompt_tokens, output_tokens=written)
+            results.append(GenerationResult(text.strip(), counts))
+        return results
+
+    def _messages(self, request: Instance) -> list[dict]:
+        _, to_messages, _, doc_id, task, split = request.args
+        return to_messages(self.task_dict[task][split][doc_id])
+
+
+def _batches(requests: list[Instance], size: int) -> Iterator[list[Instance]]:
+    """Neighbours that are generated under the same options, at most `size` together."""
+    for _, same in groupby(requests, key=lambda r: (r.args[4], repr(r.args[2]))):
+        same = list(same)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def _generation_options(given: dict) -> dict:
+    """lmms-eval's generation_kwargs as `generate` wants them; greedy unless sampling is asked for and possible."""
+    sample = bool(given.get("do_sample")) and (given.get("temperature") or 0) > 0
+    return {
+        "max_new_tokens": int(given.get("max_new_tokens", DEFAULT_NEW_TOKENS)),
+        "num_beams": int(given.get("num_beams") or 1),
+        "do_sample": sample,
+        **{k: given.get(k) if sample else None for k in SAMPLING},
+    }
+
+
+def _written(ids: list[int], ends: list[int]) -> int:
+    """Tokens up to and including the first end token."""
+    return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))

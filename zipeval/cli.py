@@ -1,0 +1,191 @@
+"""The command line: the only file that knows argv or Hydra. Whatever is heavy is imported behind a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from zipeval import __version__
+from zipeval.errors import UsageError, did_you_mean
+
+HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
+
+  zipeval run model=MODEL method=METHOD tokens=N   evaluate; -m sweeps, e.g. zipeval run -m tokens=48,32,16
+  zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
+  zipeval list models|methods|tasks|suites         what there is to choose from
+  zipeval doctor                                   what will work on this machine and what will not
+
+zipeval run --help shows every setting.
+"""
+GROUPS = {"model": "models", "method": "methods", "suite": "suites"}
+USAGE_ERROR = 2
+
+
+def main() -> None:
+    """Console entry point. Exit codes: 0 done, 1 failed, 2 refused."""
+    command, arguments = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if command in ("-h", "--help", "help"):
+        return print(HELP, end="")
+    if command == "--version":
+        return print(__version__)
+    try:
+        if command not in COMMANDS:
+            raise UsageError(f"{command}: no such command.{did_you_mean(command, COMMANDS)}")
+        COMMANDS[command](arguments)
+    except UsageError as error:
+        print(f"zipeval: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except BrokenPipeError:  # `zipeval table | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run(arguments: list[str]) -> None:
+    """`zipeval run`: Hydra composes the configuration of each job."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register_schema()
+    # Their bars would interleave with ours. Those of downloads stay: they may take an hour.
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
+    refused: list[UsageError] = []
+
+    def job(config) -> None:
+        from zipeval.runner import run as evaluate
+
+        try:
+            evaluate(OmegaConf.to_object(config))
+        except UsageError as error:  # the other jobs of a sweep go on
+            refused.append(error)
+
+    sys.argv = ["zipeval run", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="run")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, arguments) from error
+    if refused:
+        raise UsageError("\nzipeval: ".join(dict.fromkeys(map(str, refused))))
+
+
+def table(arguments: list[str]) -> None:
+    """`zipeval table`."""
+    from zipeval.tables import render
+
+    given = dict(a.partition("=")[::2] for a in arguments)
+    for name in given.keys() - {"results", "task"}:
+        raise UsageError(f"{name}: no such setting of `zipeval table`.{did_you_mean(name, ('results', 'task'))}")
+    print(render(given.get("results", "results/runs"), given.get("task")))
+
+
+def list_choices(arguments: list[str]) -> None:
+    """`zipeval list WHAT`."""
+    what = arguments[0] if len(arguments) == 1 else ""
+    if what == "tasks":
+        from zipeval.benchmarks import BENCHMARKS, OURS, task_files
+
+        rows = [(name, b.about) for name, b in BENCHMARKS.items()]
+        others = sum(kind == "task" for kind, _ in task_files().values()) - len(rows)
+        footer = (
+            f"Of lmms-eval's own {others} those work by their names that generate answers to images and need no judge; "
+            f"a table then shows their first metric as it is. Ours are defined in {OURS}."
+        )
+    elif what in GROUPS.values():
+        group = next(g for g, plural in GROUPS.items() if plural == what)
+        rows = [(path.stem, _about(path)) for path in _choices(group)]
+        footer = f"Use with {group}=NAME."
+    else:
+        raise UsageError(f"list {' '.join(arguments)}: say what.{did_you_mean(what, [*GROUPS.values(), 'tasks'])}")
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {about}" for name, about in rows) + f"\n\n{footer}")
+
+
+def doctor(arguments: list[str]) -> None:
+    """`zipeval doctor`."""
+    from zipeval.doctor import examine
+
+    print(examine())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": run,
+    "table": table,
+    "list": list_choices,
+    "doctor": doctor,
+}
+
+
+def compose(overrides: list[str]):
+    """A RunConfig from overrides, without a command line.
+
+    Raises:
+        UsageError: as `zipeval run` would.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register_schema()
+    try:
+        with initialize_config_module("zipeval.configs", version_base="1.3"):
+            return OmegaConf.to_object(hydra_compose("run", overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
+
+
+def explain(error: Exception, arguments: list[str]) -> UsageError:
+    """Hydra's refusal of some overrides in a sentence that names the argument, its value and the next command."""
+    from dataclasses import fields
+
+    from zipeval.config import ModelConfig, RunConfig
+
+    settings = [f.name for f in fields(RunConfig)]
+    elsewhere = any(a.startswith(("--config-dir", "-cd")) for a in arguments)
+    for argument in arguments:
+        name, assigned, value = argument.lstrip("+~").partition("=")
+        if not assigned or name.startswith(("-", "hydra")):
+            continue
+        top, _, option = name.partition(".")
+        if name in GROUPS:
+            known = [path.stem for path in _choices(name)]
+            for choice in value.split(","):
+                if choice not in known and not elsewhere:
+                    return UsageError(f"{name}={choice}: no such {name}.{did_you_mean(choice, known)}")
+        elif top not in [*settings, *GROUPS]:
+            return UsageError(f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}")
+        elif top == "model" and option not in (known := [f.name for f in fields(ModelConfig)]):
+            return UsageError(f"{argument}: no such setting of a model.{did_you_mean(option, known)}")
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = str(cause).splitlines()[0]
+    key = getattr(cause, "full_key", None)
+    culprit = next((a for a in arguments if key and a.lstrip("+").startswith(f"{key}=")), None)
+    return UsageError(f"{culprit + ': ' if culprit else ''}{reason}. `zipeval run --help` shows every setting.")
+
+
+def _register_schema() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    from zipeval.config import RunConfig
+
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def _choices(group: str) -> list[Path]:
+    import zipeval.configs
+
+    return sorted(Path(zipeval.configs.__path__[0], group).glob("*.yaml"))
+
+
+def _about(path: Path) -> str:
+    """The last comment line above the settings of a config file; the one before it is its command."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line[2:] for line in lines if line.startswith("# ")]
+    return comments[-1]

@@ -1,0 +1,145 @@
+"""Records: what is kept of a run. One JSON file per (run, task) beside one JSON-lines file with its samples.
+
+    results/runs/RUN_ID/TASK.json
+    results/runs/RUN_ID/TASK.samples.jsonl
+
+A record is written last and atomically: where it exists, the task is finished and its samples are complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from zipeval.errors import UsageError
+
+SCHEMA = 1
+PACKAGES = ("zipeval", "lmms-eval", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
+TIMES = ("started", "seconds", "path")  # all that differs between two equal runs
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either what it held before or all of it, whenever the process dies."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def prepare(results: str) -> Path:
+    """The results directory, made and tried out.
+
+    Raises:
+        UsageError: if nothing can be written there.
+    """
+    path = Path(results).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror
+        raise UsageError(f"results={results}: cannot write there ({reason}). Choose another results=DIR.") from error
+    return path
+
+
+def write(directory: Path, record: dict[str, Any], samples: list[dict[str, Any]]) -> Path:
+    """Write a finished task below `directory`; returns the record's path. A record that is there is never replaced."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{record['task']}.json"
+    if path.exists():
+        raise FileExistsError(path)
+    lines = "".join(json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples)
+    name = f"{record['task']}.samples.jsonl"
+    atomic_write(directory / name, lines)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    record = {"schema": SCHEMA, **record, "samples": {"file": name, "count": len(samples), "sha256": digest}}
+    atomic_write(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One record, with the `path` it was read from.
+
+    Raises:
+        UsageError: if it is not one.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"schema {record['schema']}, this zipeval reads {SCHEMA}")
+        return {**record, "path": str(path)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not a readable record ({error}). Move it away and run its command again.") from error
+
+
+def read_all(results: str) -> list[dict[str, Any]]:
+    """Every record below a results directory, in the order of their paths."""
+    return [read(path) for path in sorted(Path(results).expanduser().glob("*/*.json"))]
+
+
+def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The samples of a record, checked against it.
+
+    Raises:
+        UsageError: if they changed since.
+    """
+    path = directory / record["samples"]["file"]
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record["samples"]["sha256"]:
+        raise UsageError(f"{path}: does not match its record. Move both away and run the command again.")
+    return [json.loads(line) for line in content.decode().split("\n")[:-1]]
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    """What two equal runs agree on."""
+    return {k: v for k, v in record.items() if k not in TIMES}
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that decide what a model answers."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Commit of zipeval's own sources and whether they differ from it; None for an installed wheel."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent:
+            return None  # a wheel installed somewhere below another project's repository
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """Hash of some files' names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

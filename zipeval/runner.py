@@ -1,0 +1,182 @@
+"""A run: from a RunConfig to records."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import cached_property, partial
+from numbers import Real
+from pathlib import Path
+from statistics import fmean
+from unittest.mock import patch
+
+from zipeval import benchmarks, methods, models, records
+from zipeval.config import RunConfig, check, recorded, run_id
+from zipeval.errors import UsageError
+
+
+class Session:
+    """A configuration that was found feasible, with everything it names; the weights are loaded when needed.
+
+    Raises:
+        UsageError: for what cannot run, before anything is loaded.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.config = config = check(config)
+        self.checkpoint = models.find(config.model)
+        self._afford("tokens", config.tokens)
+        self.method = methods.build(config.method)
+        self._afford("dominant + contextual", self.method.budget)
+        self.placement = models.place(config.model)
+
+    def _afford(self, name: str, tokens: int | None) -> None:
+        available = self.checkpoint.visual_tokens
+        if tokens is not None and tokens > available:
+            raise UsageError(
+                f"{name}={tokens}: {self.config.model.name} has {available} visual tokens an image; "
+                f"choose from 1 to {available}, such as tokens={max(1, available // 9)}."
+            )
+
+    @cached_property
+    def resolved(self) -> dict:
+        """What `auto` and the path of the weights came to."""
+        return {**asdict(self.placement), "fingerprint": self.checkpoint.fingerprint}
+
+    @cached_property
+    def run_id(self) -> str:
+        return run_id(self.config, self.resolved)
+
+    def load(self):
+        """(model, processor)."""
+        return models.load(self.config.model.family, self.checkpoint.path, self.checkpoint.fingerprint, self.placement)
+
+    def inputs(self, conversations: list[list[dict]]):
+        """Chat messages -> the processor's batch on the model's device."""
+        model, processor = self.load()
+        parts = [part for messages in conversations for message in messages for part in message["content"]]
+        for kind in {part["type"] for part in parts} - {"image", "text"}:
+            raise UsageError(f"model={self.config.model.name}: it takes images and text, a task gave it {kind}.")
+        images = [part["url"].convert("RGB") for part in parts if part["type"] == "image"]
+        texts = [
+            processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            for messages in conversations
+        ]
+        batch = processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+        return batch.to(model.device, model.dtype)
+
+    def decode(self, ids) -> list[str]:
+        return self.load()[1].batch_decode(ids, skip_special_tokens=True)
+
+
+def run(config: RunConfig) -> list[Path]:
+    """Evaluate what is not finished yet; returns the paths of all the run's records."""
+    folders = {task: benchmarks.task_folder(task) for task in config.tasks}
+    results = records.prepare(config.results)
+    session = Session(config)
+    directory = results / session.run_id
+    model = None
+    written = []
+    for task, folder in folders.items():
+        path = directory / f"{task}.json"
+        if path.exists():
+            if records.read(path)["task_hash"] != benchmarks.task_hash(task):
+                raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
+            print(f"{session.run_id} {task}: finished before, kept. Delete {path} to run it again.")
+        else:
+            from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
+
+            model = model or ZipEval(session)
+            record, samples = evaluate(model, task, folder)
+            path = records.write(directory, record, samples)
+            print(f"{session.run_id} {task}: {record['metric']} {record['score'] or 0:.4g} -> {path}")
+        written.append(path)
+    return written
+
+
+def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
+    """One task through lmms-eval: (record, samples).
+
+    Args:
+        model: a ZipEval.
+        folder: where the task is defined; lmms-eval then has to read nothing else.
+    """
+    config = model.session.config
+    started, clock = datetime.now(timezone.utc), time.monotonic()
+    results = _lmms_eval(model, task, folder)
+    samples = [_sample(s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
+    samples.sort(key=lambda s: s["doc_id"])
+    metrics = {
+        name.removesuffix(",none"): float(value)
+        for name, value in results["results"][task].items()
+        if isinstance(value, Real) and "_stderr" not in name and name != "samples"
+    }
+    known = benchmarks.BENCHMARKS.get(task)
+    metric = known.metric if known else next(iter(metrics), None)  # None: the task only writes a file to submit
+    visual = [s["visual_tokens"] for s in samples]
+    record = {
+        "run_id": model.session.run_id,
+        "task": task,
+        "task_hash": benchmarks.task_hash(task),
+        "status": "success",
+        "metric": metric,
+        "score": metrics[metric] * (known.scale if known else 1) if metric else None,
+        "metrics": metrics,
+        "visual_tokens": {
+            "requested": model.session.method.budget,
+            "mean": fmean(visual),
+            "min": min(visual),
+            "max": max(visual),
+        },
+        "config": recorded(config),
+        "resolved": model.session.resolved,
+        "versions": records.versions(),
+        "git": records.git_revision(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 2),
+    }
+    return record, samples
+
+
+def _lmms_eval(model, task: str, folder: Path) -> dict:
+    """What lmms-eval itself returns."""
+    from lmms_eval import evaluator
+    from lmms_eval.tasks import TaskManager
+    from tenacity import RetryError
+
+    config = model.session.config
+    try:
+        with patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)):
+            return evaluator.simple_evaluate(
+                model=model,
+                tasks=[task],
+                task_manager=TaskManager(include_defaults=False, include_path=str(folder)),
+                limit=config.limit,
+                bootstrap_iters=0,  # our own statistics come from the samples
+                random_seed=config.seed,
+                numpy_random_seed=config.seed,
+                torch_random_seed=config.seed,
+                # Score from the answers alone: otherwise every image is decoded a second time.
+                cli_args=argparse.Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
+            )
+    except RetryError as error:  # how lmms-eval reports a data set that does not load
+        reason = str(error.last_attempt.exception()).split("\n")[0]
+        raise UsageError(
+            f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
+        ) from error
+
+
+def _without_bar(tqdm, *args, **kwargs):
+    """lmms-eval draws one for its scoring wherever it runs."""
+    return tqdm(*args, **{**kwargs, "disable": True})
+
+
+def _sample(logged: dict, measured: dict) -> dict:
+    """What is kept of a sample: the answer and its scores, not the document."""
+    ours = ("doc_id", "target")
+    skipped = {*ours, "doc", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
+    scores = {k: v for k, v in logged.items() if k not in skipped and isinstance(v, (Real, dict))}
+    prediction = logged["filtered_resps"][0]
+    return {**{k: logged[k] for k in ours}, "prediction": prediction, "scores": scores, **measured}

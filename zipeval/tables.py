@@ -1,0 +1,147 @@
+"""Tables from records: raw scores and percentages of the upper bound. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+
+from zipeval import records
+from zipeval.benchmarks import BENCHMARKS
+from zipeval.errors import UsageError
+
+Record = dict
+UPPER_BOUND = "vanilla"
+OF_EVERY_ROW = ("name", "_target_", "tokens", "seed")
+
+
+def render(results: str, task: str | None = None) -> str:
+    """Markdown: one table per model setting, a row per method and budget.
+
+    Args:
+        results: directory of runs.
+        task: show all metrics of this task instead of the main one of every task.
+
+    Raises:
+        UsageError: without records, without their upper bound, or with two records for one cell.
+    """
+    found = [r for r in records.read_all(results) if task in (None, r["task"])]
+    if not found:
+        wanted = f" of task={task}" if task else ""
+        raise UsageError(
+            f"results={results}: no records{wanted}. `zipeval run` makes them; results=DIR looks elsewhere."
+        )
+    settings: dict[tuple, list[Record]] = {}
+    for record in found:
+        try:
+            settings.setdefault(_setting(record), []).append(record)
+        except KeyError as error:
+            raise UsageError(f"{record['path']}: lacks {error}. Move it away and run its command again.") from error
+    return "\n\n".join(_table(rs, task, results) for rs in settings.values())
+
+
+def _setting(record: Record) -> tuple:
+    """What records must agree on to stand in one table."""
+    config, resolved = record["config"], record["resolved"]
+    device = resolved["device"].partition(":")[0]
+    held = resolved["dtype"], device, resolved["attn_implementation"]
+    return config["model"]["name"], resolved["fingerprint"], *held, config["limit"] or 0
+
+
+def _row(record: Record) -> tuple:
+    """(method and its options that are not at their default, budget)."""
+    config = record["config"]
+    options = {k: v for k, v in config["method"].items() if k not in OF_EVERY_ROW and v is not None}
+    options |= {"seed": config["seed"]} if config["seed"] else {}
+    label = config["method"]["name"] + "".join(f" {k}={v}" for k, v in options.items())
+    return label, record["visual_tokens"]["requested"]
+
+
+def _table(found: list[Record], task: str | None, results: str) -> str:
+    cells: dict[tuple, dict[str, Record]] = {}
+    for record in found:
+        row = cells.setdefault(_row(record), {})
+        if record["task"] in row:
+            raise UsageError(
+                f"two records for one cell: {row[record['task']]['path']} and {record['path']}. Move one of them away."
+            )
+        row[record["task"]] = record
+    bounds = {r["task"]: r for r in found if r["config"]["method"]["name"] == UPPER_BOUND}
+    for record in found:
+        bound = bounds.get(record["task"])
+        if bound is None or bound["task_hash"] != record["task_hash"]:
+            raise UsageError(f"{record['path']} has no upper bound. Make it with `{_bound_command(record, results)}`.")
+    columns = _metrics(found) if task else {_heading(bounds[t]): _main(t) for t in bounds}
+    header = ["method", "tokens", "measured", *columns, *(["average"] if len(columns) > 1 and not task else [])]
+    lines = [header]
+    for (label, tokens), row in sorted(cells.items(), key=_order):
+        visual = fmean(r["visual_tokens"]["mean"] for r in row.values())
+        line = [label, "all" if tokens is None else str(tokens), f"{visual:.1f}"]
+        percentages = []
+        for pick in columns.values():
+            value, bound = pick(row), pick(bounds)
+            if value is None or bound is None:
+                line.append("-")
+                continue
+            percentages.append(100 * value / bound if bound else float("nan"))
+            shown = f"{value:.1f}" if abs(bound) > 10 else f"{value:.3g}"  # a metric from 0 to 1 needs its digits
+            line.append(f"{shown} ({percentages[-1]:.1f}%)" if bound else f"{shown} (of 0)")
+        if "average" in header:
+            complete = len(percentages) == len(columns)
+            line.append(f"{fmean(percentages):.1f}%" if complete else "-")
+        lines.append(line)
+    model, fingerprint, *held, limit = _setting(found[0])
+    about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
+    note = "Score (% of the upper bound, vanilla). tokens: asked for; measured: mean that entered the language model."
+    return f"{about}\n\n{markdown(lines)}\n\n{note}"
+
+
+def _order(item) -> tuple:
+    (label, tokens), _ = item
+    return label != UPPER_BOUND, -(tokens or 0), label
+
+
+def _heading(record: Record) -> str:
+    """The task; with its metric where that is lmms-eval's first one and not the known number of a benchmark."""
+    return record["task"] if record["task"] in BENCHMARKS else f"{record['task']} ({record['metric']})"
+
+
+def _main(task: str) -> Callable[[dict[str, Record]], float | None]:
+    return lambda row: row[task]["score"] if task in row else None
+
+
+def _metrics(found: list[Record]) -> dict[str, Callable[[dict[str, Record]], float | None]]:
+    """One column for each metric of a task, on the scale of its main one."""
+
+    def pick(name):
+        def value(row):
+            (record,) = row.values()
+            main = record["metrics"][record["metric"]]
+            return record["metrics"][name] * (record["score"] / main if main else 1)
+
+        return value
+
+    main = found[0]["metric"]
+    return {name: pick(name) for name in sorted(found[0]["metrics"], key=lambda name: (name != main, name))}
+
+
+def _bound_command(record: Record, results: str) -> str:
+    config = record["config"]
+    given = [f"model={config['model']['name']}", "method=vanilla", f"tasks=[{record['task']}]"]
+    given += [f"limit={config['limit']}"] if config["limit"] else []
+    given += [f"results={results}"] if results != "results/runs" else []
+    for name in ("path", "revision", "dtype", "device", "attn_implementation"):
+        if config["model"][name] not in (None, "auto"):
+            given.append(f"model.{name}={config['model'][name]}")
+    return " ".join(["zipeval run", *given])
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table whose columns line up, the first one to the left; `lines[0]` is the header."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+
+    def join(line):
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([join(lines[0]), rule, *map(join, lines[1:])])
