@@ -38,6 +38,15 @@ def test_a_local_directory_is_found(checkpoint, pristine):
     assert found.fingerprint == models.find(ModelConfig(family="llava", path=str(pristine))).fingerprint
 
 
+def test_prompts_are_padded_on_the_left_whatever_the_checkpoint_says(checkpoint):
+    path, config = checkpoint
+    for file in ("tokenizer_config.json", "processor_config.json"):
+        settings = json.loads((path / file).read_text())
+        (path / file).write_text(json.dumps(settings | {"padding_side": "right"}))
+    _, processor = models.load("llava", path, "right", models.place(config))
+    assert processor.tokenizer.padding_side == "left"
+
+
 def test_other_weights_have_another_fingerprint(checkpoint):
     path, config = checkpoint
     before = models.find(config).fingerprint

@@ -45,6 +45,15 @@ def test_a_killed_writer_leaves_whole_records_only(tmp_path):
         shutil.rmtree(directory)
 
 
+def test_no_file_is_written_in_place(tmp_path):
+    """Whoever has the old file open keeps all of it."""
+    path, reader = tmp_path / "file", tmp_path / "reader"
+    path.write_text("old")
+    os.link(path, reader)
+    records.atomic_write(path, "new")
+    assert (path.read_text(), reader.read_text()) == ("new", "old")
+
+
 def test_a_record_is_never_replaced(tmp_path):
     path = records.write(tmp_path, {"task": "t", "score": 1}, [])
     with pytest.raises(FileExistsError):

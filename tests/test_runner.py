@@ -41,11 +41,14 @@ def visionzip(tmp_path_factory, vanilla):
 
 def test_what_a_record_holds(vanilla, visionzip):
     record, samples = visionzip
-    assert record["visual_tokens"] == {"requested": 16, "mean": 16.0, "min": 16, "max": 16}
-    assert vanilla[0]["visual_tokens"] == {"requested": None, "mean": 144.0, "min": 144, "max": 144}
+    counted = {"mean": 16.0, "final": 16.0, "entering": [16.0] * 6}
+    assert record["visual_tokens"] == {"requested": 16, "budget": "paper", **counted}
+    counted = {"mean": 144.0, "final": 144.0, "entering": [144.0] * 6}
+    assert vanilla[0]["visual_tokens"] == {"requested": None, "budget": "paper", **counted}
     assert record["status"] == "success"
     assert record["config"]["method"]["tokens"] == 16
-    assert record["resolved"].keys() == {"device", "dtype", "attn_implementation", "fingerprint"}
+    assert record["resolved"].keys() == {"device", "dtype", "attn_implementation", "fingerprint", "method"}
+    assert record["resolved"]["method"] == "VisionZip(tokens=16, dominant=None, contextual=None)"
     assert record["versions"]["lmms-eval"].startswith("0.7")
     assert record["seconds"] > 0
     assert [s["doc_id"] for s in samples] == list(range(LIMIT))
@@ -53,7 +56,8 @@ def test_what_a_record_holds(vanilla, visionzip):
     assert record["score"] == pytest.approx(100 * sum(right) / LIMIT)
     for sample in samples:
         assert sample["scores"]["accuracy"] == float(sample["prediction"].lower() == sample["target"].lower())
-        assert sample["visual_tokens"] == 16
+        assert sample["visual_tokens"] == [16] * 6
+        assert sample["kv_entries"] == 6 * sample["prompt_tokens"]
         assert 16 < sample["prompt_tokens"] < 60
         assert 1 <= sample["output_tokens"] <= 8
 
@@ -83,7 +87,7 @@ def test_answers_do_not_depend_on_the_batch(visionzip, tmp_path):
 
 
 def test_finished_tasks_are_kept(tmp_path, capsys):
-    overrides = [f"results={tmp_path}", "limit=2", "method=visionzip", "tokens=9"]
+    overrides = [f"results={tmp_path}", "limit=2", "method=visionzip", "tokens=32"]
     first = run(compose(overrides))
     before = [p.read_bytes() for p in first]
     assert run(compose(overrides)) == first
@@ -92,7 +96,7 @@ def test_finished_tasks_are_kept(tmp_path, capsys):
 
 
 def test_a_record_of_another_version_of_the_task_is_not_kept(tmp_path):
-    overrides = [f"results={tmp_path}", "limit=2", "method=visionzip", "tokens=9"]
+    overrides = [f"results={tmp_path}", "limit=2", "method=visionzip", "tokens=32"]
     (path,) = run(compose(overrides))
     path.write_text(path.read_text().replace('"task_hash": "', '"task_hash": "0'))
     with pytest.raises(UsageError, match=f"{path} is of another version"):
@@ -108,6 +112,21 @@ def test_counts_are_of_the_right_prompt_under_beam_search(vanilla, tmp_path, mon
     assert len({s["prompt_tokens"] for s in samples}) > 1
 
 
+def test_answers_end_where_the_task_says(visionzip, tmp_path, monkeypatch):
+    decode = Session.decode
+    monkeypatch.setattr(Session, "decode", lambda self, ids: [f" {text} \nUSER: {text}" for text in decode(self, ids)])
+    generate = chat_model.ZipEval.generate_until
+
+    def with_stops(self, requests):
+        for request in requests:
+            request.arguments[2]["until"] = ["USER", "\n", ""]
+        return generate(self, requests)
+
+    monkeypatch.setattr(chat_model.ZipEval, "generate_until", with_stops)
+    _, samples = evaluate(tmp_path, "method=visionzip", "tokens=16")
+    assert [s["prediction"] for s in samples] == [s["prediction"] for s in visionzip[1]]
+
+
 def test_media_that_the_model_does_not_take_are_refused():
     video = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}, {"type": "text", "text": "What is it?"}]}]
     with pytest.raises(UsageError, match="video"):
@@ -120,7 +139,15 @@ def test_run_ids_tell_apart_what_changes_answers(tmp_path):
 
     base = identity()
     assert base == identity(f"results={tmp_path}", "batch_size=1", "tasks=[pope]", "model.device=cpu")
-    changes = ["tokens=17", "limit=3", "seed=1", "model.dtype=bfloat16", "method.dominant=10", "method=random"]
+    changes = [
+        "tokens=32",
+        "budget=mean",
+        "limit=3",
+        "seed=1",
+        "model.dtype=bfloat16",
+        "method.dominant=10",
+        "method=random",
+    ]
     assert len({base, *map(identity, changes)}) == 1 + len(changes)
     assert Session(compose(["tokens=16"])).run_id == Session(compose([])).run_id  # vanilla has no budget
 
@@ -146,13 +173,13 @@ def test_a_local_llava15(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (record,) = records.read_all(str(tmp_path / "results/runs"))
-    assert record["visual_tokens"] == {"requested": 64, "mean": 64.0, "min": 64, "max": 64}
+    assert record["visual_tokens"]["entering"] == [64.0] * 3
     assert record["config"]["model"]["path"] == str(checkpoint)
 
 
 def test_a_killed_sweep_leaves_whole_records_only_and_can_be_repeated(tmp_path):
     """SIGKILL as soon as the first run's record is there, while the second run is under way."""
-    command = [sys.executable, "-m", "zipeval", "run", "-m", "method=visionzip", "tokens=16,9", "limit=64"]
+    command = [sys.executable, "-m", "zipeval", "run", "-m", "method=visionzip", "tokens=16,32", "limit=64"]
     results = tmp_path / "results/runs"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(results.glob("*/*s.json")):

@@ -31,6 +31,7 @@ def put(
         },
         "method": {"name": method, "_target_": "x", **options, **({"tokens": tokens} if tokens else {})},
         "tokens": tokens,
+        "budget": "paper",
         "limit": limit,
         "seed": seed,
     }
@@ -40,7 +41,7 @@ def put(
         "metric": "accuracy",
         "score": score,
         "metrics": {"accuracy": score / 100, "accuracy_exist": score / 200},
-        "visual_tokens": {"requested": tokens, "mean": float(tokens or 144), "min": 1, "max": 1},
+        "visual_tokens": {"requested": tokens, "mean": float(tokens or 144), "final": 9.0},
         "config": config,
         "resolved": {"fingerprint": "f", "dtype": "float32", "device": device, "attn_implementation": "sdpa"},
     }
@@ -59,9 +60,9 @@ def test_percentages_of_the_upper_bound(tmp_path):
     put(tmp_path, "vanilla", 50.0, task="other")
     put(tmp_path, "visionzip", 45.0, 48, task="other")
     assert cells(render(str(tmp_path)))[2:] == [
-        ["vanilla", "all", "144.0", "50.0 (100.0%)", "80.0 (100.0%)", "100.0%"],
-        ["visionzip", "48", "48.0", "45.0 (90.0%)", "70.0 (87.5%)", "88.8%"],
-        ["visionzip", "16", "16.0", "-", "60.0 (75.0%)", "-"],
+        ["vanilla", "all", "144.0", "9.0", "50.0 (100.0%)", "80.0 (100.0%)", "100.0%"],
+        ["visionzip", "48", "48.0", "9.0", "45.0 (90.0%)", "70.0 (87.5%)", "88.8%"],
+        ["visionzip", "16", "16.0", "9.0", "-", "60.0 (75.0%)", "-"],
     ]
 
 
@@ -69,10 +70,10 @@ def test_all_metrics_of_one_task(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16)
     assert cells(render(str(tmp_path), "shapes")) == [
-        ["method", "tokens", "measured", "accuracy", "accuracy_exist"],
-        ["-" * n if i == 0 else "-" * n + ":" for i, n in enumerate((11, 7, 9, 14, 15))],
-        ["vanilla", "all", "144.0", "80.0 (100.0%)", "40.0 (100.0%)"],
-        ["visionzip", "16", "16.0", "60.0 (75.0%)", "30.0 (75.0%)"],
+        ["method", "tokens", "mean", "final", "accuracy", "accuracy_exist"],
+        ["-" * n if i == 0 else "-" * n + ":" for i, n in enumerate((11, 7, 6, 6, 14, 15))],
+        ["vanilla", "all", "144.0", "9.0", "80.0 (100.0%)", "40.0 (100.0%)"],
+        ["visionzip", "16", "16.0", "9.0", "60.0 (75.0%)", "30.0 (75.0%)"],
     ]
 
 
@@ -82,7 +83,7 @@ def test_settings_do_not_mix(tmp_path):
     put(tmp_path, "visionzip", 40.0, 16)
     put(tmp_path, "visionzip", 20.0, 16, limit=100)
     found = cells(render(str(tmp_path)))
-    assert [row[3] for row in found if row[0] == "visionzip"] == ["20.0 (50.0%)", "40.0 (50.0%)"]
+    assert [row[4] for row in found if row[0] == "visionzip"] == ["20.0 (50.0%)", "40.0 (50.0%)"]
 
 
 def test_an_upper_bound_from_another_device_is_none(tmp_path):
@@ -91,14 +92,14 @@ def test_an_upper_bound_from_another_device_is_none(tmp_path):
     with pytest.raises(UsageError, match="no upper bound"):
         render(str(tmp_path))
     put(tmp_path, "vanilla", 75.0, device="cuda:0")
-    assert [row[3] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
 
 
 def test_a_metric_that_is_not_known_is_named_and_keeps_its_digits(tmp_path):
     put(tmp_path, "vanilla", 0.8612)
     put(tmp_path, "visionzip", 0.8239, 16)
     header, _, _, row = cells(render(str(tmp_path)))
-    assert (header[3], row[3]) == ("shapes (accuracy)", "0.824 (95.7%)")
+    assert (header[4], row[4]) == ("shapes (accuracy)", "0.824 (95.7%)")
 
 
 def test_a_record_without_its_parts_is_named(tmp_path):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoTokenizer,
     CLIPImageProcessor,
     CLIPVisionConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -21,7 +21,7 @@ IMAGE = 98
 PATCH = 14
 
 
-def llava(side: int = 6, vocabulary: int = 100, image_token: int = IMAGE, seed: int = 0):
+def llava(side=6, vocabulary=100, image_token=IMAGE, seed=0, layers=3, decoder="llama", gain=3.0):
     """LlavaForConditionalGeneration with side x side patches and weights far from uniform attention."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
@@ -32,16 +32,17 @@ def llava(side: int = 6, vocabulary: int = 100, image_token: int = IMAGE, seed: 
         image_size=PATCH * side,
         patch_size=PATCH,
     )
-    text = LlamaConfig(
+    text = CONFIG_MAPPING[decoder](
         vocab_size=vocabulary,
         hidden_size=48,
         intermediate_size=96,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
+        **({"sliding_window": None} if decoder == "mistral" else {}),
     )
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=image_token, image_seq_length=side * side
@@ -50,7 +51,7 @@ def llava(side: int = 6, vocabulary: int = 100, image_token: int = IMAGE, seed: 
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embed" not in name:
-                weight.normal_(0, 3 * weight.shape[1] ** -0.5)
+                weight.normal_(0, gain * weight.shape[1] ** -0.5)
     return model
 
 

@@ -8,7 +8,8 @@ from itertools import groupby
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
-from zipeval.errors import UsageError
+from zipeval.engine import flops
+from zipeval.errors import BudgetError, UsageError
 
 SAMPLING = ("temperature", "top_p", "top_k")
 DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
@@ -34,7 +35,7 @@ class ZipEval(lmms):
             overrides |= {"model.device": device} if device else {}
             session = Session(compose([f"{k}={v}" for k, v in overrides.items()]))
         self.session = session
-        self.measured: dict[tuple[str, int], dict[str, int]] = {}  # (task, doc_id) -> token counts of that sample
+        self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample
 
     def __repr__(self) -> str:
         """Part of the key of lmms-eval's response cache: has to tell methods and budgets apart."""
@@ -78,27 +79,45 @@ class ZipEval(lmms):
     def _answer(self, model, batch: list[Instance], prefills) -> list[GenerationResult]:
         generation = dict(batch[0].args[2])
         stops = [s for s in generation.pop("until", None) or [] if s]
-        inputs = self.session.inputs([self._messages(r) for r in batch])
+        conversations = [self._messages(r) for r in batch]
+        images = [sum(part["type"] == "image" for m in c for part in m["content"]) for c in conversations]
+        inputs = self.session.inputs(conversations)
         start = inputs["input_ids"].shape[1]
         new = model.generate(**inputs, **_generation_options(generation))[:, start:]
         (prefill,) = prefills
         texts = self.session.decode(new)
         eos = model.generation_config.eos_token_id
-        beams = len(prefill.prompt_tokens) // len(batch)  # generate() repeats a prompt for each of its beams
+        beams = len(prefill.entered) // len(batch)  # generate() repeats a prompt for each of its beams
         results = []
+        decoder = model.base_model.language_model.config
         for row, request in enumerate(batch):
             text = texts[row]
             for stop in stops:
                 text = text.split(stop)[0]
             written = _written(new[row].tolist(), [eos] if isinstance(eos, int) else eos or [])
+            entered, visual = prefill.entered[row * beams], prefill.visual(row * beams)
+            self._check_budget(request, images[row], visual)
             self.measured[request.args[4], request.args[3]] = {
-                "visual_tokens": prefill.visual_tokens[row * beams],
-                "prompt_tokens": (prompt_tokens := prefill.prompt_tokens[row * beams]),
+                "visual_tokens": visual,
+                "prompt_tokens": entered[0],
+                "kv_entries": sum(entered),
+                "flops_formula": flops.formula(entered, decoder),
+                "flops_exact": flops.exact(entered, decoder),
                 "output_tokens": written,
             }
-            counts = TokenCounts(input_tokens=prompt_tokens, output_tokens=written)
+            counts = TokenCounts(input_tokens=entered[0], output_tokens=written)
             results.append(GenerationResult(text.strip(), counts))
         return results
+
+    def _check_budget(self, request: Instance, images: int, measured: list[int]) -> None:
+        """Raises BudgetError where the visual tokens that entered some layer are not what the method has to leave."""
+        expected = self.session.entering(images)
+        for layer, counts in enumerate(zip(measured, expected, strict=True)):
+            if counts[0] != counts[1]:
+                raise BudgetError(
+                    f"{self.session.run_id} {request.args[4]}: in sample {request.args[3]}, {counts[0]} visual tokens "
+                    f"entered layer {layer}, and {counts[1]} should have. Nothing of this task was recorded."
+                )
 
     def _messages(self, request: Instance) -> list[dict]:
         _, to_messages, _, doc_id, task, split = request.args

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zipeval import __version__
-from zipeval.errors import UsageError, did_you_mean
+from zipeval.errors import BudgetError, UsageError, did_you_mean
 
 HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 
@@ -20,7 +20,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 zipeval run --help shows every setting.
 """
 GROUPS = {"model": "models", "method": "methods", "suite": "suites"}
-USAGE_ERROR = 2
+FAILED, USAGE_ERROR = 1, 2
 
 
 def main() -> None:
@@ -37,6 +37,9 @@ def main() -> None:
     except UsageError as error:
         print(f"zipeval: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+    except BudgetError as error:
+        print(f"zipeval: {error}", file=sys.stderr)
+        sys.exit(FAILED)
     except BrokenPipeError:  # `zipeval table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -53,14 +56,14 @@ def run(arguments: list[str]) -> None:
     for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
-    refused: list[UsageError] = []
+    refused: list[UsageError | BudgetError] = []
 
     def job(config) -> None:
         from zipeval.runner import run as evaluate
 
         try:
             evaluate(OmegaConf.to_object(config))
-        except UsageError as error:  # the other jobs of a sweep go on
+        except (UsageError, BudgetError) as error:  # the other jobs of a sweep go on
             refused.append(error)
 
     sys.argv = ["zipeval run", *arguments]
@@ -69,7 +72,8 @@ def run(arguments: list[str]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
     if refused:
-        raise UsageError("\nzipeval: ".join(dict.fromkeys(map(str, refused))))
+        kind = BudgetError if any(isinstance(error, BudgetError) for error in refused) else UsageError
+        raise kind("\nzipeval: ".join(dict.fromkeys(map(str, refused))))
 
 
 def table(arguments: list[str]) -> None:
@@ -151,12 +155,13 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
         name, assigned, value = argument.lstrip("+~").partition("=")
         if not assigned or name.startswith(("-", "hydra")):
             continue
+        group = name.partition("@")[0]  # method@method.first=visionzip
         top, _, option = name.partition(".")
-        if name in GROUPS:
-            known = [path.stem for path in _choices(name)]
+        if group in GROUPS:
+            known = [path.stem for path in _choices(group)]
             for choice in value.split(","):
                 if choice not in known and not elsewhere:
-                    return UsageError(f"{name}={choice}: no such {name}.{did_you_mean(choice, known)}")
+                    return UsageError(f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}")
         elif top not in [*settings, *GROUPS]:
             return UsageError(f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}")
         elif top == "model" and option not in (known := [f.name for f in fields(ModelConfig)]):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 from omegaconf import MISSING
 
+from zipeval.budget import BUDGETS
 from zipeval.errors import UsageError
 
 
@@ -47,6 +50,7 @@ class RunConfig:
         model: see ModelConfig.
         method: `name`, `_target_` (the class) and that class's options, `tokens` among them if it has a budget.
         tokens: visual tokens that an image is left with.
+        budget: what `tokens` counts in methods that act inside the language model: see zipeval/budget.py.
         tasks: lmms-eval task names.
         limit: samples of each task, all by default.
         batch_size: prompts in one generate call.
@@ -57,6 +61,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Any = MISSING
     tokens: int | None = None
+    budget: str = "paper"
     tasks: list[str] = field(default_factory=list)
     limit: int | None = None
     batch_size: int = 32
@@ -65,8 +70,9 @@ class RunConfig:
 
 
 CHOICES = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
+    "budget": BUDGETS,
+    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "model.attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
 }
 
 
@@ -81,9 +87,9 @@ def check(config: RunConfig) -> RunConfig:
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16.")
     for name, choices in CHOICES.items():
-        value = getattr(config.model, name)
+        value = reduce(getattr, name.split("."), config)
         if value not in choices:
-            raise UsageError(f"model.{name}={value}: expected one of {', '.join(choices)}.")
+            raise UsageError(f"{name}={value}: expected one of {', '.join(choices)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.model.device):
         raise UsageError(f"model.device={config.model.device}: expected auto, cpu, cuda or cuda:N.")
     if not 0 <= config.seed < 2**32:
@@ -96,12 +102,26 @@ def check(config: RunConfig) -> RunConfig:
 def _with_budget(config: RunConfig) -> RunConfig:
     options = {k: v for k, v in config.method.items() if k not in ("name", "_target_", "seed")}
     if "tokens" not in options:
-        return replace(config, tokens=None)  # without a budget, as vanilla: one run for a whole sweep over tokens
+        # Without a budget, as vanilla: one run for a whole sweep over budgets.
+        return replace(config, tokens=None, budget=BUDGETS[0])
+    if config.tokens is None:
+        config = replace(config, budget=BUDGETS[0])  # nothing that it could count
+    for where, method in _nodes("method", config.method):
+        if method.get("seed", config.seed) != config.seed:
+            raise UsageError(f"{where}.seed={method['seed']}: the seed of everything is set by seed={method['seed']}.")
     if options["tokens"] != config.tokens:
         raise UsageError(f"method.tokens={options['tokens']}: the budget is set by tokens={options['tokens']}.")
     if all(v is None for v in options.values()):
         raise UsageError(f"tokens is not set: method={config.method['name']} needs a budget, such as tokens=16.")
     return config
+
+
+def _nodes(name: str, method: dict) -> Iterator[tuple[str, dict]]:
+    """A method's node and those of the methods that it is made of."""
+    yield name, method
+    for option, value in method.items():
+        if isinstance(value, dict):
+            yield from _nodes(f"{name}.{option}", value)
 
 
 def run_id(config: RunConfig, resolved: dict) -> str:

@@ -1,4 +1,4 @@
-"""What a user can mend: the command line prints it in a sentence or two and exits with 2."""
+"""What ends a run in a sentence or two, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterable
 
 
 class UsageError(Exception):
-    """A refused request. Its message names the argument, the value and the next command."""
+    """A refused request; exit code 2. Its message names the argument, the value and the next command."""
+
+
+class BudgetError(Exception):
+    """What was measured contradicts what was asked for; exit code 1. The fault is the method's, not the user's."""
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -13,8 +13,11 @@ from statistics import fmean
 from unittest.mock import patch
 
 from zipeval import benchmarks, methods, models, records
+from zipeval.budget import Shape
 from zipeval.config import RunConfig, check, recorded, run_id
-from zipeval.errors import UsageError
+from zipeval.errors import BudgetError, UsageError
+
+COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a sample's prompt, averaged in the record
 
 
 class Session:
@@ -27,23 +30,51 @@ class Session:
     def __init__(self, config: RunConfig):
         self.config = config = check(config)
         self.checkpoint = models.find(config.model)
-        self._afford("tokens", config.tokens)
-        self.method = methods.build(config.method)
-        self._afford("dominant + contextual", self.method.budget)
+        self._afford()
+        image, layers = self.checkpoint.visual_tokens, self.checkpoint.layers
+        self.method = methods.build(config.method, config.budget, Shape(image, image, layers))
+        self._check_it_reduces()
+        self._check_budget()
         self.placement = models.place(config.model)
 
-    def _afford(self, name: str, tokens: int | None) -> None:
-        available = self.checkpoint.visual_tokens
+    def _afford(self) -> None:
+        tokens, available = self.config.tokens, self.checkpoint.visual_tokens
         if tokens is not None and tokens > available:
             raise UsageError(
-                f"{name}={tokens}: {self.config.model.name} has {available} visual tokens an image; "
+                f"tokens={tokens}: {self.config.model.name} has {available} visual tokens an image; "
                 f"choose from 1 to {available}, such as tokens={max(1, available // 9)}."
             )
 
+    def _check_it_reduces(self) -> None:
+        """A setting beyond what is there would silently be vanilla under another name; tokens= all of them says so."""
+        available = self.checkpoint.visual_tokens
+        asked = {k: v for k, v in self.config.method.items() if k not in ("name", "_target_", "seed")}
+        nothing = self.entering(1) == [available] * self.checkpoint.layers
+        if asked and nothing and self.config.tokens != available:
+            settings = ", ".join(f"{k}={v}" for k, v in asked.items() if v is not None)
+            raise UsageError(
+                f"method={self.config.method['name']} ({settings}) removes nothing: {self.config.model.name} has "
+                f"{available} visual tokens an image. `zipeval run method=vanilla` is the model as it is."
+            )
+
+    def _check_budget(self) -> None:
+        """What the method's settings come to is what was asked for; whether it keeps to them is measured later."""
+        tokens, entering = self.config.tokens, self.entering(1)
+        reached = {"mean": fmean(entering), "final": entering[-1]}.get(self.config.budget)
+        if None not in (tokens, reached) and abs(reached - tokens) > 1:
+            raise BudgetError(
+                f"method={self.config.method['name']}: its settings for tokens={tokens} budget={self.config.budget} "
+                f"come to {reached:.1f}. The method's for_budget is wrong."
+            )
+
+    def entering(self, images: int) -> list[int]:
+        """Visual tokens that should enter each decoder layer, of a prompt with so many images."""
+        return self.method.entering([self.checkpoint.visual_tokens] * images, self.checkpoint.layers)
+
     @cached_property
     def resolved(self) -> dict:
-        """What `auto` and the path of the weights came to."""
-        return {**asdict(self.placement), "fingerprint": self.checkpoint.fingerprint}
+        """What `auto`, the path of the weights and the budget came to."""
+        return {**asdict(self.placement), "fingerprint": self.checkpoint.fingerprint, "method": repr(self.method)}
 
     @cached_property
     def run_id(self) -> str:
@@ -107,7 +138,6 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     started, clock = datetime.now(timezone.utc), time.monotonic()
     results = _lmms_eval(model, task, folder)
     samples = [_sample(s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
-    samples.sort(key=lambda s: s["doc_id"])
     metrics = {
         name.removesuffix(",none"): float(value)
         for name, value in results["results"][task].items()
@@ -125,11 +155,13 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
         "score": metrics[metric] * (known.scale if known else 1) if metric else None,
         "metrics": metrics,
         "visual_tokens": {
-            "requested": model.session.method.budget,
-            "mean": fmean(visual),
-            "min": min(visual),
-            "max": max(visual),
+            "requested": config.tokens,
+            "budget": config.budget,
+            "mean": fmean(map(fmean, visual)),
+            "final": fmean(v[-1] for v in visual),
+            "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
         },
+        "prefill": {name: fmean(s[name] for s in samples) for name in COSTS},
         "config": recorded(config),
         "resolved": model.session.resolved,
         "versions": records.versions(),

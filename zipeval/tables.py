@@ -7,6 +7,7 @@ from statistics import fmean
 
 from zipeval import records
 from zipeval.benchmarks import BENCHMARKS
+from zipeval.budget import BUDGETS
 from zipeval.errors import UsageError
 
 Record = dict
@@ -50,10 +51,21 @@ def _setting(record: Record) -> tuple:
 def _row(record: Record) -> tuple:
     """(method and its options that are not at their default, budget)."""
     config = record["config"]
-    options = {k: v for k, v in config["method"].items() if k not in OF_EVERY_ROW and v is not None}
-    options |= {"seed": config["seed"]} if config["seed"] else {}
-    label = config["method"]["name"] + "".join(f" {k}={v}" for k, v in options.items())
+    label = _label(config["method"])
+    label += f" seed={config['seed']}" if config["seed"] else ""
+    label += f" budget={config['budget']}" if config["budget"] != BUDGETS[0] else ""
     return label, record["visual_tokens"]["requested"]
+
+
+def _label(method: dict) -> str:
+    """`fastv K=3`; of a chain `chain first=visionzip:128 second=sparsevlm:64`."""
+    label = method["name"]
+    for name, value in method.items():
+        if isinstance(value, dict):
+            label += f" {name}={_label(value)}:{value.get('tokens')}"
+        elif name not in OF_EVERY_ROW and value is not None:
+            label += f" {name}={value}"
+    return label
 
 
 def _table(found: list[Record], task: str | None, results: str) -> str:
@@ -71,11 +83,12 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
         if bound is None or bound["task_hash"] != record["task_hash"]:
             raise UsageError(f"{record['path']} has no upper bound. Make it with `{_bound_command(record, results)}`.")
     columns = _metrics(found) if task else {_heading(bounds[t]): _main(t) for t in bounds}
-    header = ["method", "tokens", "measured", *columns, *(["average"] if len(columns) > 1 and not task else [])]
+    header = ["method", "tokens", "mean", "final", *columns, *(["average"] if len(columns) > 1 and not task else [])]
     lines = [header]
     for (label, tokens), row in sorted(cells.items(), key=_order):
-        visual = fmean(r["visual_tokens"]["mean"] for r in row.values())
-        line = [label, "all" if tokens is None else str(tokens), f"{visual:.1f}"]
+        counts = [f"{fmean(r['visual_tokens'][which] for r in row.values()):.1f}" for which in ("mean", "final")]
+        asked = "-" if tokens is None else str(tokens)
+        line = [label, "all" if label == UPPER_BOUND else asked, *counts]
         percentages = []
         for pick in columns.values():
             value, bound = pick(row), pick(bounds)
@@ -91,7 +104,10 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
         lines.append(line)
     model, fingerprint, *held, limit = _setting(found[0])
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
-    note = "Score (% of the upper bound, vanilla). tokens: asked for; measured: mean that entered the language model."
+    note = (
+        "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
+        "entering the decoder's layers on average and its last one."
+    )
     return f"{about}\n\n{markdown(lines)}\n\n{note}"
 
 

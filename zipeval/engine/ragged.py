@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 
 
-def compact_index(keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def compact_index(keep: torch.Tensor, order: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the kept entries of every row go when rows are squeezed to the right (left padding).
 
     Args:
         keep: (B, S) bool.
+        order: (B, S) whole numbers from 0 up that kept entries are sorted by; as they stand without it.
 
     Returns:
-        index (B, L) into S and valid (B, L) bool, L the largest number kept in a row. Kept entries stay in order; a
-        padding slot points at some dropped entry and is not valid.
+        index (B, L) into S and valid (B, L) bool, L the largest number kept in a row. A padding
+        slot points at some dropped entry and is not valid.
     """
     length = int(keep.sum(1).max())
-    order = keep.to(torch.uint8).argsort(dim=1, stable=True)
-    index = order[:, keep.shape[1] - length :]
+    key = keep.to(torch.uint8) if order is None else order.masked_fill(~keep, -1)
+    index = key.argsort(dim=1, stable=True)[:, keep.shape[1] - length :]
     return index, keep.gather(1, index)
 
 
@@ -25,3 +26,9 @@ def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """x (B, S, ...), index (B, L) -> (B, L, ...)."""
     trailing = x.shape[2:]
     return x.gather(1, index.view(*index.shape, *(1,) * len(trailing)).expand(*index.shape, *trailing))
+
+
+def visual_slots(ids: torch.Tensor, config) -> torch.Tensor:
+    """(B, S) bool: placeholders of images and videos in `ids`, for a model of `config`."""
+    kinds = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+    return torch.isin(ids, ids.new_tensor([token for token in kinds if token is not None]))

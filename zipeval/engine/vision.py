@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from zipeval.budget import Shape
 from zipeval.engine.ragged import compact_index, take
 
 
@@ -67,11 +68,34 @@ class Reduced:
 
 
 class VisionMethod(ABC):
-    """A method that acts between encoder and projector."""
+    """A method that acts between encoder and projector.
+
+    Attributes:
+        tokens: visual tokens that an image is left with.
+    """
+
+    tokens: int
 
     @abstractmethod
     def reduce(self, crops: Crops) -> Reduced:
         """What is left of some images."""
+
+    @classmethod
+    def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> VisionMethod:
+        """The method with its settings for a budget: what is left of an image enters every layer of the decoder.
+
+        Raises:
+            ValueError: for a budget that cannot be met.
+        """
+        return cls(tokens=tokens, **options)
+
+    def left(self, tokens: int) -> int:
+        """What is left of an image of `tokens` visual tokens."""
+        return min(tokens, self.tokens)
+
+    def entering(self, images: list[int], depth: int) -> list[int]:
+        """Visual tokens that enter each of `depth` decoder layers, of a prompt whose images have so many."""
+        return [sum(map(self.left, images))] * depth
 
     @contextmanager
     def applied(self, model) -> Iterator[None]:

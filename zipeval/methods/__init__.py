@@ -1,7 +1,8 @@
 """One file per method.
 
-A method is an object whose `applied(model)` is a context manager in which the model reduces, and whose `budget` is the
-number of visual tokens that it leaves an image with, None for all of them.
+A method is an object whose `applied(model)` is a context manager in which the model reduces, and whose
+`entering(images, depth)` says how many visual tokens of a prompt then enter each decoder layer; what really enters is
+held against it. A method with a budget has a class method `for_budget`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,30 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from zipeval.budget import Shape
 from zipeval.errors import UsageError
 
 
-def build(method: dict[str, Any]):
-    """The method that a config's `method` node describes: `_target_` names the class, `name` only its rows.
+def build(method: dict[str, Any], budget: str, shape: Shape):
+    """The method that a config's `method` node describes, with its settings for `tokens`, if it has any.
+
+    Args:
+        method: `_target_` names the class, `name` only its rows; options that are None have the class's default.
+        budget: what `tokens` counts, one of zipeval.budget.BUDGETS.
+        shape: what the budget is spent on.
 
     Raises:
         UsageError: if the class refuses its options.
     """
-    options = {k: v for k, v in method.items() if k not in ("name", "_target_")}
+    options = {k: v for k, v in method.items() if k not in ("name", "_target_") and v is not None}
     module, _, name = method["_target_"].rpartition(".")
     try:
-        return getattr(import_module(module), name)(**options)
+        cls = getattr(import_module(module), name)
+        made = (
+            cls.for_budget(options.pop("tokens"), budget, shape, **options) if "tokens" in options else cls(**options)
+        )
+        if hasattr(made, "check"):
+            made.check(shape.layers)
+        return made
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"method={method['name']}: {error}. `zipeval run --help` shows its settings.") from error

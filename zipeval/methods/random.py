@@ -23,10 +23,6 @@ class Random(VisionMethod):
     tokens: int
     seed: int = 0
 
-    @property
-    def budget(self) -> int:
-        return self.tokens
-
     def reduce(self, crops: Crops) -> Reduced:
         patches = crops.hidden.shape[1] - crops.prefix
         chosen = [self._choose(image, patches) for image in crops.pixels.float().cpu()]

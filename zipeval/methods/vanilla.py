@@ -10,7 +10,9 @@ from dataclasses import dataclass
 class Vanilla:
     """All visual tokens stay."""
 
-    budget = None
-
     def applied(self, model) -> AbstractContextManager:
         return nullcontext()
+
+    def entering(self, images: list[int], depth: int) -> list[int]:
+        """All of them, in every layer."""
+        return [sum(images)] * depth

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize, one_hot
 
+from zipeval.budget import Shape, published
 from zipeval.engine.ragged import take
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
+
+# Dominant and contextual tokens in Table 1; other numbers are split in the same proportion.
+PUBLISHED = {192: (162, 30), 128: (108, 20), 64: (54, 10)}
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,14 @@ class VisionZip(VisionMethod):
         if self.tokens not in (None, sum(split)):
             raise ValueError(f"tokens={self.tokens} is not dominant + contextual = {split[0]} + {split[1]}")
 
-    @property
-    def budget(self) -> int:
-        return sum(self.split())
+    @classmethod
+    def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> VisionZip:
+        if budget == "paper" and tokens != shape.entering and not options:
+            published(PUBLISHED, tokens, shape)
+        return super().for_budget(tokens, budget, shape, **options)
+
+    def left(self, tokens: int) -> int:
+        return min(tokens, sum(self.split()))
 
     def split(self) -> tuple[int, int]:
         """(dominant, contextual). The published 54 + 10, 108 + 20, 162 + 30 are 54:10; other budgets round it."""

@@ -23,11 +23,13 @@ class Checkpoint:
         path: its directory.
         fingerprint: hash of its small files and of samples of its weights; the same for a copy elsewhere.
         visual_tokens: how many an image has without reduction.
+        layers: of its decoder.
     """
 
     path: Path
     fingerprint: str
     visual_tokens: int
+    layers: int
 
 
 def find(config: ModelConfig) -> Checkpoint:
@@ -57,7 +59,7 @@ def find(config: ModelConfig) -> Checkpoint:
             f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
             f"loads {family.MODEL_TYPE!r}. `zipeval list models` shows the families."
         )
-    return Checkpoint(path, _fingerprint(path), family.visual_tokens(settings))
+    return Checkpoint(path, _fingerprint(path), family.visual_tokens(settings), family.decoder_layers(settings))
 
 
 def _processor_file(path: Path) -> str:

@@ -20,6 +20,11 @@ def visual_tokens(config: dict) -> int:
     return patches + (config.get("vision_feature_select_strategy") == "full")
 
 
+def decoder_layers(config: dict) -> int:
+    """Layers of the language model, from the checkpoint's config.json; 32 is Llama's default."""
+    return config.get("text_config", {}).get("num_hidden_layers", 32)
+
+
 def load(path: Path, placement: Placement):
     """(model, processor) in evaluation mode.
 

@@ -1,0 +1,234 @@
+"""What holds for every method on every model family; whoever adds one is found by listing its folder."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+import zipeval.configs
+from omegaconf import OmegaConf
+from tiny import llava, prompts
+
+import zipeval.methods
+import zipeval.models
+from zipeval.budget import Shape
+from zipeval.cli import compose
+from zipeval.engine import decoder
+from zipeval.engine.ledger import ledger
+from zipeval.engine.vision import VisionMethod
+from zipeval.methods import build
+from zipeval.methods.vanilla import Vanilla
+
+SIDE, LAYERS, TOKENS = 6, 6, 12
+PATCHES = SIDE * SIDE
+QUESTIONS, IMAGES = [[5, 9, 11], [7, 8, 21, 30, 31, 40, 12], [50, 51]], [1, 2, 1]
+
+
+def found(package):
+    return sorted(path.stem for path in Path(package.__path__[0]).glob("[a-z]*.py"))
+
+
+METHODS = found(zipeval.methods)
+FAMILIES = {"llava": llava}
+
+
+def takes_a_budget(name):
+    return "tokens" in OmegaConf.load(Path(zipeval.configs.__path__[0], "method", f"{name}.yaml"))
+
+
+def make(name, tokens=TOKENS, budget="mean"):
+    more = [f"method.first.tokens={(PATCHES + tokens) // 2}"] if name == "chain" else []
+    config = compose([f"method={name}", f"tokens={tokens}", f"budget={budget}", *more])
+    return build(config.method, budget, Shape(PATCHES, PATCHES, LAYERS))
+
+
+@cache
+def tiny(family):
+    """In float64: a choice that hangs on rounding is nobody's error."""
+    return FAMILIES[family](side=SIDE, layers=LAYERS, gain=1.0).double()
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return tiny(request.param)
+
+
+@pytest.fixture(params=METHODS)
+def name(request):
+    return request.param
+
+
+def ask(model, images):
+    batch = prompts(model, QUESTIONS, images)
+    return {**batch, "pixel_values": batch["pixel_values"].double()}
+
+
+@pytest.fixture
+def inputs(model):
+    return ask(model, IMAGES)
+
+
+def answer(model, inputs, new=5, **options):
+    """Greedy tokens (B, new) and their logits (B, new, V)."""
+    out = model.generate(
+        **inputs, max_new_tokens=new, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
+    )
+    return out.sequences[:, -new:], torch.stack(out.logits, 1)
+
+
+def assert_close(actual, expected):
+    assert actual[0].tolist() == expected[0].tolist()
+    torch.testing.assert_close(actual[1], expected[1], atol=1e-5, rtol=0)
+
+
+def snapshot(model):
+    """Everything a method could leave behind: attributes and hooks of every module, parameters, buffers."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
+    return (
+        {n: sorted((k, id(v)) for k, v in vars(m).items() if k not in hooks) for n, m in model.named_modules()},
+        {n: [len(vars(m)[h]) for h in hooks] for n, m in model.named_modules()},
+        {n: (id(t), t._version) for n, t in model.state_dict(keep_vars=True).items()},
+        vars(type(model)).copy(),
+    )
+
+
+def test_every_family_is_tried():
+    assert found(zipeval.models) == sorted(FAMILIES)
+
+
+def test_every_method_has_its_configuration(name):
+    assert compose([f"method={name}", "tokens=9", *["method.first.tokens=9"][: name == "chain"]]).method["name"] == name
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if takes_a_budget(n) or n == "vanilla"])
+def test_keeping_everything_is_the_stock_model(name):
+    """Exactly, in float32."""
+    for build_model in FAMILIES.values():
+        model = build_model(side=SIDE, layers=LAYERS)
+        inputs = prompts(model, QUESTIONS, IMAGES)
+        stock = answer(model, inputs)
+        with make(name, PATCHES).applied(model):
+            tokens, logits = answer(model, inputs)
+        assert torch.equal(tokens, stock[0])
+        assert (logits - stock[1]).abs().max() == 0.0
+
+
+@pytest.mark.parametrize("budget", ["mean", "final"])
+def test_the_budget_is_met(model, inputs, name, budget):
+    method = make(name, budget=budget)
+    with torch.no_grad(), method.applied(model), ledger(model) as prefills:
+        model(**inputs)
+    (prefill,) = prefills
+    for row, images in enumerate(IMAGES):
+        entering = prefill.visual(row)
+        assert entering == method.entering([PATCHES] * images, LAYERS)
+        if takes_a_budget(name):
+            assert abs((fmean(entering) if budget == "mean" else entering[-1]) / images - TOKENS) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(name, dtype):
+    """As on a GPU: it runs, leaves as many tokens, and gives numbers."""
+    for build_model in FAMILIES.values():
+        model = build_model(side=SIDE, layers=LAYERS, gain=1.0).to(dtype)
+        inputs = prompts(model, QUESTIONS, IMAGES)
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        with make(name).applied(model), ledger(model) as prefills:
+            _, logits = answer(model, inputs)
+        assert logits.isfinite().all()
+        assert prefills[0].visual(1) == make(name).entering([PATCHES] * IMAGES[1], LAYERS)
+
+
+def test_order_is_preserved(model, inputs, name, monkeypatch):
+    """Of what is kept as it was, in the encoder's sequence and in the decoder's."""
+    in_encoder, in_decoder = [], []
+    method = make(name)
+    vision = getattr(method, "first", method)
+    if isinstance(vision, VisionMethod):
+        reduce = type(vision).reduce
+        monkeypatch.setattr(
+            type(vision), "reduce", lambda self, crops: in_encoder.append(reduce(self, crops)) or in_encoder[-1]
+        )
+    placed = decoder._placed
+    monkeypatch.setattr(decoder, "_placed", lambda *given: in_decoder.append(placed(*given)) or in_decoder[-1])
+    with torch.no_grad(), method.applied(model):
+        model(**inputs)
+    assert in_encoder or in_decoder or name == "vanilla"
+    for reduced in in_encoder:
+        assert (reduced.kept.diff(dim=1) > 0).all()
+    for index, valid, (*_, source) in in_decoder:
+        for row in torch.where(valid, source.gather(1, index), -1):
+            assert (row[row >= 0].diff() > 0).all()
+
+
+def test_a_batch_equals_singles(model, inputs, name):
+    with make(name).applied(model):
+        tokens, logits = answer(model, inputs)
+        for row, count in enumerate(IMAGES):
+            length, first = int(inputs["attention_mask"][row].sum()), sum(IMAGES[:row])
+            one = {k: inputs[k][row : row + 1, -length:] for k in ("input_ids", "attention_mask")}
+            one["pixel_values"] = inputs["pixel_values"][first : first + count]
+            assert_close((tokens[row : row + 1], logits[row : row + 1]), answer(model, one))
+
+
+def test_cached_decoding_equals_recomputing(model, name):
+    """Step by step on one cache, and for every step from the prompt anew.
+
+    Inside the decoder, what a prompt keeps is chosen when it is read, so there the answer so far is read in a second
+    call; before it, everything is read at once. tests/oracle.py recomputes without any cache.
+    """
+    inputs = ask(model, [1, 1, 1])
+    at_once = not isinstance(getattr(make(name), "second", make(name)), decoder.DecoderMethod)
+    with torch.no_grad(), make(name).applied(model):
+        tokens, logits = answer(model, inputs)
+        for step in range(1, tokens.shape[1]):
+            mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens[:, :step])], 1)
+            if at_once:
+                ids = torch.cat([inputs["input_ids"], tokens[:, :step]], 1)
+                again = model(**{**inputs, "input_ids": ids, "attention_mask": mask})
+            else:
+                read = model(**inputs, use_cache=True).past_key_values
+                kept = mask[:, : read.get_seq_length() + step]  # every prompt shrank by as much
+                again = model(input_ids=tokens[:, :step], attention_mask=kept, past_key_values=read)
+            torch.testing.assert_close(logits[:, step], again.logits[:, -1], atol=1e-5, rtol=0, check_dtype=False)
+
+
+def test_nothing_is_left_on_the_model(model, inputs, name):
+    stock = answer(model, inputs)
+    before = snapshot(model)
+    with make(name).applied(model):
+        answer(model, inputs)
+    assert snapshot(model) == before
+    with pytest.raises(ZeroDivisionError), make(name).applied(model):
+        model(**inputs)
+        raise ZeroDivisionError
+    assert snapshot(model) == before
+    assert all(torch.equal(a, b) for a, b in zip(answer(model, inputs), stock, strict=True))
+
+
+def test_a_method_that_fails_leaves_nothing_either(model, inputs, name, monkeypatch):
+    method = make(name)
+    for part in (getattr(method, "first", method), getattr(method, "second", method)):
+        if not isinstance(part, Vanilla):
+            monkeypatch.setattr(type(part), "reduce", lambda *given: 1 / 0)
+    before = snapshot(model)
+    if name != "vanilla":
+        with pytest.raises(ZeroDivisionError), method.applied(model):
+            answer(model, inputs)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("other", ["visionzip", "fastv", "sparsevlm"])
+def test_methods_used_one_after_another_do_not_meet(model, inputs, name, other):
+    with make(name).applied(model):
+        alone = answer(model, inputs)
+    with make(other).applied(model):
+        answer(model, inputs)
+    stock = answer(model, inputs)
+    with make(name).applied(model):
+        again = answer(model, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(again, alone, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(answer(model, inputs), stock, strict=True))

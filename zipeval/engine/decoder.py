@@ -1,0 +1,420 @@
+"""Reduction between decoder layers while the prompt is read (prefill), on stock Llama-like classes.
+
+`LlamaModel.forward` hands one mask and one set of rotary embeddings to all of its layers. Forward pre-hooks shorten
+what enters a layer and replace both from there on; the cache then simply holds fewer entries in the later layers,
+which transformers supports. Attention stays SDPA or FlashAttention in every layer: scores are computed on the side, for
+the rows that a method asks for, from what `q_proj` and `k_proj` of one layer put out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from transformers import StaticCache
+from transformers.masking_utils import create_causal_mask
+from transformers.models.llama.modeling_llama import rotate_half
+
+from zipeval.budget import Shape
+from zipeval.engine.ragged import compact_index, take, visual_slots
+
+DECODERS = ("llama", "mistral", "qwen2")
+_reduced = WeakSet()  # models under a method of this stage
+
+
+@dataclass(frozen=True)
+class Given:
+    """B prompts of S slots as they entered the first layer, padding on the left.
+
+    Attributes:
+        ids: (B, S).
+        visual: (B, S) bool.
+        valid: (B, S) bool, False for padding.
+        embedded: (B, S, D).
+    """
+
+    ids: torch.Tensor
+    visual: torch.Tensor
+    valid: torch.Tensor
+    embedded: torch.Tensor
+
+
+@dataclass
+class Prompts:
+    """The same prompts between two later layers; L slots, padding on the left.
+
+    Attributes:
+        given: what they were.
+        hidden: (B, L, D) what is about to enter the next layer.
+        visual: (B, L) bool.
+        valid: (B, L) bool, False for padding.
+        positions: (B, L) rotary positions.
+        source: (B, L) slot in `given`, -1 for a merged token.
+        queries, keys: (B, L, heads * head_dim) of the layer above, before the rotary embedding.
+        rotary: its cos and sin, (B or 1, L, head_dim).
+        head_dim: of the decoder.
+    """
+
+    given: Given
+    hidden: torch.Tensor
+    visual: torch.Tensor
+    valid: torch.Tensor
+    positions: torch.Tensor
+    source: torch.Tensor
+    head_dim: int
+    queries: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def attention(self, rows: torch.Tensor) -> torch.Tensor:
+        """Some rows of the attention map of the layer above, softmaxed over all they may see.
+
+        Args:
+            rows: (B, R) slots whose queries are wanted.
+
+        Returns:
+            (B, heads, R, L) float32.
+        """
+        cos, sin = (x.expand(len(rows), -1, -1) for x in self.rotary)
+        queries = _rotated(take(self.queries, rows), take(cos, rows), take(sin, rows), self.head_dim)
+        keys = _rotated(self.keys, cos, sin, self.head_dim)
+        grouped = queries.unflatten(1, (keys.shape[1], -1))  # grouped-query attention: several query heads to a key
+        logits = (grouped @ keys[:, :, None].mT).flatten(1, 2) * self.head_dim**-0.5
+        slots = torch.arange(self.valid.shape[1], device=rows.device)
+        seen = (slots <= rows[..., None]) & self.valid[:, None]
+        return logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1, dtype=torch.float32)
+
+    def gravity(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B, R, L): the logits of `attention(rows)` if all queries and keys were ones: what distance alone does."""
+        cos, sin = (x.expand(len(rows), -1, -1).float() for x in self.rotary)
+        ones = _rotated(torch.ones_like(cos), cos, sin, self.head_dim)[:, 0]
+        return take(ones, rows) @ ones.mT * self.head_dim**-0.5
+
+    def last_rows(self) -> torch.Tensor:
+        """(B, 1): the last slot, which answers begin at."""
+        return torch.full((len(self.valid), 1), self.valid.shape[1] - 1, device=self.valid.device)
+
+
+def _rotated(x, cos, sin, head_dim):
+    """(B, L, heads * d) -> (B, heads, L, d) with rotary positions."""
+    x = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    return x * cos[:, None] + rotate_half(x) * sin[:, None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a method leaves.
+
+    Attributes:
+        visual: (B, L) bool, the visual tokens that stay; all else stays anyway.
+        merged: (B, M, D) new tokens, placed after the last visual one.
+        merged_valid: (B, M) bool; prompts may have fewer than M.
+    """
+
+    visual: torch.Tensor
+    merged: torch.Tensor | None = None
+    merged_valid: torch.Tensor | None = None
+
+
+class DecoderMethod(ABC):
+    """A method that acts between decoder layers.
+
+    Attributes:
+        renumber: positions become 0, 1, 2, ... after every reduction, instead of staying what they were.
+    """
+
+    renumber = False
+
+    @abstractmethod
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The layers before which tokens leave, 0-based, ascending, from 1 up, for a decoder of `depth` layers."""
+
+    @abstractmethod
+    def reduce(self, layer: int, prompts: Prompts) -> Kept:
+        """What is left of some prompts before `layer`."""
+
+    @abstractmethod
+    def schedule(self, visual: int, depth: int) -> list[int]:
+        """Visual tokens that enter each of `depth` layers, of a prompt that brings `visual` of them."""
+
+    @classmethod
+    @abstractmethod
+    def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> DecoderMethod:
+        """The method with its settings for a budget; `options` are the user's.
+
+        Raises:
+            ValueError: for a budget that cannot be met.
+        """
+
+    def entering(self, images: list[int], depth: int) -> list[int]:
+        """Visual tokens that enter each of `depth` layers, of a prompt whose images have so many."""
+        return self.schedule(sum(images), depth)
+
+    @contextmanager
+    def applied(self, model) -> Iterator[None]:
+        """While open, `model(...)` and `model.generate(...)` drop visual tokens as prompts are read.
+
+        Later calls on the cache of such a prompt (decoding steps, another turn) see what was kept; the logits of a
+        prompt are those of the slots that are left. With `use_cache=False` tokens are chosen anew at every step, as in
+        FastV's code. Nothing remains on the model after the block.
+
+        Raises:
+            ValueError: for a decoder that is too shallow, or one with sliding-window attention.
+        """
+        decoder = model.base_model.language_model
+        self.check(len(decoder.layers))
+        _check_decoder(decoder.config)
+        if model in _reduced:
+            raise RuntimeError("a decoder-stage method is already applied to this model; leave its block first")
+        calls = _Calls(self, model, self.layers(len(decoder.layers)))
+        hooks = calls.register()
+        _reduced.add(model)
+        try:
+            with _whole_prompts(model):
+                yield
+        finally:
+            _reduced.discard(model)
+            for hook in hooks:
+                hook.remove()
+
+    def check(self, depth: int) -> None:
+        """Raises ValueError where a decoder of `depth` layers does not have those that tokens leave before."""
+        layers = self.layers(depth)
+        if not layers or layers[0] < 1 or layers[-1] >= depth:
+            raise ValueError(f"layers={list(layers)}: this decoder has layers 1 to {depth - 1} to drop tokens before")
+
+
+def _check_decoder(config) -> None:
+    """Scores are computed from projections as these decoders do; others scale, normalise or rotate otherwise."""
+    if config.model_type not in DECODERS:
+        raise ValueError(f"text_config.model_type={config.model_type}: methods in the decoder know {DECODERS}")
+    kinds = getattr(config, "layer_types", None)
+    windowed = (
+        any("sliding" in kind for kind in kinds) if kinds else getattr(config, "sliding_window", None) is not None
+    )
+    if windowed:
+        raise ValueError(f"sliding_window={config.sliding_window}: dropped tokens would move the window")
+
+
+@contextmanager
+def _whole_prompts(model) -> Iterator[None]:
+    """While open, `generate` refuses to read a prompt in chunks: its first chunk would be taken for all of it."""
+    before = vars(model).get("generate")  # that of a vision-stage method, if there is one
+    generate = model.generate
+
+    def checked(*args, **kwargs):
+        config = kwargs.get("generation_config") or model.generation_config
+        size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        if size is not None:
+            raise ValueError(f"prefill_chunk_size={size}: a prompt that is reduced has to be read at once")
+        return generate(*args, **kwargs)
+
+    model.generate = checked
+    try:
+        yield
+    finally:
+        del model.generate
+        if before is not None:
+            model.generate = before
+
+
+@dataclass
+class _Segment:
+    """The layers between two reductions of one cache.
+
+    Attributes:
+        entries: of its keys so far, prompts and answers.
+        full: what `entries` would be without any reduction.
+        valid: (B, entries) bool, None while nothing is padded.
+        count: (B, 1) valid ones among them: the next position where positions are renumbered.
+    """
+
+    entries: int
+    full: int
+    valid: torch.Tensor | None
+    count: torch.Tensor
+
+
+class _Calls:
+    """What the hooks share: the call in progress, and the segments of every cache that is alive."""
+
+    def __init__(self, method: DecoderMethod, model, layers: tuple[int, ...]):
+        self.method, self.model, self.layers = method, model, layers
+        self.decoder = model.base_model.language_model
+        self.segments: WeakKeyDictionary = WeakKeyDictionary()
+        self.prompts: Prompts | None = None
+
+    def register(self) -> list:
+        blocks = self.decoder.layers
+        hooks = [
+            self.model.register_forward_pre_hook(self.refuse, with_kwargs=True),
+            self.model.base_model.register_forward_pre_hook(self.enter, with_kwargs=True),
+            blocks[0].register_forward_pre_hook(self.begin, with_kwargs=True),
+        ]
+        for layer in range(self.layers[0], len(blocks)):
+            hooks.append(blocks[layer].register_forward_pre_hook(self.before(layer), with_kwargs=True))
+        for layer in self.layers:  # behind the hooks above: a layer's scores are of what it was given
+            attention = blocks[layer - 1].self_attn
+            hooks += [
+                blocks[layer - 1].register_forward_pre_hook(self.see_rotary, with_kwargs=True),
+                attention.q_proj.register_forward_hook(self.see("queries")),
+                attention.k_proj.register_forward_hook(self.see("keys")),
+            ]
+        return hooks
+
+    # ------------------------------------------------------------------------------------ before the first layer
+
+    def refuse(self, module, args, kwargs):
+        if kwargs.get("labels") is not None:
+            raise ValueError("labels: training through a reduced prompt is not supported; compute the loss from logits")
+
+    def enter(self, module, args, kwargs):
+        """What kind of call this is, and where its visual tokens are."""
+        ids, cache = args[0] if args else kwargs.get("input_ids"), kwargs.get("past_key_values")
+        if ids is None:
+            raise ValueError("inputs_embeds: pass input_ids, which tell visual tokens from text")
+        if isinstance(cache, StaticCache):
+            raise ValueError(
+                "past_key_values: a static cache has as many entries in every layer; use the default cache"
+            )
+        visual = visual_slots(ids, self.model.config)
+        mask = kwargs.get("attention_mask")
+        valid = torch.ones_like(visual) if mask is None else mask[:, -ids.shape[1] :].bool()
+        self.new = valid
+        self.reading = cache is None or cache.get_seq_length() == 0
+        if self.reading:
+            if not valid[:, -1].all():
+                raise ValueError(
+                    "attention_mask: prompts have to be padded on the left (processor.tokenizer.padding_side)"
+                )
+            self.arrived = ids, visual & valid, valid
+        elif cache not in self.segments:
+            raise ValueError("past_key_values: this cache was filled outside of the method's block")
+        elif ids.shape[1] > 1 and visual.any():
+            raise ValueError("visual tokens in a later call: neither chunked prefill nor another image is supported")
+
+    def begin(self, module, args, kwargs):
+        hidden = args[0]
+        self.ready: dict[int, dict] = {}  # layer of a reduction -> what the layers from there on are given
+        if self.reading:
+            given = Given(*self.arrived, hidden)
+            slots = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+            positions = kwargs["position_ids"].expand(len(hidden), -1)
+            head_dim = self.decoder.layers[0].self_attn.head_dim
+            self.prompts = Prompts(given, hidden, given.visual, given.valid, positions, slots, head_dim)
+            self.now: dict[int, _Segment] = {}
+            if (cache := kwargs.get("past_key_values")) is not None:
+                self.segments[cache] = self.now
+        else:
+            self.now = self.segments[kwargs["past_key_values"]]
+
+    # -------------------------------------------------------------------------------------------- what scores need
+
+    def see(self, name):
+        def hook(module, args, output):
+            if self.reading:
+                setattr(self.prompts, name, output)
+
+        return hook
+
+    def see_rotary(self, module, args, kwargs):
+        if self.reading:
+            self.prompts.rotary = kwargs["position_embeddings"]
+
+    # ------------------------------------------------------------------- before every layer from the first reduction
+
+    def before(self, layer):
+        start = max(k for k in self.layers if k <= layer)
+
+        def hook(module, args, kwargs):
+            hidden, cache = args[0], kwargs.get("past_key_values")
+            if layer == start:
+                if self.reading:
+                    hidden = self.shrink(layer, hidden, cache)
+                else:
+                    self.extend(layer, hidden, cache)
+            return (hidden, *args[1:]), {**kwargs, **self.ready[start]}
+
+        return hook
+
+    def shrink(self, layer, hidden, cache):
+        """While a prompt is read: what the method leaves of `hidden`."""
+        p = self.prompts
+        p.hidden = hidden
+        kept = self.method.reduce(layer, p)
+        keep = p.valid & (kept.visual | ~p.visual)
+        index, valid, joined = _placed(p, keep, kept)
+        p.hidden, p.visual, p.positions, p.source = (take(x, index) for x in joined)
+        p.visual, p.valid = p.visual & valid, valid
+        count = valid.sum(1, keepdim=True)
+        if self.method.renumber:
+            p.positions = (valid.cumsum(1) - 1).clamp(min=0)
+        padded = valid if not valid.all() else None
+        self.now[layer] = _Segment(valid.shape[1], p.given.ids.shape[1], padded, count)
+        self.ready[layer] = self.arguments(layer, p.hidden, cache, p.positions, padded)
+        hidden, p.hidden = p.hidden, None
+        if layer == self.layers[-1]:
+            self.prompts = None  # holds activations of full length
+        return hidden
+
+    def extend(self, layer, hidden, cache):
+        """Decoding steps and later turns: nothing leaves, the layers from here on have fewer keys."""
+        segment, new = self.now[layer], self.new
+        length = new.shape[1]
+        if (cache.get_seq_length(layer), cache.get_seq_length() - length) != (segment.entries, segment.full):
+            raise ValueError("past_key_values: entries were added or cropped outside of the method's block")
+        if segment.valid is None and length > 1 and not new.all():
+            segment.valid = new.new_ones(len(new), segment.entries)
+        if segment.valid is not None:
+            segment.valid = torch.cat([segment.valid, new], 1)
+        positions = segment.count + new.cumsum(1) - 1 if self.method.renumber else None
+        segment.count = segment.count + new.sum(1, keepdim=True)
+        segment.entries, segment.full = segment.entries + length, segment.full + length
+        self.ready[layer] = self.arguments(layer, hidden, cache, positions, segment.valid)
+
+    def arguments(self, layer, hidden, cache, positions, valid) -> dict:
+        """What replaces the model's own arguments in the layers from `layer` on."""
+        mask = create_causal_mask(
+            config=self.decoder.config,
+            inputs_embeds=hidden,
+            attention_mask=valid,
+            past_key_values=cache,
+            layer_idx=layer,
+        )
+        # FlashAttention takes position_ids with gaps for a packed batch; the rotary embedding does not read them here.
+        ready = {"attention_mask": mask, "position_ids": None}
+        if positions is not None:
+            ready["position_embeddings"] = self.decoder.rotary_emb(hidden, position_ids=positions)
+        return ready
+
+
+def _placed(p: Prompts, keep: torch.Tensor, kept: Kept):
+    """Merged tokens behind the last visual one: (index, valid, (hidden, visual, positions, source) to be indexed)."""
+    joined = p.hidden, p.visual, p.positions, p.source
+    if kept.merged is None:
+        return *compact_index(keep), joined
+    rows, count = kept.merged_valid.shape
+    slots = torch.arange(keep.shape[1], device=keep.device).expand(rows, -1)
+    last = slots.masked_fill(~p.visual, -1).amax(1, keepdim=True)
+    order = torch.cat([slots + count * (slots > last), last + 1 + torch.arange(count, device=keep.device)], 1)
+    new = (
+        kept.merged.to(p.hidden.dtype),
+        kept.merged_valid,
+        take(p.positions, last.clamp(min=0)).expand(-1, count),
+        p.source.new_full((rows, count), -1),
+    )
+    joined = tuple(torch.cat(pair, 1) for pair in zip(joined, new, strict=True))
+    return *compact_index(torch.cat([keep, kept.merged_valid], 1), order), joined
+
+
+def keep_best(score: torch.Tensor, prompts: Prompts, counts: list[int]) -> torch.Tensor:
+    """(B, L) bool: of the b-th prompt the `counts[b]` visual tokens with the highest score (B, L)."""
+    score = score.masked_fill(~prompts.visual, float("-inf"))
+    best = torch.zeros_like(prompts.visual)
+    for row, count in enumerate(counts):
+        best[row, score[row].topk(count).indices] = True
+    return best

@@ -1,0 +1,58 @@
+"""Two methods in order: VisionZip before the language model and SparseVLM inside it (Table 5 of VisionZip)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from zipeval.budget import Shape
+from zipeval.engine.decoder import DecoderMethod
+from zipeval.engine.vision import VisionMethod
+from zipeval.methods import build
+
+
+@dataclass(frozen=True)
+class Chain:
+    """`second` gets what `first` left.
+
+    Args:
+        first: a method between encoder and language model.
+        second: a method inside the language model.
+    """
+
+    first: VisionMethod
+    second: DecoderMethod
+
+    def __post_init__(self):
+        if isinstance(self.first, dict):
+            raise ValueError("give tokens=, the visual tokens that the second one leaves")
+        for name, kind in (("first", VisionMethod), ("second", DecoderMethod)):
+            method = getattr(self, name)
+            if not isinstance(method, kind):
+                raise ValueError(f"{name}={type(method).__name__}: the {name} one has to be a {kind.__name__}")
+
+    @classmethod
+    def for_budget(cls, tokens: int, budget: str, shape: Shape, first: dict[str, Any], second: dict[str, Any]) -> Chain:
+        """`first` has a budget of its own; `tokens` is what `second` leaves."""
+        if not 1 <= (first.get("tokens") or 0) <= shape.entering:
+            raise ValueError(
+                f"first.tokens={first.get('tokens')}: give method.first.tokens=, the visual tokens that the first one "
+                f"leaves, from {tokens} to {shape.entering}"
+            )
+        if second.get("tokens") != tokens:
+            raise ValueError(f"second.tokens={second.get('tokens')}: what the second one leaves is set by tokens=")
+        before = build(first, budget, shape)
+        if before.left(shape.entering) <= tokens < shape.entering:
+            raise ValueError(f"tokens={tokens}: the second one gets {before.left(shape.entering)} and removes nothing")
+        return cls(before, build(second, budget, replace(shape, entering=before.left(shape.entering))))
+
+    @contextmanager
+    def applied(self, model) -> Iterator[None]:
+        with self.first.applied(model), self.second.applied(model):
+            yield
+
+    def entering(self, images: list[int], depth: int) -> list[int]:
+        """Visual tokens that enter each of `depth` layers, of a prompt whose images have so many."""
+        return self.second.entering([self.first.left(n) for n in images], depth)
