@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import IMAGE, llava, prompts
+from tiny import IMAGE, Watched, llava, prompts
 from torch.nn.functional import avg_pool2d
 
-from zipeval.engine.vision import VisionMethod
 from zipeval.methods.none import Blind
 from zipeval.methods.pool import Pool
 from zipeval.methods.pool import grid as pooled_grid
@@ -19,15 +18,6 @@ from zipeval.methods.uniform import Uniform, grid
 @pytest.fixture(scope="module")
 def model():
     return llava(side=6)
-
-
-class Watched(VisionMethod):
-    def __init__(self, method):
-        self.method = method
-
-    def reduce(self, crops):
-        self.crops, self.reduced = crops, self.method.reduce(crops)
-        return self.reduced
 
 
 def reduced(model, method):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import llava, prompts
 from torch.utils.flop_counter import FlopCounterMode
 
-from zipeval.budget import Shape
+from zipeval.budget import Picture, Shape
 from zipeval.engine import flops
 from zipeval.engine.ledger import ledger
 from zipeval.methods.fastv import FastV
@@ -75,7 +75,7 @@ def test_a_mean_of_64_is_measured(llava15, method, images):
 def test_any_budget_is_met_or_refused_with_what_is_feasible(method, budget, shape, data):
     tokens = data.draw(st.integers(1, shape.entering))
     try:
-        entering = method.for_budget(tokens, budget, shape).entering([shape.entering], shape.layers)
+        entering = method.for_budget(tokens, budget, shape).entering([shape.picture], shape.layers)
     except ValueError as error:
         assert "feasible" in str(error)
         assert budget == "mean"
@@ -89,7 +89,7 @@ def test_any_budget_is_met_or_refused_with_what_is_feasible(method, budget, shap
 @pytest.mark.parametrize("K", [1, 2, 3])
 def test_fastv_solves_its_equation(tokens, K):
     """L T = K N + (L - K) R."""
-    entering = FastV.for_budget(tokens, "mean", LLAVA15, K=K).entering([576], 32)
+    entering = FastV.for_budget(tokens, "mean", LLAVA15, K=K).entering([LLAVA15.picture], 32)
     keep = (32 * tokens - K * 576) / (32 - K)
     assert entering == pytest.approx([576] * K + [keep] * (32 - K), abs=0.5)
 
@@ -107,12 +107,13 @@ def test_an_unpublished_budget_is_refused(method):
 
 def test_a_chained_method_starts_from_what_the_first_one_left():
     behind = Shape(image=576, entering=128, layers=32)
-    assert FastV.for_budget(64, "paper", behind).entering([128], 32) == [128] * 2 + [48] * 30
-    assert SparseVLM.for_budget(64, "paper", behind).entering([128], 32)[-1] == 18
+    assert FastV.for_budget(64, "paper", behind).entering([behind.picture], 32) == [128] * 2 + [48] * 30
+    assert SparseVLM.for_budget(64, "paper", behind).entering([behind.picture], 32)[-1] == 18
 
 
 def test_published_splits_are_those_of_every_budget():
-    assert {tokens: VisionZip(tokens=tokens).split() for tokens in PUBLISHED} == PUBLISHED
+    for crops, splits in PUBLISHED.items():
+        assert {tokens: VisionZip(tokens=tokens // crops).split() for tokens in splits} == splits
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -127,7 +128,7 @@ def test_the_ledger_counts_what_entered(method, attention):
         model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)  # not a prefill
     (prefill,) = prefills
     assert prefill.text == [5, 4]
-    assert [prefill.visual(0), prefill.visual(1)] == [method.entering([36] * n, 4) for n in (1, 2)]
+    assert [prefill.visual(0), prefill.visual(1)] == [method.entering([Picture(36, 1, 36)] * n, 4) for n in (1, 2)]
     longest = [max(rows) for rows in zip(*prefill.entered, strict=True)]
     assert longest == [cache.get_seq_length(layer) - 1 for layer in range(4)]
 

@@ -8,22 +8,21 @@ from statistics import fmean
 
 import pytest
 import torch
-import zipeval.configs
 from omegaconf import OmegaConf
-from tiny import llava, prompts
+from tiny import llava, llava_next, prompts
 
+import zipeval.configs
 import zipeval.methods
 import zipeval.models
 from zipeval.budget import Shape
 from zipeval.cli import compose
 from zipeval.engine import decoder
+from zipeval.engine.images import pictures
 from zipeval.engine.ledger import ledger
 from zipeval.engine.vision import VisionMethod
 from zipeval.methods import build
-from zipeval.methods.vanilla import Vanilla
 
-SIDE, LAYERS, TOKENS = 6, 6, 12
-PATCHES = SIDE * SIDE
+SIDE, LAYERS = 6, 6
 QUESTIONS, IMAGES = [[5, 9, 11], [7, 8, 21, 30, 31, 40, 12], [50, 51]], [1, 2, 1]
 
 
@@ -32,17 +31,21 @@ def found(package):
 
 
 METHODS = found(zipeval.methods)
-FAMILIES = {"llava": llava}
+FAMILIES = {"llava": llava, "llava_next": llava_next}
+SHAPES = {"llava": Shape(36, 36, LAYERS), "llava_next": Shape(180, 180, LAYERS, crops=5)}
 
 
 def takes_a_budget(name):
     return "tokens" in OmegaConf.load(Path(zipeval.configs.__path__[0], "method", f"{name}.yaml"))
 
 
-def make(name, tokens=TOKENS, budget="mean"):
-    more = [f"method.first.tokens={(PATCHES + tokens) // 2}"] if name == "chain" else []
+def make(name, model, tokens=None, budget="mean"):
+    """A method that leaves a third, unless it is told otherwise."""
+    shape = SHAPES[model.config.model_type]
+    tokens = tokens or shape.image // 3
+    more = [f"method.first.tokens={(shape.image + tokens) // 2}"] if name == "chain" else []
     config = compose([f"method={name}", f"tokens={tokens}", f"budget={budget}", *more])
-    return build(config.method, budget, Shape(PATCHES, PATCHES, LAYERS))
+    return build(config.method, budget, shape)
 
 
 @cache
@@ -106,11 +109,11 @@ def test_every_method_has_its_configuration(name):
 @pytest.mark.parametrize("name", [n for n in METHODS if takes_a_budget(n) or n == "vanilla"])
 def test_keeping_everything_is_the_stock_model(name):
     """Exactly, in float32."""
-    for build_model in FAMILIES.values():
+    for family, build_model in FAMILIES.items():
         model = build_model(side=SIDE, layers=LAYERS)
         inputs = prompts(model, QUESTIONS, IMAGES)
         stock = answer(model, inputs)
-        with make(name, PATCHES).applied(model):
+        with make(name, model, SHAPES[family].image).applied(model):
             tokens, logits = answer(model, inputs)
         assert torch.equal(tokens, stock[0])
         assert (logits - stock[1]).abs().max() == 0.0
@@ -118,15 +121,17 @@ def test_keeping_everything_is_the_stock_model(name):
 
 @pytest.mark.parametrize("budget", ["mean", "final"])
 def test_the_budget_is_met(model, inputs, name, budget):
-    method = make(name, budget=budget)
+    method = make(name, model, budget=budget)
     with torch.no_grad(), method.applied(model), ledger(model) as prefills:
         model(**inputs)
     (prefill,) = prefills
-    for row, images in enumerate(IMAGES):
-        entering = prefill.visual(row)
-        assert entering == method.entering([PATCHES] * images, LAYERS)
-        if takes_a_budget(name):
-            assert abs((fmean(entering) if budget == "mean" else entering[-1]) / images - TOKENS) <= 1
+    images = iter(pictures(model, inputs))
+    for row, count in enumerate(IMAGES):
+        entering, its = prefill.visual(row), [next(images) for _ in range(count)]
+        assert entering == method.entering(its, LAYERS)
+        if takes_a_budget(name) and (model.config.model_type == "llava" or isinstance(method, VisionMethod)):
+            reached = fmean(entering) if budget == "mean" else entering[-1]
+            assert reached / count == pytest.approx(SHAPES[model.config.model_type].image / 3, abs=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -136,24 +141,40 @@ def test_half_precision(name, dtype):
         model = build_model(side=SIDE, layers=LAYERS, gain=1.0).to(dtype)
         inputs = prompts(model, QUESTIONS, IMAGES)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        with make(name).applied(model), ledger(model) as prefills:
+        with make(name, model).applied(model), ledger(model) as prefills:
             _, logits = answer(model, inputs)
         assert logits.isfinite().all()
-        assert prefills[0].visual(1) == make(name).entering([PATCHES] * IMAGES[1], LAYERS)
+        assert prefills[0].visual(0) == make(name, model).entering(pictures(model, inputs)[:1], LAYERS)
+
+
+def workers(method, model):
+    """The objects that do the work: of both parts of a chain, and of the crops of an image."""
+    for part in (getattr(method, "first", method), getattr(method, "second", None)):
+        if isinstance(part, VisionMethod):
+            yield part.of_crops(SHAPES[model.config.model_type].picture)[0]
+        elif isinstance(part, decoder.DecoderMethod):
+            yield part
+
+
+def keep(monkeypatch, owner, name, results):
+    """Let `results` collect what a function returns."""
+    function = getattr(owner, name)
+
+    def kept(*given):
+        results.append(function(*given))
+        return results[-1]
+
+    monkeypatch.setattr(owner, name, kept)
 
 
 def test_order_is_preserved(model, inputs, name, monkeypatch):
     """Of what is kept as it was, in the encoder's sequence and in the decoder's."""
     in_encoder, in_decoder = [], []
-    method = make(name)
-    vision = getattr(method, "first", method)
-    if isinstance(vision, VisionMethod):
-        reduce = type(vision).reduce
-        monkeypatch.setattr(
-            type(vision), "reduce", lambda self, crops: in_encoder.append(reduce(self, crops)) or in_encoder[-1]
-        )
-    placed = decoder._placed
-    monkeypatch.setattr(decoder, "_placed", lambda *given: in_decoder.append(placed(*given)) or in_decoder[-1])
+    method = make(name, model)
+    for worker in workers(method, model):
+        if isinstance(worker, VisionMethod):
+            keep(monkeypatch, type(worker), "reduce", in_encoder)
+    keep(monkeypatch, decoder, "_placed", in_decoder)
     with torch.no_grad(), method.applied(model):
         model(**inputs)
     assert in_encoder or in_decoder or name == "vanilla"
@@ -165,24 +186,23 @@ def test_order_is_preserved(model, inputs, name, monkeypatch):
 
 
 def test_a_batch_equals_singles(model, inputs, name):
-    with make(name).applied(model):
+    with make(name, model).applied(model):
         tokens, logits = answer(model, inputs)
         for row, count in enumerate(IMAGES):
             length, first = int(inputs["attention_mask"][row].sum()), sum(IMAGES[:row])
             one = {k: inputs[k][row : row + 1, -length:] for k in ("input_ids", "attention_mask")}
-            one["pixel_values"] = inputs["pixel_values"][first : first + count]
+            one |= {k: inputs[k][first : first + count] for k in inputs.keys() - one.keys()}
             assert_close((tokens[row : row + 1], logits[row : row + 1]), answer(model, one))
 
 
-def test_cached_decoding_equals_recomputing(model, name):
+def test_cached_decoding_equals_recomputing(model, inputs, name):
     """Step by step on one cache, and for every step from the prompt anew.
 
     Inside the decoder, what a prompt keeps is chosen when it is read, so there the answer so far is read in a second
     call; before it, everything is read at once. tests/oracle.py recomputes without any cache.
     """
-    inputs = ask(model, [1, 1, 1])
-    at_once = not isinstance(getattr(make(name), "second", make(name)), decoder.DecoderMethod)
-    with torch.no_grad(), make(name).applied(model):
+    at_once = not isinstance(getattr(make(name, model), "second", make(name, model)), decoder.DecoderMethod)
+    with torch.no_grad(), make(name, model).applied(model):
         tokens, logits = answer(model, inputs)
         for step in range(1, tokens.shape[1]):
             mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens[:, :step])], 1)
@@ -190,19 +210,20 @@ def test_cached_decoding_equals_recomputing(model, name):
                 ids = torch.cat([inputs["input_ids"], tokens[:, :step]], 1)
                 again = model(**{**inputs, "input_ids": ids, "attention_mask": mask})
             else:
-                read = model(**inputs, use_cache=True).past_key_values
-                kept = mask[:, : read.get_seq_length() + step]  # every prompt shrank by as much
-                again = model(input_ids=tokens[:, :step], attention_mask=kept, past_key_values=read)
+                with ledger(model) as prefills:
+                    read = model(**inputs, use_cache=True).past_key_values
+                kept = [[0] * (read.get_seq_length() - n[0]) + [1] * (n[0] + step) for n in prefills[0].entered]
+                again = model(input_ids=tokens[:, :step], attention_mask=torch.tensor(kept), past_key_values=read)
             torch.testing.assert_close(logits[:, step], again.logits[:, -1], atol=1e-5, rtol=0, check_dtype=False)
 
 
 def test_nothing_is_left_on_the_model(model, inputs, name):
     stock = answer(model, inputs)
     before = snapshot(model)
-    with make(name).applied(model):
+    with make(name, model).applied(model):
         answer(model, inputs)
     assert snapshot(model) == before
-    with pytest.raises(ZeroDivisionError), make(name).applied(model):
+    with pytest.raises(ZeroDivisionError), make(name, model).applied(model):
         model(**inputs)
         raise ZeroDivisionError
     assert snapshot(model) == before
@@ -210,10 +231,9 @@ def test_nothing_is_left_on_the_model(model, inputs, name):
 
 
 def test_a_method_that_fails_leaves_nothing_either(model, inputs, name, monkeypatch):
-    method = make(name)
-    for part in (getattr(method, "first", method), getattr(method, "second", method)):
-        if not isinstance(part, Vanilla):
-            monkeypatch.setattr(type(part), "reduce", lambda *given: 1 / 0)
+    method = make(name, model)
+    for worker in workers(method, model):
+        monkeypatch.setattr(type(worker), "reduce", lambda *given: 1 / 0)
     before = snapshot(model)
     if name != "vanilla":
         with pytest.raises(ZeroDivisionError), method.applied(model):
@@ -223,12 +243,12 @@ def test_a_method_that_fails_leaves_nothing_either(model, inputs, name, monkeypa
 
 @pytest.mark.parametrize("other", ["visionzip", "fastv", "sparsevlm"])
 def test_methods_used_one_after_another_do_not_meet(model, inputs, name, other):
-    with make(name).applied(model):
+    with make(name, model).applied(model):
         alone = answer(model, inputs)
-    with make(other).applied(model):
+    with make(other, model).applied(model):
         answer(model, inputs)
     stock = answer(model, inputs)
-    with make(name).applied(model):
+    with make(name, model).applied(model):
         again = answer(model, inputs)
     assert all(torch.equal(a, b) for a, b in zip(again, alone, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(answer(model, inputs), stock, strict=True))

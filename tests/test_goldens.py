@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import Watched
 from torch.nn.functional import pad
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from zipeval.engine.vision import VisionMethod
+from zipeval.engine.images import stock_tokens
+from zipeval.engine.vision import reduced_inputs
 from zipeval.methods.fastv import FastV
 from zipeval.methods.sparsevlm import PUBLISHED, SparseVLM, raters
 from zipeval.methods.vanilla import Vanilla
@@ -34,6 +36,7 @@ FILES = {
     "test_visionzip": "visionzip.safetensors",
     "test_fastv": "fastv.safetensors",
     "test_sparsevlm": "sparsevlm.safetensors",
+    "test_next": "next.safetensors",
 }
 BATCHED = ("vanilla", "visionzip", "fastv", "sparsevlm")
 
@@ -47,8 +50,8 @@ def cases(path: Path) -> dict[tuple[str, int, str | None], dict[str, torch.Tenso
     """(setting, image, prompt or None) -> what the official code computed."""
     found: dict = {}
     for key, value in read(path).items():
-        setting, number, prompt, what = re.fullmatch(r"([\w./]+?)/img(\d+)(?:_(\w+))?/([\w/]+)", key).groups()
-        found.setdefault((setting, int(number), prompt), {})[what] = value
+        setting, image, prompt, what = re.fullmatch(r"([\w./]+?)/(?:img)?(\d+|g\w+?)(?:_(\w+))?/([\w/]+)", key).groups()
+        found.setdefault((setting, image, prompt), {})[what] = value
     return found
 
 
@@ -78,14 +81,20 @@ def golden_model(folder: Path):
     return LlavaForConditionalGeneration.from_pretrained(folder / "hf_model", dtype=torch.float32).eval()
 
 
-def make_inputs(folder: Path, model, number: int, prompt: str | None) -> dict:
+def make_inputs(folder: Path, model, number: str, prompt: str | None) -> dict:
     """Prompt, image and question for one sample; images beyond the stored ones are their mirrored copies."""
+    return {**make_prompt(folder, model, prompt, 576), "pixel_values": crop(folder, int(number))[None]}
+
+
+def crop(folder: Path, number: int) -> torch.Tensor:
     stored = read(folder / "images.safetensors")["images_int8"].float() / 64
-    pixels = stored[number] if number < len(stored) else stored[number - len(stored)].flip(-1)
+    return stored[number] if number < len(stored) else stored[number - len(stored)].flip(-1)
+
+
+def make_prompt(folder: Path, model, prompt: str | None, visual: int) -> dict:
     parts = json.loads((folder / "prompts.json").read_text()).get(prompt, {"system": [], "question": []})
-    row = [*parts["system"], *[model.config.image_token_id] * 576, *parts["question"]]
-    ids = torch.tensor([row])
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels[None]}
+    ids = torch.tensor([[*parts["system"], *[model.config.image_token_id] * visual, *parts["question"]]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def close(actual, expected, tolerance):
@@ -118,17 +127,6 @@ def answer(model, method, inputs, golden, **options):
             close(prompt_logits[-len(expected) :], expected, PREFILL)
         else:
             pytest.fail(f"nothing here checks {what!r}")
-
-
-class Watched(VisionMethod):
-    """A method that remembers what went in and out."""
-
-    def __init__(self, method):
-        self.method = method
-
-    def reduce(self, crops):
-        self.crops, self.reduced = crops, self.method.reduce(crops)
-        return self.reduced
 
 
 def test_vanilla(folder, setting, number, prompt, golden):
@@ -289,3 +287,33 @@ def test_in_a_batch(folder, kind, setting, answers):
     for row, golden in enumerate(goldens):
         assert out.sequences[row, width:].tolist() == golden["tokens"].tolist()
         close(torch.stack(out.logits, 1)[row], golden["logits"], STEPS)
+
+
+@cache
+def next_model(folder: Path):
+    """The same weights as a LLaVA-NeXT, and its row end."""
+    config = LlavaNextConfig.from_dict(json.loads((folder / "hf_next_config.json").read_text()))
+    model = LlavaNextForConditionalGeneration(config).eval()
+    model.load_state_dict(golden_model(folder).state_dict() | load_file(folder / "image_newline.safetensors"))
+    return model
+
+
+def test_next(folder, setting, number, prompt, golden):
+    """`number` is a grid: g2x2, or g2w1h for two tiles beside each other."""
+    model = next_model(folder)
+    height, width, tiles = {"g2x2": (672, 672, 4), "g2w1h": (336, 672, 2)}[number]
+    size = torch.tensor([[height, width]])
+    pixels = torch.stack([crop(folder, i) for i in range(1 + tiles)])[None]
+    inputs = make_prompt(folder, model, prompt, stock_tokens(model, size[0]))
+    inputs |= {"pixel_values": pixels, "image_sizes": size}
+    method = Watched(visionzip_of(setting.removeprefix("next_"))) if "visionzip" in setting else Vanilla()
+    answer(model, method, inputs, {k: golden[k] for k in ("tokens", "logits")})
+    for what in golden.keys() - {"tokens", "logits"}:
+        if what == "all_indices":
+            assert method.reduced.kept.tolist() == golden[what].sort(1).values.tolist()
+        elif what == "sequence_features":
+            with torch.no_grad():
+                reduced = reduced_inputs(model, inputs, method)
+            close(reduced["mm_encoder_outputs"]["image"].pooler_output[0], golden[what], MERGED)
+        else:
+            pytest.fail(f"nothing here checks {what!r}")

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import zipeval.tasks
 from tiny import save_llava15
 
+import zipeval.tasks
 from zipeval import chat_model, models, records
 from zipeval.cli import compose
 from zipeval.errors import UsageError

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import shapes
 import train_tiny
+
 import zipeval.tasks
 
 FILE = Path(zipeval.tasks.__path__[0], "shapes", "test.parquet")

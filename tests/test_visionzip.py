@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import IMAGE, llava, prompts
+from tiny import IMAGE, Watched, llava, prompts
 
-from zipeval.engine.vision import VisionMethod
 from zipeval.methods.random import Random
 from zipeval.methods.vanilla import Vanilla
 from zipeval.methods.visionzip import VisionZip
@@ -49,15 +48,6 @@ def transcription(model, pixels, dominant, contextual):
             joined[targets[int(np.argmax(cosine))]].append(p)
     merged = [hidden[t] + (np.mean([hidden[p] for p in joined[t]], 0) if joined[t] else 0) for t in targets]
     return kept, np.array([*hidden[kept], *merged])
-
-
-class Watched(VisionMethod):
-    def __init__(self, method):
-        self.method = method
-
-    def reduce(self, crops):
-        self.reduced = self.method.reduce(crops)
-        return self.reduced
 
 
 @pytest.fixture(scope="module")

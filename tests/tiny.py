@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -12,18 +13,35 @@ from transformers import (
     CLIPVisionConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     LlavaProcessor,
 )
 
+from zipeval.engine.images import pictures
+from zipeval.engine.vision import VisionMethod
 from zipeval.models import EMBEDDED
 
 IMAGE = 98
 PATCH = 14
+GRIDS = [(1, 2), (2, 2), (2, 1), (1, 3), (3, 1)]  # rows x columns of tiles
 
 
-def llava(side=6, vocabulary=100, image_token=IMAGE, seed=0, layers=3, decoder="llama", gain=3.0):
+def llava(side=6, layers=3, decoder="llama", gain=3.0, **options):
     """LlavaForConditionalGeneration with side x side patches and weights far from uniform attention."""
-    torch.manual_seed(seed)
+    config = LlavaConfig(**parts(side, layers, decoder, **options), image_seq_length=side * side)
+    return randomised(LlavaForConditionalGeneration, config, gain)
+
+
+def llava_next(side=6, layers=3, decoder="llama", gain=3.0, **options):
+    """LlavaNextForConditionalGeneration, likewise; tiles of PATCH x side pixels."""
+    pinpoints = [[PATCH * side * rows, PATCH * side * columns] for rows, columns in GRIDS]
+    config = LlavaNextConfig(**parts(side, layers, decoder, **options), image_grid_pinpoints=pinpoints)
+    return randomised(LlavaNextForConditionalGeneration, config, gain)
+
+
+def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE):
+    """Configurations of the parts, as keyword arguments."""
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -44,10 +62,12 @@ def llava(side=6, vocabulary=100, image_token=IMAGE, seed=0, layers=3, decoder="
         eos_token_id=None,
         **({"sliding_window": None} if decoder == "mistral" else {}),
     )
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=image_token, image_seq_length=side * side
-    )
-    model = LlavaForConditionalGeneration(config).eval()
+    return {"vision_config": vision, "text_config": text, "image_token_id": image_token}
+
+
+def randomised(model_class, config, gain, seed=0):
+    torch.manual_seed(seed)
+    model = model_class(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embed" not in name:
@@ -56,23 +76,49 @@ def llava(side=6, vocabulary=100, image_token=IMAGE, seed=0, layers=3, decoder="
 
 
 def prompts(model, questions: list[list[int]], images: list[int], seed: int = 0) -> dict:
-    """Left-padded inputs: row i is BOS, `images[i]` images with text between them, then `questions[i]`."""
-    patches = model.config.image_seq_length
-    rows = [[1, *([2] + [IMAGE] * patches) * n, *q] for q, n in zip(questions, images, strict=True)]
+    """Left-padded inputs: row i is BOS, `images[i]` images with text between them, then `questions[i]`.
+
+    For LLaVA-NeXT the images are of every grid in turn, some of them padded.
+    """
+    side = model.config.vision_config.image_size
+    generator = torch.Generator().manual_seed(seed)
+    if model.config.model_type == "llava_next":
+        grids = [GRIDS[i % len(GRIDS)] for i in range(sum(images))]
+        sizes = torch.tensor([[side * rows - 20 * (i % 2), side * columns] for i, (rows, columns) in enumerate(grids)])
+        most = max(1 + rows * columns for rows, columns in grids)
+        pixels = torch.randn(sum(images), most, 3, side, side, generator=generator)
+        inputs = {"pixel_values": pixels, "image_sizes": sizes}
+    else:
+        inputs = {"pixel_values": torch.randn(sum(images), 3, side, side, generator=generator)}
+    lengths = iter([picture.tokens for picture in pictures(model, inputs)])
+    rows = []
+    for question, count in zip(questions, images, strict=True):
+        rows.append([1, *itertools.chain(*([2] + [IMAGE] * next(lengths) for _ in range(count))), *question])
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    side = model.config.vision_config.image_size
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randn(sum(images), 3, side, side, generator=generator)
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+    return {"input_ids": ids, "attention_mask": mask, **inputs}
+
+
+class Watched(VisionMethod):
+    """A method that remembers what went in and out."""
+
+    def __init__(self, method):
+        self.method = method
+
+    def left(self, patches):
+        return self.method.left(patches)
+
+    def reduce(self, crops):
+        self.crops, self.reduced = crops, self.method.reduce(crops)
+        return self.reduced
 
 
 def save_llava15(path: Path, side: int = 24) -> Path:
     """A random checkpoint in the Hugging Face layout, by default with LLaVA-1.5's 576 patches of 336 px."""
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny_llava")
     image_token = tokenizer.convert_tokens_to_ids("<image>")
-    model = llava(side, len(tokenizer), image_token)
+    model = llava(side, vocabulary=len(tokenizer), image_token=image_token)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(path)
     size = PATCH * side

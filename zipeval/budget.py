@@ -20,10 +20,25 @@ from statistics import fmean
 from typing import TypeVar
 
 BUDGETS = ("paper", "mean", "final")
-PAPER_TOKENS, PAPER_LAYERS = 576, 32  # LLaVA-1.5-7B, which published settings are for
+PAPER_TOKENS, PAPER_LAYERS = 576, 32  # of an image in LLaVA-1.5-7B, which published settings are for
 STEPS = 1 << 14
 
 Setting = TypeVar("Setting")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a prompt, as the model takes it.
+
+    Attributes:
+        tokens: visual tokens that it makes without reduction.
+        crops: that the encoder sees: 1, or the whole image and its tiles (LLaVA-NeXT's anyres).
+        patches: of a crop.
+    """
+
+    tokens: int
+    crops: int
+    patches: int
 
 
 @dataclass(frozen=True)
@@ -34,28 +49,39 @@ class Shape:
         image: visual tokens that the model makes of an image.
         entering: those that reach this method; fewer behind another one.
         layers: of the decoder.
+        crops: that an image has at most.
     """
 
     image: int
     entering: int
     layers: int
+    crops: int = 1
 
-    def published(self, count: int) -> int:
-        """A number of tokens that was published for LLaVA-1.5, in proportion to this model's image."""
-        return round(count * self.image / PAPER_TOKENS)
+    @property
+    def picture(self) -> Picture:
+        """The largest image."""
+        return Picture(self.entering, self.crops, self.entering // self.crops)
+
+    def published(self, count: int, of: int = PAPER_TOKENS) -> int:
+        """A number of tokens that was published for an image of `of` tokens, in proportion to this model's image."""
+        return round(count * self.image / of)
 
     def depth(self, layer: int) -> int:
         """A layer that was published for LLaVA-1.5; in a shallower decoder the one at the same share of its depth."""
         return layer if self.layers >= PAPER_LAYERS else round(layer * self.layers / PAPER_LAYERS)
 
 
-def published(settings: Mapping[int, Setting], tokens: int, shape: Shape) -> Setting:
-    """The published setting for `tokens`; `settings` has a key for each number of tokens on LLaVA-1.5.
+def published(settings: Mapping[int, Setting], tokens: int, shape: Shape, of: int = PAPER_TOKENS) -> Setting:
+    """The published setting for `tokens`; `settings` has a key for each number of tokens of an image of `of`.
 
     Raises:
         ValueError: if none was published.
     """
-    scaled = {shape.published(count): setting for count, setting in settings.items()}
+    if not settings or (of == PAPER_TOKENS) != (shape.crops == 1):
+        raise ValueError(
+            f"tokens={tokens}: nothing was published for {shape.crops} crops. Choose budget=mean or budget=final"
+        )
+    scaled = {shape.published(count, of): setting for count, setting in settings.items()}
     if tokens not in scaled:
         listed = ", ".join(map(str, scaled))
         raise ValueError(
@@ -73,7 +99,7 @@ def search(make: Callable[[float], Setting], tokens: int, budget: str, shape: Sh
     """
 
     def reached(step: int) -> float:
-        entering = make(step / STEPS).entering([shape.entering], shape.layers)
+        entering = make(step / STEPS).schedule(shape.entering, shape.layers)
         return fmean(entering) if budget == "mean" else entering[-1]
 
     if tokens == shape.entering:

@@ -8,6 +8,7 @@ from itertools import groupby
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
+from zipeval.budget import Picture
 from zipeval.engine import flops
 from zipeval.errors import BudgetError, UsageError
 
@@ -77,11 +78,14 @@ class ZipEval(lmms):
         return answers
 
     def _answer(self, model, batch: list[Instance], prefills) -> list[GenerationResult]:
+        from zipeval.engine.images import pictures
+
         generation = dict(batch[0].args[2])
         stops = [s for s in generation.pop("until", None) or [] if s]
         conversations = [self._messages(r) for r in batch]
-        images = [sum(part["type"] == "image" for m in c for part in m["content"]) for c in conversations]
         inputs = self.session.inputs(conversations)
+        images = iter(pictures(model, inputs))
+        images = [[next(images) for m in c for part in m["content"] if part["type"] == "image"] for c in conversations]
         start = inputs["input_ids"].shape[1]
         new = model.generate(**inputs, **_generation_options(generation))[:, start:]
         (prefill,) = prefills
@@ -98,6 +102,7 @@ class ZipEval(lmms):
             entered, visual = prefill.entered[row * beams], prefill.visual(row * beams)
             self._check_budget(request, images[row], visual)
             self.measured[request.args[4], request.args[3]] = {
+                "crops": [image.crops for image in images[row]],
                 "visual_tokens": visual,
                 "prompt_tokens": entered[0],
                 "kv_entries": sum(entered),
@@ -109,7 +114,7 @@ class ZipEval(lmms):
             results.append(GenerationResult(text.strip(), counts))
         return results
 
-    def _check_budget(self, request: Instance, images: int, measured: list[int]) -> None:
+    def _check_budget(self, request: Instance, images: list[Picture], measured: list[int]) -> None:
         """Raises BudgetError where the visual tokens that entered some layer are not what the method has to leave."""
         expected = self.session.entering(images)
         for layer, counts in enumerate(zip(measured, expected, strict=True)):

@@ -13,7 +13,7 @@ from statistics import fmean
 from unittest.mock import patch
 
 from zipeval import benchmarks, methods, models, records
-from zipeval.budget import Shape
+from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, UsageError
 
@@ -31,8 +31,9 @@ class Session:
         self.config = config = check(config)
         self.checkpoint = models.find(config.model)
         self._afford()
-        image, layers = self.checkpoint.visual_tokens, self.checkpoint.layers
-        self.method = methods.build(config.method, config.budget, Shape(image, image, layers))
+        found = self.checkpoint
+        self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, found.crops)
+        self.method = methods.build(config.method, config.budget, self.shape)
         self._check_it_reduces()
         self._check_budget()
         self.placement = models.place(config.model)
@@ -49,7 +50,7 @@ class Session:
         """A setting beyond what is there would silently be vanilla under another name; tokens= all of them says so."""
         available = self.checkpoint.visual_tokens
         asked = {k: v for k, v in self.config.method.items() if k not in ("name", "_target_", "seed")}
-        nothing = self.entering(1) == [available] * self.checkpoint.layers
+        nothing = self.entering([self.shape.picture]) == [available] * self.shape.layers
         if asked and nothing and self.config.tokens != available:
             settings = ", ".join(f"{k}={v}" for k, v in asked.items() if v is not None)
             raise UsageError(
@@ -59,7 +60,7 @@ class Session:
 
     def _check_budget(self) -> None:
         """What the method's settings come to is what was asked for; whether it keeps to them is measured later."""
-        tokens, entering = self.config.tokens, self.entering(1)
+        tokens, entering = self.config.tokens, self.entering([self.shape.picture])
         reached = {"mean": fmean(entering), "final": entering[-1]}.get(self.config.budget)
         if None not in (tokens, reached) and abs(reached - tokens) > 1:
             raise BudgetError(
@@ -67,9 +68,9 @@ class Session:
                 f"come to {reached:.1f}. The method's for_budget is wrong."
             )
 
-    def entering(self, images: int) -> list[int]:
-        """Visual tokens that should enter each decoder layer, of a prompt with so many images."""
-        return self.method.entering([self.checkpoint.visual_tokens] * images, self.checkpoint.layers)
+    def entering(self, images: list[Picture]) -> list[int]:
+        """Visual tokens that should enter each decoder layer, of a prompt with these images."""
+        return self.method.entering(images, self.shape.layers)
 
     @cached_property
     def resolved(self) -> dict:

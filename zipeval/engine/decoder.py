@@ -19,7 +19,7 @@ from transformers import StaticCache
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 
-from zipeval.budget import Shape
+from zipeval.budget import Picture, Shape
 from zipeval.engine.ragged import compact_index, take, visual_slots
 
 DECODERS = ("llama", "mistral", "qwen2")
@@ -150,9 +150,9 @@ class DecoderMethod(ABC):
             ValueError: for a budget that cannot be met.
         """
 
-    def entering(self, images: list[int], depth: int) -> list[int]:
-        """Visual tokens that enter each of `depth` layers, of a prompt whose images have so many."""
-        return self.schedule(sum(images), depth)
+    def entering(self, images: list[Picture], depth: int) -> list[int]:
+        """Visual tokens that enter each of `depth` layers, of a prompt with these images."""
+        return self.schedule(sum(image.tokens for image in images), depth)
 
     @contextmanager
     def applied(self, model) -> Iterator[None]:

@@ -8,14 +8,17 @@ of the one layer a method scores by are the outputs of its `q_proj` and `k_proj`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from zipeval.budget import Shape
+from zipeval.budget import Picture, Shape
+from zipeval.engine.images import pack, pictures
 from zipeval.engine.ragged import compact_index, take
 
 
@@ -40,6 +43,17 @@ class Crops:
     prefix: int
     selected: torch.Tensor
     pixels: torch.Tensor
+
+    def select(self, rows: list[int]) -> Crops:
+        """Some of them."""
+        tensors = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("heads", "prefix")}
+        return replace(self, **tensors)
+
+    def everything(self) -> Reduced:
+        """What the model itself would take; not even CLS comes in."""
+        first = self.hidden.shape[1] - self.selected.shape[1]
+        kept = torch.arange(first, self.hidden.shape[1], device=self.hidden.device)
+        return Reduced(self.selected, kept.expand(len(self.hidden), -1))
 
     def cls_attention(self) -> torch.Tensor:
         """(N, H, P) float32: softmaxed attention of the CLS token to every patch."""
@@ -71,7 +85,7 @@ class VisionMethod(ABC):
     """A method that acts between encoder and projector.
 
     Attributes:
-        tokens: visual tokens that an image is left with.
+        tokens: visual tokens that a crop is left with; most images are one crop.
     """
 
     tokens: int
@@ -84,18 +98,39 @@ class VisionMethod(ABC):
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> VisionMethod:
         """The method with its settings for a budget: what is left of an image enters every layer of the decoder.
 
+        Where an image has several crops, `paper` gives every crop the same share, whatever their number is, as
+        published; otherwise the tokens of an image are divided over the crops that it has.
+
         Raises:
             ValueError: for a budget that cannot be met.
         """
-        return cls(tokens=tokens, **options)
+        if shape.crops == 1:
+            return cls(tokens=tokens, **options)
+        if budget != "paper":
+            return Divided(tokens, partial(cls, **options))
+        if tokens % shape.crops:
+            raise ValueError(f"tokens={tokens}: with budget=paper every one of {shape.crops} crops gets an equal share")
+        return cls(tokens=tokens // shape.crops, **options)
 
-    def left(self, tokens: int) -> int:
-        """What is left of an image of `tokens` visual tokens."""
-        return min(tokens, self.tokens)
+    def of_crops(self, picture: Picture) -> list[VisionMethod]:
+        """The method for each crop of an image."""
+        return [self] * picture.crops
 
-    def entering(self, images: list[int], depth: int) -> list[int]:
-        """Visual tokens that enter each of `depth` decoder layers, of a prompt whose images have so many."""
-        return [sum(map(self.left, images))] * depth
+    def left(self, patches: int) -> int:
+        """What is left of a crop of so many patches."""
+        return min(patches, self.tokens)
+
+    def left_of(self, picture: Picture) -> int:
+        """What is left of an image: all that the model makes of it if no patch leaves, and never more than that.
+
+        The model adds row ends to the patches of tiles, and cuts off those of padding.
+        """
+        left = [method.left(picture.patches) for method in self.of_crops(picture)]
+        return picture.tokens if min(left) == picture.patches else min(picture.tokens, sum(left))
+
+    def entering(self, images: list[Picture], depth: int) -> list[int]:
+        """Visual tokens that enter each of `depth` decoder layers, of a prompt with these images."""
+        return [sum(map(self.left_of, images))] * depth
 
     @contextmanager
     def applied(self, model) -> Iterator[None]:
@@ -139,6 +174,41 @@ class VisionMethod(ABC):
             del model.generate
 
 
+@dataclass(frozen=True)
+class _Everything(VisionMethod):
+    """For images that a budget is too large for."""
+
+    def reduce(self, crops: Crops) -> Reduced:
+        return crops.everything()
+
+
+def _parts(method: VisionMethod, picture: Picture) -> list[VisionMethod]:
+    """The method for each crop; what the model itself does where that makes no fewer tokens."""
+    if method.left_of(picture) == picture.tokens:
+        return [_Everything()] * picture.crops
+    return method.of_crops(picture)
+
+
+@dataclass(frozen=True)
+class Divided(VisionMethod):
+    """A method with a budget for whole images, divided over their crops.
+
+    Args:
+        tokens: visual tokens that an image is left with.
+        make: the method with `tokens=` for a crop.
+    """
+
+    tokens: int
+    make: Callable[..., VisionMethod]
+
+    def of_crops(self, picture: Picture) -> list[VisionMethod]:
+        share, rest = divmod(self.tokens, picture.crops)
+        return [self.make(tokens=min(picture.patches, share + (crop < rest))) for crop in range(picture.crops)]
+
+    def reduce(self, crops: Crops) -> Reduced:
+        return self.make(tokens=self.tokens).reduce(crops)
+
+
 def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     """The processor's inputs with features in place of pixels and with as many placeholders as features are left.
 
@@ -154,10 +224,12 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
         if len(ids) > 1:
             raise ValueError(f"attention_mask=None with {len(ids)} prompts: pass the mask that the processor returns")
         mask = torch.ones_like(ids)
-    pixels = inputs.pop("pixel_values")
-    with _at_projector(model, method, pixels) as reductions:
-        features = list(model.base_model.get_image_features(pixels, return_dict=True).pooler_output)
-    before = [reductions[0].selected.shape[1]] * len(features)
+    images = pictures(model, inputs)
+    pixels, sizes = inputs.pop("pixel_values"), inputs.pop("image_sizes", None)
+    sized = {} if sizes is None else {"image_sizes": sizes}
+    with _at_projector(model, method, images):
+        features = list(model.base_model.get_image_features(pixels, **sized, return_dict=True).pooler_output)
+    before = [image.tokens for image in images]
     ids, mask = shrink(ids, mask, model.config.image_token_id, before, [len(f) for f in features])
     # A fresh object for every call: generate() rewrites it in place for num_beams > 1.
     images = BaseModelOutputWithPooling(pooler_output=features)
@@ -181,8 +253,8 @@ def shrink(ids, mask, placeholder: int, before: list[int], after: list[int]):
 
 
 @contextmanager
-def _at_projector(model, method: VisionMethod, pixels) -> Iterator[list]:
-    """While open, the projector receives what `method` leaves; yields the list of `Crops` that went in."""
+def _at_projector(model, method: VisionMethod, images: list[Picture]) -> Iterator[None]:
+    """While open, the projector receives what `method` leaves, and an image's crops are packed accordingly."""
     base = model.base_model
     tower = base.vision_tower
     tower = getattr(tower, "vision_model", tower)
@@ -190,25 +262,36 @@ def _at_projector(model, method: VisionMethod, pixels) -> Iterator[list]:
     if not isinstance(number, int):
         raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
     layer = tower.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
-    attention, seen, crops = layer.self_attn, {}, []
-
-    def swap(module, args):
-        prefix = int(hasattr(tower.embeddings, "class_embedding"))
-        given = Crops(**seen, heads=attention.num_heads, prefix=prefix, selected=args[0], pixels=pixels)
-        crops.append(given)
-        return (method.reduce(given).features.to(args[0].dtype),)
+    attention, seen, kept = layer.self_attn, {}, []
+    prefix = int(hasattr(tower.embeddings, "class_embedding"))
 
     def see(name):
         return lambda module, args, output: seen.update({name: output})
 
+    def swap(module, args):
+        given = Crops(**seen, heads=attention.num_heads, prefix=prefix, selected=args[0])
+        of_crops = [part for image in images for part in _parts(method, image)]
+        reduced: list[Reduced] = [None] * len(of_crops)
+        for part in dict.fromkeys(of_crops):
+            rows = [i for i, other in enumerate(of_crops) if other == part]
+            result = part.reduce(given if len(rows) == len(of_crops) else given.select(rows))
+            for i, row in enumerate(rows):
+                reduced[row] = Reduced(result.features[i], result.kept[i])
+        kept.extend(reduced)
+        return (pad_sequence([r.features for r in reduced], batch_first=True).to(args[0].dtype),)
+
     hooks = [
+        tower.embeddings.register_forward_pre_hook(lambda module, args: seen.update(pixels=args[0])),
         layer.register_forward_hook(see("hidden")),
         attention.q_proj.register_forward_hook(see("queries")),
         attention.k_proj.register_forward_hook(see("keys")),
         base.multi_modal_projector.register_forward_pre_hook(swap),
     ]
+    if hasattr(base, "pack_image_features"):
+        base.pack_image_features = partial(pack, model, kept, prefix)
     try:
-        yield crops
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+        vars(base).pop("pack_image_features", None)

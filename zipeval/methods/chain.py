@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zipeval.budget import Shape
+from zipeval.budget import Picture, Shape
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.vision import VisionMethod
 from zipeval.methods import build
@@ -44,15 +44,16 @@ class Chain:
         if second.get("tokens") != tokens:
             raise ValueError(f"second.tokens={second.get('tokens')}: what the second one leaves is set by tokens=")
         before = build(first, budget, shape)
-        if before.left(shape.entering) <= tokens < shape.entering:
-            raise ValueError(f"tokens={tokens}: the second one gets {before.left(shape.entering)} and removes nothing")
-        return cls(before, build(second, budget, replace(shape, entering=before.left(shape.entering))))
+        left = before.left_of(shape.picture)
+        if left <= tokens < shape.entering:
+            raise ValueError(f"tokens={tokens}: the second one gets {left} and removes nothing")
+        return cls(before, build(second, budget, replace(shape, entering=left)))
 
     @contextmanager
     def applied(self, model) -> Iterator[None]:
         with self.first.applied(model), self.second.applied(model):
             yield
 
-    def entering(self, images: list[int], depth: int) -> list[int]:
-        """Visual tokens that enter each of `depth` layers, of a prompt whose images have so many."""
-        return self.second.entering([self.first.left(n) for n in images], depth)
+    def entering(self, images: list[Picture], depth: int) -> list[int]:
+        """Visual tokens that enter each of `depth` layers, of a prompt with these images."""
+        return self.second.entering([replace(image, tokens=self.first.left_of(image)) for image in images], depth)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.nn.functional import adaptive_avg_pool2d
 
-from zipeval.budget import Shape
+from zipeval.budget import Picture, Shape
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
 
 
@@ -22,11 +22,17 @@ class Pool(VisionMethod):
 
     @classmethod
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> Pool:
-        grid(tokens, round(shape.image**0.5))
-        return super().for_budget(tokens, budget, shape, **options)
+        method = super().for_budget(tokens, budget, shape, **options)
+        patches = shape.image // shape.crops
+        for crops in range(min(3, shape.crops), shape.crops + 1):  # an image has two tiles or more
+            for part in method.of_crops(Picture(shape.image, crops, patches)):
+                grid(part.tokens, round(patches**0.5))
+        return method
 
     def reduce(self, crops: Crops) -> Reduced:
         patches = crops.hidden[:, crops.prefix :]
+        if self.tokens >= patches.shape[1]:
+            return crops.everything()
         side = round(patches.shape[1] ** 0.5)
         image = patches.mT.unflatten(2, (side, side))
         pooled = adaptive_avg_pool2d(image, grid(self.tokens, side)).flatten(2).mT

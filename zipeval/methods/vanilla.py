@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from zipeval.budget import Picture
+
 
 @dataclass(frozen=True)
 class Vanilla:
@@ -13,6 +15,6 @@ class Vanilla:
     def applied(self, model) -> AbstractContextManager:
         return nullcontext()
 
-    def entering(self, images: list[int], depth: int) -> list[int]:
+    def entering(self, images: list[Picture], depth: int) -> list[int]:
         """All of them, in every layer."""
-        return [sum(images)] * depth
+        return [sum(image.tokens for image in images)] * depth

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize, one_hot
 
-from zipeval.budget import Shape, published
+from zipeval.budget import PAPER_TOKENS, Shape, published
 from zipeval.engine.ragged import take
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
 
-# Dominant and contextual tokens in Table 1; other numbers are split in the same proportion.
-PUBLISHED = {192: (162, 30), 128: (108, 20), 64: (54, 10)}
+# Dominant and contextual tokens of a crop, by the crops of an image and the tokens of all of them: Tables 1 and 2.
+# Other numbers are split in the same proportion.
+PUBLISHED = {
+    1: {192: (162, 30), 128: (108, 20), 64: (54, 10)},
+    5: {640: (108, 20), 320: (54, 10), 160: (27, 5)},
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class VisionZip(VisionMethod):
     @classmethod
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> VisionZip:
         if budget == "paper" and tokens != shape.entering and not options:
-            published(PUBLISHED, tokens, shape)
+            published(PUBLISHED.get(shape.crops, {}), tokens, shape, of=PAPER_TOKENS * shape.crops)
         return super().for_budget(tokens, budget, shape, **options)
 
     def left(self, tokens: int) -> int:
@@ -61,11 +65,8 @@ class VisionZip(VisionMethod):
 
     def reduce(self, crops: Crops) -> Reduced:
         dominant, contextual = self.split()
-        everything = crops.hidden.shape[1]
-        if dominant + contextual >= crops.selected.shape[1]:  # nothing to remove: not even CLS comes in
-            first = everything - crops.selected.shape[1]
-            kept = torch.arange(first, everything, device=crops.hidden.device)
-            return Reduced(crops.selected, kept.expand(len(crops.hidden), -1))
+        if dominant + contextual >= crops.selected.shape[1]:
+            return crops.everything()
         score = crops.cls_attention().sum(1)
         top = score.topk(dominant - crops.prefix).indices + crops.prefix
         is_dominant = torch.zeros_like(crops.hidden[..., 0], dtype=torch.bool).scatter(1, top, True)

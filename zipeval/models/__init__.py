@@ -24,12 +24,14 @@ class Checkpoint:
         fingerprint: hash of its small files and of samples of its weights; the same for a copy elsewhere.
         visual_tokens: how many an image has without reduction.
         layers: of its decoder.
+        crops: that an image has at most.
     """
 
     path: Path
     fingerprint: str
     visual_tokens: int
     layers: int
+    crops: int = 1
 
 
 def find(config: ModelConfig) -> Checkpoint:
@@ -54,12 +56,15 @@ def find(config: ModelConfig) -> Checkpoint:
         raise UsageError(
             f"model.family={config.family}: no such family. `zipeval list models` shows models."
         ) from error
+    if config.embedded and hasattr(family, "of_llava"):
+        settings = family.of_llava(settings)
     if settings.get("model_type") != family.MODEL_TYPE:
         raise UsageError(
             f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
             f"loads {family.MODEL_TYPE!r}. `zipeval list models` shows the families."
         )
-    return Checkpoint(path, _fingerprint(path), family.visual_tokens(settings), family.decoder_layers(settings))
+    visual = family.visual_tokens(settings)
+    return Checkpoint(path, _fingerprint(path), visual, family.decoder_layers(settings), family.crops(settings))
 
 
 def _processor_file(path: Path) -> str:

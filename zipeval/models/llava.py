@@ -25,24 +25,35 @@ def decoder_layers(config: dict) -> int:
     return config.get("text_config", {}).get("num_hidden_layers", 32)
 
 
+def crops(config: dict) -> int:
+    """The encoder sees an image once."""
+    return 1
+
+
 def load(path: Path, placement: Placement):
-    """(model, processor) in evaluation mode.
+    """(model, processor) in evaluation mode."""
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    return load_stock(LlavaForConditionalGeneration, LlavaProcessor, path, placement)
+
+
+def load_stock(model_class, processor_class, path: Path, placement: Placement):
+    """(model, processor) of stock classes in evaluation mode.
 
     Raises:
         UsageError: if weights are missing or have other shapes; transformers would fill them with noise.
     """
     import torch
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
     try:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
+        model, report = model_class.from_pretrained(
             path,
             dtype=getattr(torch, placement.dtype),
             attn_implementation=placement.attn_implementation,
             output_loading_info=True,
             local_files_only=True,
         )
-        processor = LlavaProcessor.from_pretrained(path, local_files_only=True)
+        processor = processor_class.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(f"{path}: transformers cannot load it ({reason}). Fetch the checkpoint again.") from error

@@ -1,0 +1,77 @@
+"""LLaVA-NeXT (LLaVA-1.6): an image is seen whole and in tiles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zipeval.models import llava
+
+if TYPE_CHECKING:
+    from zipeval.models import Placement
+
+MODEL_TYPE = "llava_next"
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # transformers' default
+
+decoder_layers = llava.decoder_layers
+
+
+def crops(config: dict) -> int:
+    """The whole image and the tiles of the largest grid."""
+    side = config.get("vision_config", {}).get("image_size", 336)
+    grids = config.get("image_grid_pinpoints", PINPOINTS)
+    return 1 + max((height // side) * (width // side) for height, width in grids)
+
+
+def visual_tokens(config: dict) -> int:
+    """Of all crops, as papers count: neither row ends nor what is cut off where a tile is padded."""
+    return crops(config) * llava.visual_tokens(config)
+
+
+def of_llava(config: dict) -> dict:
+    """The config of the stand-in that is made of an embedded LLaVA's weights: the same grids in its crops."""
+    side = config["vision_config"]["image_size"]
+    grids = [[height // 336 * side, width // 336 * side] for height, width in PINPOINTS]
+    return {**config, "model_type": MODEL_TYPE, "image_grid_pinpoints": grids}
+
+
+def load(path: Path, placement: Placement):
+    """(model, processor) in evaluation mode."""
+    from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+
+    if json.loads((path / "config.json").read_text())["model_type"] == llava.MODEL_TYPE:
+        return _load_stand_in(path, placement)
+    return llava.load_stock(LlavaNextForConditionalGeneration, LlavaNextProcessor, path, placement)
+
+
+def _load_stand_in(path: Path, placement: Placement):
+    """LLaVA's weights and a row end of zeros; what it answers is in docs/tiny_llava.md."""
+    import torch
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextImageProcessor
+    from transformers import LlavaNextProcessor as Processor
+
+    source, its = llava.load(path, placement)
+    config = LlavaNextConfig.from_dict(of_llava(source.config.to_dict()))
+    config._attn_implementation = placement.attn_implementation
+    model = LlavaNextForConditionalGeneration(config).to(source.device, source.dtype)
+    weights = source.state_dict()
+    weights["model.image_newline"] = torch.zeros_like(model.model.image_newline)
+    model.load_state_dict(weights)
+    model.generation_config = source.generation_config
+    images = its.image_processor
+    processor = Processor(
+        LlavaNextImageProcessor(
+            size=images.size,
+            crop_size=images.crop_size,
+            image_mean=images.image_mean,
+            image_std=images.image_std,
+            image_grid_pinpoints=config.image_grid_pinpoints,
+        ),
+        its.tokenizer,
+        patch_size=its.patch_size,
+        vision_feature_select_strategy=its.vision_feature_select_strategy,
+        num_additional_image_tokens=its.num_additional_image_tokens,
+        chat_template=its.chat_template,
+    )
+    return model.eval(), processor
