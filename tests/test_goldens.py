@@ -155,7 +155,7 @@ def test_visionzip(folder, setting, number, prompt, golden):
         return answer(model, method, inputs, golden)
     with method.applied(model), torch.no_grad():
         model(**inputs)
-        score = method.crops.cls_attention()[0].sum(0)
+        score = method.crops.attention()[0].sum(0)
         hidden = method.reduced.features[0]
         features = model.model.multi_modal_projector(hidden)
     for what, expected in golden.items():

@@ -36,8 +36,12 @@ def transcription(model, pixels, dominant, contextual):
         keys = block.self_attn.k_proj(block.layer_norm1(states[layer]))[0].double().numpy()
     keys = keys.reshape(len(keys), attention.shape[0], -1).mean(1)
 
-    total = {p: sum(head[0, p] for head in attention) for p in range(1, len(hidden))}
-    kept = sorted([0, *sorted(total, key=total.get, reverse=True)[: dominant - 1]])
+    if hasattr(tower.embeddings, "class_embedding"):
+        total = {p: sum(head[0, p] for head in attention) for p in range(1, len(hidden))}
+        kept = sorted([0, *sorted(total, key=total.get, reverse=True)[: dominant - 1]])
+    else:
+        total = {p: sum(np.mean(head[:, p]) for head in attention) for p in range(len(hidden))}
+        kept = sorted(sorted(total, key=total.get, reverse=True)[:dominant])
     rest = [p for p in range(len(hidden)) if p not in kept]
     step = max(1, len(rest) // contextual) if contextual else 1
     targets = [rest[i * step] for i in range(contextual)]
@@ -54,6 +58,27 @@ def transcription(model, pixels, dominant, contextual):
 def exact_model():
     """In float64, so that a difference is a different algorithm and not rounding."""
     return llava().double()
+
+
+@pytest.fixture(scope="module")
+def siglip():
+    """An encoder without CLS; 100 patches are more rows than are held at a time."""
+    return llava(side=10, encoder="siglip_vision_model").double()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_equals_transcription_without_cls(siglip, seed):
+    test_equals_transcription(siglip, seed)
+
+
+def test_without_cls_keeping_everything_is_the_stock_model(siglip):
+    inputs = prompts(siglip, [[5, 6], [7]], [1, 2])
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    with torch.no_grad():
+        stock = siglip(**inputs).logits
+        with VisionZip(tokens=100).applied(siglip):
+            assert torch.equal(siglip(**inputs).logits, stock)
+    assert (inputs["input_ids"] == IMAGE).sum(1).tolist() == [100, 200]
 
 
 @pytest.mark.parametrize("seed", range(120))

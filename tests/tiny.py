@@ -10,7 +10,6 @@ from transformers import (
     CONFIG_MAPPING,
     AutoTokenizer,
     CLIPImageProcessor,
-    CLIPVisionConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -40,9 +39,9 @@ def llava_next(side=6, layers=3, decoder="llama", gain=3.0, **options):
     return randomised(LlavaNextForConditionalGeneration, config, gain)
 
 
-def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE):
+def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE, encoder="clip_vision_model"):
     """Configurations of the parts, as keyword arguments."""
-    vision = CLIPVisionConfig(
+    vision = CONFIG_MAPPING[encoder](
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=4,
@@ -62,7 +61,13 @@ def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE):
         eos_token_id=None,
         **({"sliding_window": None} if decoder == "mistral" else {}),
     )
-    return {"vision_config": vision, "text_config": text, "image_token_id": image_token}
+    strategy = "default" if encoder.startswith("clip") else "full"  # only where there is a CLS token to leave out
+    return {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_id": image_token,
+        "vision_feature_select_strategy": strategy,
+    }
 
 
 def randomised(model_class, config, gain, seed=0):

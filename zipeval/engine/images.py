@@ -13,11 +13,19 @@ from zipeval.budget import Picture
 def pictures(model, inputs: dict) -> list[Picture]:
     """The images of the processor's inputs, in reading order."""
     vision = model.config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2 + (model.config.vision_feature_select_strategy == "full")
+    patches = (vision.image_size // vision.patch_size) ** 2
+    if model.config.vision_feature_select_strategy == "full":
+        patches += cls_tokens(model)
     pixels, sizes = inputs.get("pixel_values"), inputs.get("image_sizes")
     if sizes is None:
         return [Picture(patches, 1, patches)] * (0 if pixels is None else len(pixels))
     return [Picture(stock_tokens(model, size), crops(model, size), patches) for size in sizes]
+
+
+def cls_tokens(model) -> int:
+    """Tokens before the patches: 1 for CLIP, 0 for SigLIP."""
+    tower = model.base_model.vision_tower
+    return int(hasattr(getattr(tower, "vision_model", tower).embeddings, "class_embedding"))
 
 
 def crops(model, size: torch.Tensor) -> int:

@@ -18,8 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.images import pack, pictures
+from zipeval.engine.images import cls_tokens, pack, pictures
 from zipeval.engine.ragged import compact_index, take
+
+ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,17 @@ class Crops:
         kept = torch.arange(first, self.hidden.shape[1], device=self.hidden.device)
         return Reduced(self.selected, kept.expand(len(self.hidden), -1))
 
-    def cls_attention(self) -> torch.Tensor:
-        """(N, H, P) float32: softmaxed attention of the CLS token to every patch."""
-        if not self.prefix:
-            raise ValueError("this vision encoder has no CLS token to score patches by")
-        query, key = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.queries[:, :1], self.keys))
-        scores = query @ key.mT * key.shape[-1] ** -0.5
-        return scores.softmax(-1, dtype=torch.float32)[:, :, 0, self.prefix :]
+    def attention(self) -> torch.Tensor:
+        """(N, H, P) float32: softmaxed attention that every patch gets from CLS, or where there is none from all tokens
+        on average. Of all rows of an attention map, only `ROWS` are held at a time.
+        """
+        queries, keys = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.queries, self.keys))
+        rows = queries[:, :, :1] if self.prefix else queries
+        total = 0
+        for some in rows.split(ROWS, 2):
+            scores = some @ keys.mT * keys.shape[-1] ** -0.5
+            total = total + scores.softmax(-1, dtype=torch.float32).sum(2)
+        return total[..., self.prefix :] / rows.shape[2]
 
     def mean_keys(self) -> torch.Tensor:
         """(N, S, d): keys averaged over heads."""
@@ -263,7 +269,7 @@ def _at_projector(model, method: VisionMethod, images: list[Picture]) -> Iterato
         raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
     layer = tower.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
     attention, seen, kept = layer.self_attn, {}, []
-    prefix = int(hasattr(tower.embeddings, "class_embedding"))
+    prefix = cls_tokens(model)
 
     def see(name):
         return lambda module, args, output: seen.update({name: output})

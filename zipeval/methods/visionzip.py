@@ -2,6 +2,7 @@
 
 Where the paper and its official code differ, this follows the code, which made the paper's tables: cosine similarity
 of head-averaged keys instead of a dot product, target + mean instead of a mean, CLS counted among the dominant tokens.
+Encoders without CLS are in the paper only: their patches are scored by the mean attention that they get.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class VisionZip(VisionMethod):
         dominant, contextual = self.split()
         if dominant + contextual >= crops.selected.shape[1]:
             return crops.everything()
-        score = crops.cls_attention().sum(1)
+        score = crops.attention().sum(1)
         top = score.topk(dominant - crops.prefix).indices + crops.prefix
         is_dominant = torch.zeros_like(crops.hidden[..., 0], dtype=torch.bool).scatter(1, top, True)
         is_dominant[:, : crops.prefix] = True

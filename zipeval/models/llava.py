@@ -17,7 +17,8 @@ def visual_tokens(config: dict) -> int:
     """Visual tokens of one image, from the checkpoint's config.json."""
     vision = {"image_size": 336, "patch_size": 14, **config.get("vision_config", {})}
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    return patches + (config.get("vision_feature_select_strategy") == "full")
+    with_cls = vision.get("model_type", "clip_vision_model").startswith("clip")
+    return patches + (with_cls and config.get("vision_feature_select_strategy") == "full")
 
 
 def decoder_layers(config: dict) -> int:
