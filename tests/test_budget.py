@@ -105,6 +105,13 @@ def test_an_unpublished_budget_is_refused(method):
         method.for_budget(100, "paper", LLAVA15)
 
 
+def test_published_layers_move_in_shallow_decoders_only():
+    deep, shallow = Shape(576, 576, 40), Shape(144, 144, 6)
+    assert SparseVLM.for_budget(192, "paper", deep).after == (2, 6, 15)
+    assert SparseVLM.for_budget(48, "paper", shallow).after == (0, 1, 3)
+    assert [FastV.for_budget(t, "paper", s).K for t, s in ((192, deep), (48, shallow))] == [2, 1]
+
+
 def test_a_chained_method_starts_from_what_the_first_one_left():
     behind = Shape(image=576, entering=128, layers=32)
     assert FastV.for_budget(64, "paper", behind).entering([behind.picture], 32) == [128] * 2 + [48] * 30
