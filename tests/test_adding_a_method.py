@@ -50,6 +50,17 @@ def test_both_methods_run_and_are_measured(outside):
     assert pyramid["entering"][0] == 144
 
 
+def test_a_plain_class_will_do(outside):
+    """Neither hashable nor with a repr of its own; the same command twice is one run."""
+    source = (outside / "norms.py").read_text()
+    (outside / "norms.py").write_text(source.replace("@dataclass(frozen=True)", "@dataclass(repr=False)"))
+    command = "PYTHONPATH=. zipeval run --config-dir configs method=norms tokens=16"
+    assert follow(command, outside).returncode == 0
+    again = follow(command, outside)
+    assert "finished before, kept" in again.stdout
+    assert len(list(outside.glob("results/runs/*"))) == 1
+
+
 def test_a_method_whose_settings_miss_its_budget_is_not_run(outside):
     source = (outside / "pyramid.py").read_text()
     wrong = (

@@ -77,7 +77,8 @@ def published(settings: Mapping[int, Setting], tokens: int, shape: Shape, of: in
     Raises:
         ValueError: if none was published.
     """
-    if not settings or (of == PAPER_TOKENS) != (shape.crops == 1):
+    in_crops = of != PAPER_TOKENS  # settings for images in crops are not for others, nor the other way round
+    if not settings or in_crops != (shape.crops > 1):
         raise ValueError(
             f"tokens={tokens}: nothing was published for {shape.crops} crops. Choose budget=mean or budget=final"
         )

@@ -128,13 +128,14 @@ def run_id(config: RunConfig, resolved: dict) -> str:
     """A readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
 
     Args:
-        resolved: what `auto` and the path of the weights came to.
+        resolved: what `auto`, the path of the weights and the budget came to.
     """
     identity = asdict(config)
     for name in ("tasks", "results", "batch_size"):  # a record is per task; answers should not depend on the batch
         identity.pop(name)
     identity["model"].pop("path")
     identity["model"] |= resolved | {"device": resolved["device"].partition(":")[0]}
+    identity["model"].pop("method")  # follows from the rest; its repr may hold an address
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     parts = [config.model.name, config.method["name"], config.tokens, digest]
     return "-".join(str(p) for p in parts if p is not None)

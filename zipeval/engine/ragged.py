@@ -30,5 +30,8 @@ def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def visual_slots(ids: torch.Tensor, config) -> torch.Tensor:
     """(B, S) bool: placeholders of images and videos in `ids`, for a model of `config`."""
-    kinds = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
-    return torch.isin(ids, ids.new_tensor([token for token in kinds if token is not None]))
+    slots = torch.zeros_like(ids, dtype=torch.bool)
+    for name in ("image_token_id", "video_token_id"):
+        if (token := getattr(config, name, None)) is not None:
+            slots |= ids == token  # a number, not a tensor made of it: decoding steps come by here
+    return slots

@@ -13,7 +13,8 @@ from zipeval.engine.decoder import DecoderMethod, Prompts
 
 @dataclass(frozen=True)
 class Staged(DecoderMethod):
-    """
+    """Visual tokens leave behind some layers; a subclass says which.
+
     Args:
         counts: visual tokens kept after each layer of `after`, before merged ones join them; at least one leaves, as in
             SparseVLM's code, but where the count is None.

@@ -278,7 +278,9 @@ def _at_projector(model, method: VisionMethod, images: list[Picture]) -> Iterato
         given = Crops(**seen, heads=attention.num_heads, prefix=prefix, selected=args[0])
         of_crops = [part for image in images for part in _parts(method, image)]
         reduced: list[Reduced] = [None] * len(of_crops)
-        for part in dict.fromkeys(of_crops):
+        for first, part in enumerate(of_crops):
+            if reduced[first] is not None:
+                continue  # with an equal one before it; a method need not be hashable
             rows = [i for i, other in enumerate(of_crops) if other == part]
             result = part.reduce(given if len(rows) == len(of_crops) else given.select(rows))
             for i, row in enumerate(rows):
