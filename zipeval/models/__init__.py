@@ -22,16 +22,16 @@ class Checkpoint:
     Attributes:
         path: its directory.
         fingerprint: hash of its small files and of samples of its weights; the same for a copy elsewhere.
-        visual_tokens: how many an image has without reduction.
+        visual_tokens: how many its largest picture, an image or a video, has without reduction.
         layers: of its decoder.
-        crops: that an image has at most.
+        grids: numbers of crops that an image or video can have, ascending.
     """
 
     path: Path
     fingerprint: str
     visual_tokens: int
     layers: int
-    crops: int = 1
+    grids: tuple[int, ...]
 
 
 def find(config: ModelConfig) -> Checkpoint:
@@ -64,7 +64,7 @@ def find(config: ModelConfig) -> Checkpoint:
             f"loads {family.MODEL_TYPE!r}. `zipeval list models` shows the families."
         )
     visual = family.visual_tokens(settings)
-    return Checkpoint(path, _fingerprint(path), visual, family.decoder_layers(settings), family.crops(settings))
+    return Checkpoint(path, _fingerprint(path), visual, family.decoder_layers(settings), family.grids(settings))
 
 
 def _processor_file(path: Path) -> str:
@@ -197,6 +197,11 @@ def place(config: ModelConfig) -> Placement:
         flash = on_cuda and dtype != "float32" and is_flash_attn_2_available()
         attention = "flash_attention_2" if flash else "sdpa"
     return Placement(device, dtype, attention)
+
+
+def family(config: ModelConfig):
+    """The module of the model's family."""
+    return import_module(f"zipeval.models.{config.family}")
 
 
 _loaded: dict[tuple, tuple] = {}
