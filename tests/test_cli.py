@@ -73,6 +73,11 @@ REFUSED = [
     (["model=tiny_lava"], "model=tiny_lava", "Did you mean tiny_llava?"),
     (["model.dtpe=float16"], "model.dtpe=float16", "Did you mean dtype?"),
     (["model.dtype=float8"], "model.dtype=float8", "bfloat16"),
+    (["model.quantization=3bit"], "model.quantization=3bit", "none, 8bit, 4bit"),
+    (["model.device_map=all"], "model.device_map=all", "null, auto"),
+    (["model.device_map=auto", "model.device=cpu"], "model.device=cpu", "model.device_map=auto"),
+    (["model=tiny_next", "model.quantization=4bit"], "model.quantization=4bit", "model=tiny_llava"),
+    (["model=tiny_next", "model.device_map=auto"], "model.device_map=auto", "model=tiny_llava"),
     (["model.family=foo"], "model.family=foo", "`zipeval list models`"),
     (["model=llava15", "model.hub=null"], "model=llava15", "model.path=DIR"),
     (["model=llava15", "model.hub=a/b/c"], "a/b/c", "model.path=DIR"),
@@ -111,6 +116,20 @@ def test_refused_input(arguments, named, advice, tmp_path, monkeypatch, capsys):
     assert named in said.err
     assert advice in said.err
     assert not list(tmp_path.glob("results/**/*.json"))
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantization_without_its_library(quantization, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # Python's own way to say: there is none
+    monkeypatch.setattr(sys, "argv", ["zipeval", "run", f"model.quantization={quantization}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"zipeval: model.quantization={quantization}: bitsandbytes is not installed. "
+        "`pip install 'zipeval[quantization]'` installs it.\n"
+    )
 
 
 def test_a_refusal_from_a_shell(tmp_path):

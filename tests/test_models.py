@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import save_llava15
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from zipeval import models
@@ -21,7 +22,7 @@ CPU = Placement("cpu", "float32", "sdpa")
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return save_llava15(tmp_path_factory.mktemp("checkpoint") / "llava")
+    return tiny.save_llava15(tmp_path_factory.mktemp("checkpoint") / "llava")
 
 
 @pytest.fixture
@@ -156,6 +157,27 @@ def test_placement_on_the_cpu():
     assert models.place(ModelConfig(device="cpu", dtype="bfloat16", attn_implementation="eager")) == Placement(
         "cpu", "bfloat16", "eager"
     )
+
+
+@pytest.mark.parametrize("quantization, kind, size", [("8bit", "Linear8bitLt", 1), ("4bit", "Linear4bit", 0.5)])
+@pytest.mark.parametrize("family, make", [("llava", tiny.llava), ("llava_next", tiny.llava_next)], ids=str)
+def test_only_the_language_model_is_quantised(family, make, quantization, kind, size, checkpoint):
+    """lm_head and all before the language model keep the dtype, so that methods read what the encoder attends to."""
+    pytest.importorskip("bitsandbytes")
+    path, config = checkpoint
+    with open(path / "config.json") as file:
+        make(24, vocabulary=json.load(file)["text_config"]["vocab_size"]).save_pretrained(path)
+    placement = models.place(replace(config, device="cpu", dtype="bfloat16", quantization=quantization))
+    model, _ = models.load(family, path, quantization, placement)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    quantised = {n: m for n, m in linear.items() if type(m).__name__ == kind}
+    assert quantised.keys() == {n for n in linear if n.startswith("model.language_model.")}
+    assert len(linear) - len(quantised) > 10
+    assert {m.weight.dtype for n, m in linear.items() if n not in quantised} == {torch.bfloat16}
+    assert all(m.weight.nbytes == size * m.in_features * m.out_features for m in quantised.values())
+    if quantization == "4bit":
+        assert {(m.weight.quant_type, m.compute_dtype) for m in quantised.values()} == {("nf4", torch.bfloat16)}
+    assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")
 
 
 def test_the_embedded_checkpoint_loads_with_plain_transformers():

@@ -18,6 +18,8 @@ def put(
     task_hash="h",
     seed=0,
     device="cpu",
+    quantization="none",
+    device_map=None,
     **options,
 ):
     config = {
@@ -28,6 +30,8 @@ def put(
             "dtype": "auto",
             "device": "auto",
             "attn_implementation": "auto",
+            "quantization": quantization,
+            "device_map": device_map,
         },
         "method": {"name": method, "_target_": "x", **options, **({"tokens": tokens} if tokens else {})},
         "tokens": tokens,
@@ -43,9 +47,16 @@ def put(
         "metrics": {"accuracy": score / 100, "accuracy_exist": score / 200},
         "visual_tokens": {"requested": tokens, "mean": float(tokens or 144), "final": 9.0},
         "config": config,
-        "resolved": {"fingerprint": "f", "dtype": "float32", "device": device, "attn_implementation": "sdpa"},
+        "resolved": {
+            "fingerprint": "f",
+            "dtype": "float32",
+            "device": device,
+            "attn_implementation": "sdpa",
+            "quantization": quantization,
+            "device_map": device_map,
+        },
     }
-    name = f"{model}-{method}-{tokens}-{limit}-{seed}-{device}-{len(options)}"
+    name = f"{model}-{method}-{tokens}-{limit}-{seed}-{device}-{quantization}-{device_map}-{len(options)}"
     return records.write(root / name, record, [])
 
 
@@ -92,6 +103,17 @@ def test_an_upper_bound_from_another_device_is_none(tmp_path):
     with pytest.raises(UsageError, match="no upper bound"):
         render(str(tmp_path))
     put(tmp_path, "vanilla", 75.0, device="cuda:0")
+    assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+
+
+@pytest.mark.parametrize("held", [{"quantization": "4bit"}, {"device_map": "auto"}], ids=str)
+def test_weights_that_are_held_otherwise_have_their_own_upper_bound(held, tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16, **held)
+    ((name, value),) = held.items()
+    with pytest.raises(UsageError, match=rf"no upper bound.*method=vanilla.* model\.{name}={value}`"):
+        render(str(tmp_path))
+    put(tmp_path, "vanilla", 75.0, **held)
     assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
 
 

@@ -29,6 +29,8 @@ class ModelConfig:
         dtype: auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16 or float16.
         device: auto, cpu, cuda or cuda:N.
         attn_implementation: auto (FlashAttention 2 on CUDA where installed, else SDPA), sdpa, eager, flash_attention_2.
+        quantization: none, or 8bit or 4bit (NF4) for the language model's layers, by bitsandbytes.
+        device_map: null, or auto to spread the layers over all GPUs.
     """
 
     name: str = MISSING
@@ -40,6 +42,8 @@ class ModelConfig:
     dtype: str = "auto"
     device: str = "auto"
     attn_implementation: str = "auto"
+    quantization: str = "none"
+    device_map: str | None = None
 
 
 @dataclass
@@ -73,6 +77,8 @@ CHOICES = {
     "budget": BUDGETS,
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
+    "model.quantization": ("none", "8bit", "4bit"),
+    "model.device_map": (None, "auto"),
 }
 
 
@@ -89,9 +95,13 @@ def check(config: RunConfig) -> RunConfig:
     for name, choices in CHOICES.items():
         value = reduce(getattr, name.split("."), config)
         if value not in choices:
-            raise UsageError(f"{name}={value}: expected one of {', '.join(choices)}.")
+            raise UsageError(f"{name}={value}: expected one of {', '.join(c or 'null' for c in choices)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.model.device):
         raise UsageError(f"model.device={config.model.device}: expected auto, cpu, cuda or cuda:N.")
+    if config.model.device_map and config.model.device != "auto":
+        raise UsageError(
+            f"model.device={config.model.device}: model.device_map=auto takes all GPUs. Set one of the two."
+        )
     if not 0 <= config.seed < 2**32:
         raise UsageError(f"seed={config.seed}: expected a whole number from 0 to {2**32 - 1}.")
     if not config.tasks:

@@ -8,6 +8,7 @@ from statistics import fmean
 from zipeval import records
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.budget import BUDGETS
+from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
 
 Record = dict
@@ -44,7 +45,7 @@ def _setting(record: Record) -> tuple:
     """What records must agree on to stand in one table."""
     config, resolved = record["config"], record["resolved"]
     device = resolved["device"].partition(":")[0]
-    held = resolved["dtype"], device, resolved["attn_implementation"]
+    held = resolved["dtype"], device, resolved["attn_implementation"], resolved["quantization"], resolved["device_map"]
     return config["model"]["name"], resolved["fingerprint"], *held, config["limit"] or 0
 
 
@@ -103,7 +104,9 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
             line.append(f"{fmean(percentages):.1f}%" if complete else "-")
         lines.append(line)
     model, fingerprint, *held, limit = _setting(found[0])
-    about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
+    about = f"{model} ({fingerprint}), {', '.join(h for h in held if h not in (None, 'none'))}" + (
+        f", first {limit} samples" if limit else ""
+    )
     note = (
         "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
         "entering the decoder's layers on average and its last one."
@@ -145,8 +148,8 @@ def _bound_command(record: Record, results: str) -> str:
     given = [f"model={config['model']['name']}", "method=vanilla", f"tasks=[{record['task']}]"]
     given += [f"limit={config['limit']}"] if config["limit"] else []
     given += [f"results={results}"] if results != "results/runs" else []
-    for name in ("path", "revision", "dtype", "device", "attn_implementation"):
-        if config["model"][name] not in (None, "auto"):
+    for name in ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map"):
+        if config["model"][name] != getattr(ModelConfig, name):
             given.append(f"model.{name}={config['model'][name]}")
     return " ".join(["zipeval run", *given])
 

@@ -7,6 +7,7 @@ import json
 import struct
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from zipeval.config import ModelConfig
@@ -57,6 +58,7 @@ def find(config: ModelConfig) -> Checkpoint:
             f"model.family={config.family}: no such family. `zipeval list models` shows models."
         ) from error
     if config.embedded and hasattr(family, "of_llava"):
+        _refuse_for_stand_in(config)
         settings = family.of_llava(settings)
     if settings.get("model_type") != family.MODEL_TYPE:
         raise UsageError(
@@ -65,6 +67,17 @@ def find(config: ModelConfig) -> Checkpoint:
         )
     visual = family.visual_tokens(settings)
     return Checkpoint(path, _fingerprint(path), visual, family.decoder_layers(settings), family.crops(settings))
+
+
+def _refuse_for_stand_in(config: ModelConfig) -> None:
+    """Its weights are copied into a model that was made in code; only from_pretrained quantises and spreads."""
+    for name in ("quantization", "device_map"):
+        value = getattr(config, name)
+        if value != getattr(ModelConfig, name):
+            raise UsageError(
+                f"model.{name}={value}: model={config.name} is made of {config.embedded}'s weights in memory, which "
+                f"excludes it. `zipeval run model={config.embedded} model.{name}={value}` works."
+            )
 
 
 def _processor_file(path: Path) -> str:
@@ -166,19 +179,31 @@ def _fingerprint(path: Path, sample: int = 1 << 20) -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how the weights are held: what `auto` came to."""
+    """Where and how the weights are held: what `auto` came to.
+
+    Attributes:
+        device: the only one, or with a `device_map` the one that takes the inputs.
+        dtype: of everything that is not quantised, and in which quantised layers compute.
+    """
 
     device: str
     dtype: str
     attn_implementation: str
+    quantization: str = "none"
+    device_map: str | None = None
 
 
 def place(config: ModelConfig) -> Placement:
     """Resolve `auto`.
 
     Raises:
-        UsageError: for a CUDA device that is not there.
+        UsageError: for a CUDA device or a library that is not there.
     """
+    if config.quantization != "none" and not find_spec("bitsandbytes"):
+        raise UsageError(
+            f"model.quantization={config.quantization}: bitsandbytes is not installed. "
+            f"`pip install 'zipeval[quantization]'` installs it."
+        )
     import torch
     from transformers.utils import is_flash_attn_2_available
 
@@ -196,7 +221,7 @@ def place(config: ModelConfig) -> Placement:
     if attention == "auto":
         flash = on_cuda and dtype != "float32" and is_flash_attn_2_available()
         attention = "flash_attention_2" if flash else "sdpa"
-    return Placement(device, dtype, attention)
+    return Placement(device, dtype, attention, config.quantization, config.device_map)
 
 
 _loaded: dict[tuple, tuple] = {}
