@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import save_llava15
+from transformers import LlavaForConditionalGeneration
 
 import zipeval.tasks
 from zipeval import chat_model, models, records
-from zipeval.cli import compose
+from zipeval.cli import compose, main
 from zipeval.errors import UsageError
 from zipeval.runner import Session, run
 
@@ -145,6 +147,31 @@ def test_reduction_of_weights_that_are_held_otherwise(held, visionzip, tmp_path)
     assert [s["visual_tokens"] for s in samples] == [[16] * 6] * LIMIT
     same = [s["prediction"] == v["prediction"] for s, v in zip(samples, visionzip[1], strict=True)]
     assert sum(same) >= 0.8 * LIMIT
+
+
+@pytest.mark.parametrize("size, advice", [(6, "batch_size=3"), (1, "model.quantization=4bit")])
+def test_out_of_memory_says_what_to_run_next(size, advice, tmp_path, monkeypatch, capsys):
+    """The second batch raises what CUDA raises; nothing is recorded, and the process ends as for any refusal."""
+    generate = LlavaForConditionalGeneration.generate
+    calls = []
+
+    def exhausted(self, **inputs):
+        calls.append(len(inputs["input_ids"]))
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", exhausted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["zipeval", "run", f"batch_size={size}", "limit=12", "method=vanilla"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert (end.value.code, calls) == (2, [size, size])
+    assert f"zipeval: batch_size={size}: cpu ran out of memory with {size} prompts" in said
+    assert advice in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("results/**/*.json"))
 
 
 def test_run_ids_tell_apart_what_changes_answers(tmp_path):

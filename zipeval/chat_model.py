@@ -87,7 +87,7 @@ class ZipEval(lmms):
         images = iter(pictures(model, inputs))
         images = [[next(images) for m in c for part in m["content"] if part["type"] == "image"] for c in conversations]
         start = inputs["input_ids"].shape[1]
-        new = model.generate(**inputs, **_generation_options(generation))[:, start:]
+        new = self._generate(model, inputs, generation)[:, start:]
         (prefill,) = prefills
         texts = self.session.decode(new)
         eos = model.generation_config.eos_token_id
@@ -113,6 +113,20 @@ class ZipEval(lmms):
             counts = TokenCounts(input_tokens=entered[0], output_tokens=written)
             results.append(GenerationResult(text.strip(), counts))
         return results
+
+    def _generate(self, model, inputs, generation: dict):
+        import torch
+
+        try:
+            return model.generate(**inputs, **_generation_options(generation))
+        except torch.OutOfMemoryError:
+            pass  # and not its cause below: it would keep what is on the device
+        size = len(inputs["input_ids"])
+        smaller = f"batch_size={size // 2}" if size > 1 else "model.quantization=4bit, or where there is more memory"
+        raise UsageError(
+            f"batch_size={self.session.config.batch_size}: {self.device} ran out of memory with {size} prompts "
+            f"together. Run it again with {smaller}; finished tasks are kept."
+        )
 
     def _check_budget(self, request: Instance, images: list[Picture], measured: list[int]) -> None:
         """Raises BudgetError where the visual tokens that entered some layer are not what the method has to leave."""

@@ -83,7 +83,7 @@ class Session:
 
     def load(self):
         """(model, processor)."""
-        return models.load(self.config.model.family, self.checkpoint.path, self.checkpoint.fingerprint, self.placement)
+        return models.load(self.config.model.family, self.checkpoint, self.placement)
 
     def inputs(self, conversations: list[list[dict]]):
         """Chat messages -> the processor's batch on the model's device."""

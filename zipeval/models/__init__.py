@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
+
+import psutil
 
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
@@ -26,13 +30,17 @@ class Checkpoint:
         visual_tokens: how many an image has without reduction.
         layers: of its decoder.
         crops: that an image has at most.
+        parameters: numbers in its weights.
+        quantizable: those of them in matrices of decoder layers.
     """
 
     path: Path
     fingerprint: str
     visual_tokens: int
     layers: int
-    crops: int = 1
+    crops: int
+    parameters: int
+    quantizable: int
 
 
 def find(config: ModelConfig) -> Checkpoint:
@@ -49,8 +57,8 @@ def find(config: ModelConfig) -> Checkpoint:
     weights = _weights(path, where)
     if not weights:
         raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {_fetch(config)}.")
-    for file in weights:
-        _check_safetensors(file, where, config)
+    sizes = [_check_safetensors(file, where, config) for file in weights]
+    parameters, quantizable = map(sum, zip(*sizes, strict=True))
     try:
         family = import_module(f"zipeval.models.{config.family}")
     except ImportError as error:
@@ -65,8 +73,15 @@ def find(config: ModelConfig) -> Checkpoint:
             f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
             f"loads {family.MODEL_TYPE!r}. `zipeval list models` shows the families."
         )
-    visual = family.visual_tokens(settings)
-    return Checkpoint(path, _fingerprint(path), visual, family.decoder_layers(settings), family.crops(settings))
+    return Checkpoint(
+        path=path,
+        fingerprint=_fingerprint(path),
+        visual_tokens=family.visual_tokens(settings),
+        layers=family.decoder_layers(settings),
+        crops=family.crops(settings),
+        parameters=parameters,
+        quantizable=quantizable,
+    )
 
 
 def _refuse_for_stand_in(config: ModelConfig) -> None:
@@ -148,18 +163,25 @@ def _read_json(path: Path, where: str) -> dict:
         raise UsageError(f"{where}: {path} cannot be read ({error}). Fetch it again.") from error
 
 
-def _check_safetensors(path: Path, where: str, config: ModelConfig) -> None:
-    """Length and header; a truncated download is noticed in milliseconds instead of after loading its neighbours."""
+def _check_safetensors(path: Path, where: str, config: ModelConfig) -> tuple[int, int]:
+    """(parameters, those in matrices of decoder layers), if length and header agree.
+
+    A truncated download is noticed in milliseconds instead of after loading its neighbours.
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > 100_000_000:
                 raise ValueError("its header is not a safetensors header")
             header = json.loads(file.read(length))
-        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+        header.pop("__metadata__", None)
+        ends = [v["data_offsets"][1] for v in header.values()]
+        sizes = {k: prod(v["shape"]) for k, v in header.items()}
         expected, actual = 8 + length + max(ends, default=0), path.stat().st_size
         if actual != expected:
             raise ValueError(f"it has {actual} bytes and should have {expected}")
+        matrices = [k for k, v in header.items() if ".layers." in k and "vision" not in k and len(v["shape"]) == 2]
+        return sum(sizes.values()), sum(sizes[k] for k in matrices)
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{where}: {path} is damaged: {error}. To mend it, {_fetch(config)}.") from error
 
@@ -224,13 +246,69 @@ def place(config: ModelConfig) -> Placement:
     return Placement(device, dtype, attention, config.quantization, config.device_map)
 
 
+def check_memory(checkpoint: Checkpoint, placement: Placement) -> None:
+    """Compare the weights alone with the memory that is free: what fails here would fail after minutes of loading.
+
+    Raises:
+        UsageError: if they cannot fit; names the settings with which they would.
+    """
+    import torch
+
+    needed, free = _weight_bytes(checkpoint, placement), _free_bytes(placement)
+    if needed <= free:
+        return
+    others = {f"model.device=cuda:{n}": {"device": f"cuda:{n}"} for n in range(torch.cuda.device_count())}
+    others |= {"model.device_map=auto": {"device_map": "auto"}, "model.dtype=bfloat16": {"dtype": "bfloat16"}}
+    others |= {f"model.quantization={q}": {"quantization": q} for q in ("8bit", "4bit")}
+    changed = {name: replace(placement, **change) for name, change in others.items()}
+    fitting = [name for name, p in changed.items() if _weight_bytes(checkpoint, p) <= _free_bytes(p)]
+    held = placement.dtype if placement.quantization == "none" else placement.quantization
+    where = "device_map=auto" if placement.device_map else f"device={placement.device}"
+    advice = f"They would fit with {' or '.join(fitting)}" if fitting else "`zipeval list models` shows smaller models"
+    raise UsageError(
+        f"model.{where}: the weights in {checkpoint.path} take {needed / 2**30:.1f} GiB in {held}, "
+        f"{free / 2**30:.1f} GiB are free. {advice}."
+    )
+
+
+def _weight_bytes(checkpoint: Checkpoint, placement: Placement) -> float:
+    width = 4 if placement.dtype == "float32" else 2
+    quantised = {"none": width, "8bit": 1, "4bit": 0.5}[placement.quantization]
+    return (checkpoint.parameters - checkpoint.quantizable) * width + checkpoint.quantizable * quantised
+
+
+def _free_bytes(placement: Placement) -> int:
+    """Of the device, or of all GPUs together."""
+    import torch
+
+    if placement.device == "cpu":
+        return psutil.virtual_memory().available
+    devices = range(torch.cuda.device_count()) if placement.device_map else [placement.device]
+    return sum(torch.cuda.mem_get_info(device)[0] for device in devices)
+
+
 _loaded: dict[tuple, tuple] = {}
 
 
-def load(family: str, path: Path, fingerprint: str, placement: Placement):
-    """(model, processor) of the family; the latest is kept, so that the runs of a sweep share one copy."""
-    key = family, path, fingerprint, placement
+def load(family: str, checkpoint: Checkpoint, placement: Placement):
+    """(model, processor) of the family; the latest is kept, so that the runs of a sweep share one copy.
+
+    Raises:
+        UsageError: if the weights cannot be loaded, or do not fit into memory.
+    """
+    key = family, checkpoint.path, checkpoint.fingerprint, placement
     if key not in _loaded:
-        _loaded.clear()  # before the next one takes its place: two do not fit
-        _loaded[key] = import_module(f"zipeval.models.{family}").load(path, placement)
+        if _loaded:  # before the next one takes its place: two do not fit
+            _clear()
+        check_memory(checkpoint, placement)
+        _loaded[key] = import_module(f"zipeval.models.{family}").load(checkpoint.path, placement)
     return _loaded[key]
+
+
+def _clear() -> None:
+    """Give back the memory of the loaded model: to the driver too, which is asked what is free."""
+    import torch
+
+    _loaded.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
