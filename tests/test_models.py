@@ -137,18 +137,6 @@ def test_what_transformers_refuses_is_told_in_a_sentence(checkpoint):
         models.load("llava", found, CPU)
 
 
-def test_without_the_hub_one_sentence_says_how_to_get_it(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UsageError) as refused:
-        models.find(ModelConfig(name="llava15", family="llava", hub="llava-hf/llava-1.5-7b-hf", revision="abc"))
-    message = str(refused.value)
-    assert message.startswith("model=llava15: llava-hf/llava-1.5-7b-hf is not in the Hugging Face cache")
-    assert "`hf download llava-hf/llava-1.5-7b-hf --revision abc`" in message
-    assert "model.path=DIR" in message
-
-
 def enlarge(path, rows):
     """Replace the weights by a sparse file: one matrix of a decoder layer with `rows` x 2^20 numbers of 2 bytes."""
     name = "language_model.model.layers.0.mlp.up_proj.weight"

@@ -123,12 +123,7 @@ def _directory(config: ModelConfig) -> Path:
 def _from_hub(config: ModelConfig) -> Path:
     """The snapshot in the Hugging Face cache, downloaded first where the hub can be reached."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     if not config.hub:
         raise UsageError(
@@ -137,11 +132,31 @@ def _from_hub(config: ModelConfig) -> Path:
     wanted = {"repo_id": config.hub, "revision": config.revision, "ignore_patterns": ["*.bin", "*.pth", "*.msgpack"]}
     try:
         return Path(snapshot_download(**wanted))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UsageError(
-            f"model={config.name}: {config.hub} is not in the Hugging Face cache and the hub did not give it "
-            f"({type(error).__name__}). {_fetch(config).capitalize()}, or give a local copy with model.path=DIR."
-        ) from error
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise UsageError(_explain_hub(error, config)) from error
+
+
+def _explain_hub(error: Exception, config: ModelConfig) -> str:
+    """Which argument the hub did not take, and what to run next."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.HFValidationError):
+        return f"model.hub={config.hub}: not an id. Give ORGANISATION/NAME, or a local copy with model.path=DIR."
+    if isinstance(error, errors.RevisionNotFoundError):
+        newest = "`zipeval run model.revision=null` with your other settings takes the newest."
+        return f"model.revision={config.revision}: {config.hub} has no such commit, branch or tag. {newest}"
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{constants.ENDPOINT}/{config.hub}"
+        return f"model.hub={config.hub}: it is gated. Ask for access at {page}, then run `hf auth login`."
+    unauthorised = getattr(getattr(error, "response", None), "status_code", None) == 401
+    if isinstance(error, errors.RepositoryNotFoundError) or unauthorised:
+        return f"model.hub={config.hub}: no such repository, or a private one. Correct it, or run `hf auth login`."
+    reason = str(error.__cause__ or error).strip().split("\n")[0]
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} did not give it ({reason})"
+    return (
+        f"model={config.name}: {config.hub} is not in the Hugging Face cache and {why}. "
+        f"Where the hub can be reached, {_fetch(config)}, or give a local copy with model.path=DIR."
+    )
 
 
 def _fetch(config: ModelConfig) -> str:
