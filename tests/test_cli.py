@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from zipeval.cli import main
-from zipeval.models import EMBEDDED
+from zipeval import configs
+from zipeval.cli import compose, main
+from zipeval.models import EMBEDDED, find
 
 
 def zipeval(*arguments, cwd, **environment):
@@ -187,6 +190,25 @@ def test_helpful_commands(arguments, expected, tmp_path):
     done = zipeval(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert expected in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(configs.__path__[0], "model").glob("*.yaml")))
+def test_what_is_listed_of_a_model_is_so(name, monkeypatch, capsys):
+    """Where its weights come from, and how many visual tokens and layers they have; looked up where they are there."""
+    monkeypatch.setattr(sys, "argv", ["zipeval", "list", "models"])
+    main()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name} "))
+    _, source, about = re.split(r" {2,}", line)
+    visual_tokens, layers = (int(re.search(rf"(\d+) {what}", about)[1]) for what in ("visual tokens", "layers"))
+    model = compose([f"model={name}"]).model
+    assert model.name == name
+    if model.embedded:
+        found = find(model)
+        assert (source, visual_tokens, layers) == ("embedded", found.visual_tokens, found.layers)
+        return
+    assert re.fullmatch(r"[\w-]+/[\w.-]+", model.hub)
+    assert re.fullmatch("[0-9a-f]{40}", model.revision or "0" * 40)
+    assert source == model.hub + (f"@{model.revision[:8]}" if model.revision else "")
 
 
 @pytest.mark.parametrize(
