@@ -114,7 +114,10 @@ def test_weights_that_are_held_otherwise_have_their_own_upper_bound(held, tmp_pa
     with pytest.raises(UsageError, match=rf"no upper bound.*method=vanilla.* model\.{name}={value}`"):
         render(str(tmp_path))
     put(tmp_path, "vanilla", 75.0, **held)
-    assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    rendered = render(str(tmp_path))
+    assert [row[4] for row in cells(rendered) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    titles = [line for line in rendered.splitlines() if line.startswith("m (f), ")]
+    assert sorted(titles) == ["m (f), float32, cpu, sdpa", f"m (f), float32, cpu, sdpa, {name}={value}"]
 
 
 def test_a_metric_that_is_not_known_is_named_and_keeps_its_digits(tmp_path):

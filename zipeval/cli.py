@@ -100,8 +100,8 @@ def list_choices(arguments: list[str]) -> None:
         )
     elif what in GROUPS.values():
         group = next(g for g, plural in GROUPS.items() if plural == what)
-        source = (lambda path: [_source(path)]) if group == "model" else lambda path: []
-        rows = [(path.stem, *source(path), _about(path)) for path in _choices(group)]
+        columns = (_source, _about) if group == "model" else (_about,)
+        rows = [(path.stem, *(column(path) for column in columns)) for path in _choices(group)]
         footer = f"Use with {group}=NAME."
     else:
         raise UsageError(f"list {' '.join(arguments)}: say what.{did_you_mean(what, [*GROUPS.values(), 'tasks'])}")
@@ -196,8 +196,9 @@ def _source(path: Path) -> str:
     from omegaconf import OmegaConf
 
     model = OmegaConf.load(path)
-    pinned = f"@{model.revision[:8]}" if "revision" in model else ""
-    return f"{model.hub}{pinned}" if "hub" in model else "embedded"
+    if "embedded" in model:
+        return "embedded"
+    return f"{model.hub}@{model.revision[:8]}" if "revision" in model else model.hub
 
 
 def _about(path: Path) -> str:

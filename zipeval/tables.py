@@ -45,7 +45,9 @@ def _setting(record: Record) -> tuple:
     """What records must agree on to stand in one table."""
     config, resolved = record["config"], record["resolved"]
     device = resolved["device"].partition(":")[0]
-    held = resolved["dtype"], device, resolved["attn_implementation"], resolved["quantization"], resolved["device_map"]
+    held = [resolved["dtype"], device, resolved["attn_implementation"]]
+    for name in ("quantization", "device_map"):
+        held += [f"{name}={resolved[name]}"] if resolved[name] != getattr(ModelConfig, name) else []
     return config["model"]["name"], resolved["fingerprint"], *held, config["limit"] or 0
 
 
@@ -104,9 +106,7 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
             line.append(f"{fmean(percentages):.1f}%" if complete else "-")
         lines.append(line)
     model, fingerprint, *held, limit = _setting(found[0])
-    about = f"{model} ({fingerprint}), {', '.join(h for h in held if h not in (None, 'none'))}" + (
-        f", first {limit} samples" if limit else ""
-    )
+    about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
     note = (
         "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
         "entering the decoder's layers on average and its last one."

@@ -220,7 +220,7 @@ class Placement:
 
     Attributes:
         device: the only one, or with a `device_map` the one that takes the inputs.
-        dtype: of everything that is not quantised, and in which quantised layers compute.
+        dtype: of everything that is not quantised.
     """
 
     device: str
