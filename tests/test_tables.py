@@ -140,10 +140,10 @@ def test_weights_that_are_held_otherwise_have_their_own_upper_bound(held, tmp_pa
     rendered = render(str(tmp_path))
     assert [row[4] for row in cells(rendered) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
     titles = [line for line in rendered.splitlines() if line.startswith("m (f), ")]
-    assert sorted(titles) == [
+    assert set(titles) == {
         "m (f), float32, cpu, sdpa, prompt=hf, image_aspect=pad",
         f"m (f), float32, cpu, sdpa, {name}={value}, prompt=hf, image_aspect=pad",
-    ]
+    }
 
 
 def test_a_metric_that_is_not_known_is_named_and_keeps_its_digits(tmp_path):
