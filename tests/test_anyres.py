@@ -9,16 +9,18 @@ from PIL import Image
 from test_visionzip import transcription
 from tiny import GRIDS, llava_next, prompts
 
-from zipeval.budget import Shape
+from zipeval import records
+from zipeval.budget import Picture, Shape
 from zipeval.cli import compose
 from zipeval.engine.images import pictures
-from zipeval.engine.vision import reduced_inputs
+from zipeval.engine.vision import RowEnds, reduced_inputs
+from zipeval.errors import UsageError
 from zipeval.methods.random import Random
 from zipeval.methods.visionzip import VisionZip
 from zipeval.runner import Session, run
 
 SIDE = 6
-LLAVA_NEXT = Shape(2880, 2880, 32, grids=(3, 4, 5))
+LLAVA_NEXT = Shape(2880, 2880, 32, grids=((3, 0), (4, 0), (5, 0)))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_the_published_budget_is_a_share_of_every_crop(tokens, each):
 def test_other_budgets_are_met_on_every_grid(model, method, budget):
     inputs = prompts(model, [[5]], [len(GRIDS)])
     inputs["pixel_values"] = inputs["pixel_values"].double()
-    made = method.for_budget(47, budget, Shape(180, 180, 3, grids=(3, 4, 5)))
+    made = method.for_budget(47, budget, Shape(180, 180, 3, grids=((3, 0), (4, 0), (5, 0))))
     with torch.no_grad():
         features = reduced_inputs(model, inputs, made)["mm_encoder_outputs"]["image"].pooler_output
     assert [len(f) for f in features] == [47] * len(GRIDS)
@@ -94,7 +96,7 @@ def test_a_budget_beyond_an_image_leaves_it_as_the_model_makes_it(model):
     inputs["pixel_values"] = inputs["pixel_values"].double()
     made = pictures(model, inputs)
     budget = min(picture.tokens for picture in made)
-    method = Random.for_budget(budget, "mean", Shape(180, 180, 3, grids=(3, 4, 5)))
+    method = Random.for_budget(budget, "mean", Shape(180, 180, 3, grids=((3, 0), (4, 0), (5, 0))))
     with torch.no_grad():
         features = reduced_inputs(model, inputs, method)["mm_encoder_outputs"]["image"].pooler_output
     assert [len(f) for f in features] == [method.left_of(picture) for picture in made]
@@ -133,3 +135,63 @@ def test_pictures_are_those_of_the_processor():
 def test_the_embedded_stand_in_runs(overrides, tmp_path):
     (path,) = run(compose(["model=tiny_next", f"results={tmp_path}", "limit=4", *overrides]))
     assert path.exists()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_row_ends_stay_behind_their_rows(model, seed):
+    """packing=newline: the published order, and behind every row of the image that the tiles make up its end."""
+    rng = np.random.default_rng(seed)
+    dominant, contextual = int(rng.integers(2, 20)), int(rng.integers(0, 5))
+    inputs = prompts(model, [[5]], [len(GRIDS)], seed)
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    method = VisionZip(dominant=dominant, contextual=contextual)
+    with torch.no_grad():
+        published = reduced_inputs(model, inputs, method)["mm_encoder_outputs"]["image"].pooler_output
+        newline = reduced_inputs(model, inputs, RowEnds(method))["mm_encoder_outputs"]["image"].pooler_output
+    for image, (rows, columns) in enumerate(GRIDS):
+        end = (newline[image] == model.model.image_newline).all(1)
+        assert torch.equal(newline[image][~end], published[image])
+        assert int(end.sum()) == rows * SIDE
+        whole, tiles = dominant + contextual, rows * columns
+        of_rows = newline[image][whole : len(newline[image]) - tiles * (1 + contextual)]
+        assert (of_rows[-1] == model.model.image_newline).all()  # CLS and merged tokens come after all rows
+        with torch.no_grad():
+            kept = [transcription(model, crop, dominant, contextual)[0] for crop in inputs["pixel_values"][image]]
+        expected = [0] * (rows * SIDE)
+        for tile in range(tiles):
+            for position in kept[1 + tile]:
+                if position:
+                    expected[tile // columns * SIDE + (position - 1) // SIDE] += 1
+        ends = (of_rows == model.model.image_newline).all(1).nonzero().flatten().tolist()
+        assert [b - a - 1 for a, b in zip([-1, *ends], ends, strict=False)] == expected
+
+
+@pytest.mark.parametrize(
+    "method, budget",
+    [("visionzip", "paper"), ("visionzip", "mean"), ("random", "paper"), ("random", "final"), ("chain", "mean")],
+)
+def test_row_ends_are_on_top_of_a_share_and_part_of_a_budget(method, budget):
+    tokens = ["method.first.tokens=160", "tokens=80"] if method == "chain" else ["tokens=160"]
+    session = Session(compose(["model=tiny_next", "packing=newline", f"method={method}", f"budget={budget}", *tokens]))
+    entering = [session.entering([Picture(720, crops, 144, rows)])[0] for crops, rows in ((5, 24), (4, 36), (3, 12))]
+    assert entering == ([184, 164, 108] if budget == "paper" else [160] * 3)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model=tiny_llava", "packing=newline"], "packing=newline: the images of tiny_llava have no row ends"),
+        (["packing=newline", "budget=mean", "tokens=39"], "tokens=39: too few for an image of 4 crops and 36 row ends"),
+        (["budget=mean", "tokens=3"], "tokens=3: too few for an image of 4 crops"),
+        (["packing=rows"], "packing=rows: expected one of published, newline"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        Session(compose(["model=tiny_next", "method=visionzip", "tokens=40", *overrides]))
+
+
+def test_row_ends_are_measured_too(tmp_path):
+    overrides = ["model=tiny_next", "method=visionzip", "tokens=160", "packing=newline", f"results={tmp_path}"]
+    (path,) = run(compose([*overrides, "limit=4"]))
+    assert records.read(path)["visual_tokens"]["mean"] == 3 * 32 + 12  # square images become two tiles side by side

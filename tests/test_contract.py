@@ -33,8 +33,8 @@ METHODS = found(zipeval.methods)
 FAMILIES = {"llava": llava, "llava_next": llava_next, "video_llava": video_llava}
 SHAPES = {
     "llava": Shape(36, 36, LAYERS),
-    "llava_next": Shape(180, 180, LAYERS, grids=(3, 4, 5)),
-    "video_llava": Shape(FRAMES * 37, FRAMES * 37, LAYERS, grids=(1, FRAMES)),
+    "llava_next": Shape(180, 180, LAYERS, grids=((3, 0), (4, 0), (5, 0))),
+    "video_llava": Shape(FRAMES * 37, FRAMES * 37, LAYERS, grids=((1, 0), (FRAMES, 0))),
 }
 
 

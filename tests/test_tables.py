@@ -40,6 +40,7 @@ def put(
         "method": {"name": method, "_target_": "x", **options, **({"tokens": tokens} if tokens else {})},
         "tokens": tokens,
         "budget": "paper",
+        "packing": "published",
         "limit": limit,
         "seed": seed,
     }

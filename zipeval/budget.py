@@ -34,11 +34,13 @@ class Picture:
         tokens: visual tokens that it makes without reduction.
         crops: that the encoder sees: 1, the whole image and its tiles (LLaVA-NeXT's anyres), or the frames of a video.
         patches: of a crop; CLS is one where the model hands it to the decoder (Video-LLaVA's frames).
+        rows: of patches in the image that its tiles make up.
     """
 
     tokens: int
     crops: int
     patches: int
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,23 +51,34 @@ class Shape:
         image: visual tokens that the model makes of its largest picture, an image or a video.
         entering: those that reach this method; fewer behind another one.
         layers: of the decoder.
-        grids: numbers of crops that a picture can have, ascending.
+        grids: (crops, row ends) that a picture can have, ascending; row ends with packing=newline only.
     """
 
     image: int
     entering: int
     layers: int
-    grids: tuple[int, ...] = (1,)
+    grids: tuple[tuple[int, int], ...] = ((1, 0),)
 
     @property
     def crops(self) -> int:
         """Of the largest picture."""
-        return self.grids[-1]
+        return self.grids[-1][0]
 
     @property
     def picture(self) -> Picture:
         """The largest."""
-        return Picture(self.entering, self.crops, self.entering // self.crops)
+        return self.pictures[-1]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """One for each of the grids."""
+        patches = self.entering // self.crops
+        return [Picture(crops * patches, crops, patches, rows) for crops, rows in self.grids]
+
+    @property
+    def row_ends(self) -> bool:
+        """Whether methods before the decoder leave any."""
+        return any(rows for _, rows in self.grids)
 
     def published(self, count: int, of: int = PAPER_TOKENS) -> int:
         """A number of tokens that was published for an image of `of` tokens, in proportion to this model's image."""

@@ -60,6 +60,8 @@ class RunConfig:
         method: `name`, `_target_` (the class) and that class's options, `tokens` among them if it has a budget.
         tokens: visual tokens that an image is left with.
         budget: what `tokens` counts in methods that act inside the language model: see zipeval/budget.py.
+        packing: how a method before the language model packs LLaVA-NeXT's tiles: published (VisionZip's, without row
+            ends) or newline (with them).
         tasks: lmms-eval task names.
         limit: samples of each task, all by default.
         batch_size: prompts in one generate call.
@@ -71,6 +73,7 @@ class RunConfig:
     method: Any = MISSING
     tokens: int | None = None
     budget: str = "paper"
+    packing: str = "published"
     tasks: list[str] = field(default_factory=list)
     limit: int | None = None
     batch_size: int = 32
@@ -78,8 +81,10 @@ class RunConfig:
     results: str = "results/runs"
 
 
+PACKINGS = ("published", "newline")
 CHOICES = {
     "budget": BUDGETS,
+    "packing": PACKINGS,
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
     "model.prompt": ("hf", "vicuna_v1"),
@@ -119,8 +124,8 @@ def check(config: RunConfig) -> RunConfig:
 def _with_budget(config: RunConfig) -> RunConfig:
     options = {k: v for k, v in config.method.items() if k not in ("name", "_target_", "seed")}
     if "tokens" not in options:
-        # Without a budget, as vanilla: one run for a whole sweep over budgets.
-        return replace(config, tokens=None, budget=BUDGETS[0])
+        # Without a budget, as vanilla: one run for a whole sweep.
+        return replace(config, tokens=None, budget=BUDGETS[0], packing=PACKINGS[0])
     if config.tokens is None:
         config = replace(config, budget=BUDGETS[0])  # nothing that it could count
     for where, method in _nodes("method", config.method):

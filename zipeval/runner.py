@@ -32,7 +32,7 @@ class Session:
         self.checkpoint = models.find(config.model)
         self._afford()
         found = self.checkpoint
-        self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, found.grids)
+        self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, self._grids())
         self.method = methods.build(config.method, config.budget, self.shape)
         self._check_it_reduces()
         self._check_budget()
@@ -46,6 +46,17 @@ class Session:
                 f"tokens={tokens}: {self.config.model.name} has {available} visual tokens an image; "
                 f"choose from 1 to {available}, such as tokens={max(1, available // 9)}."
             )
+
+    def _grids(self) -> tuple[tuple[int, int], ...]:
+        """Those of the checkpoint, with row ends if they are to be kept."""
+        grids, packing = self.checkpoint.grids, self.config.packing
+        if packing != "newline":
+            return tuple(sorted({(crops, 0) for crops, _ in grids}))
+        if not any(rows for _, rows in grids):
+            raise UsageError(
+                f"packing={packing}: the images of {self.config.model.name} have no row ends. Leave it out."
+            )
+        return grids
 
     def _check_it_reduces(self) -> None:
         """A setting beyond what is there would silently be vanilla under another name; tokens= all of them says so."""

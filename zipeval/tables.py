@@ -8,7 +8,7 @@ from statistics import fmean
 from zipeval import records
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.budget import BUDGETS
-from zipeval.config import ModelConfig
+from zipeval.config import PACKINGS, ModelConfig
 from zipeval.errors import UsageError
 
 Record = dict
@@ -58,6 +58,7 @@ def _row(record: Record) -> tuple:
     label = _label(config["method"])
     label += f" seed={config['seed']}" if config["seed"] else ""
     label += f" budget={config['budget']}" if config["budget"] != BUDGETS[0] else ""
+    label += f" packing={config['packing']}" if config["packing"] != PACKINGS[0] else ""
     return label, record["visual_tokens"]["requested"]
 
 

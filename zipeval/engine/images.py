@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from zipeval.budget import Picture
 
@@ -36,7 +36,10 @@ def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
     if sizes is None:
         crops = getattr(model.base_model, "crops", 1)
         return [Picture(crops * patches, crops, patches)] * len(given)
-    return [Picture(stock_tokens(model, size), tiles(model, size) + 1, patches) for size in sizes]
+    return [
+        Picture(stock_tokens(model, size), tiles(model, size) + 1, patches, grid(model, size)[0] * side(model))
+        for size in sizes
+    ]
 
 
 def tower(model, kind: str = "image"):
@@ -55,10 +58,16 @@ def side(model) -> int:
     return model.config.vision_config.image_size // model.config.vision_config.patch_size
 
 
+def grid(model, size: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of tiles of an image of `size` (height, width)."""
+    config = model.config
+    return get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+
+
 def tiles(model, size: torch.Tensor) -> int:
-    """Of an image of `size` (height, width), besides the whole."""
-    grids, pixels_of_a_side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
-    return image_size_to_num_patches(size, grids, pixels_of_a_side) - 1
+    """Of an image of `size`, besides the whole."""
+    rows, columns = grid(model, size)
+    return rows * columns
 
 
 def stock_tokens(model, size: torch.Tensor) -> int:
@@ -68,33 +77,40 @@ def stock_tokens(model, size: torch.Tensor) -> int:
     return int(stock(model.base_model, [dummy], [size], "default", image_newline=torch.zeros(1))[1])
 
 
-def pack(model, crops: list[torch.Tensor], kept: list[torch.Tensor], sizes: torch.Tensor) -> torch.Tensor:
+def pack(
+    model, crops: list[torch.Tensor], kept: list[torch.Tensor], size: torch.Tensor, row_ends: bool
+) -> torch.Tensor:
     """The tokens of an image in tiles, in the official VisionZip's order.
 
     The whole image as it is; then the tiles' patches in raster order of the image that they make up together, the
-    CLS tokens of the tiles, and their merged tokens. No row ends, and nothing is cut off where the image was padded.
+    CLS tokens of the tiles, and their merged tokens. Nothing is cut off where the image was padded.
     An image that nothing was removed from is packed as the model packs it.
 
     Args:
         crops: features (k, D) of the whole image and of its tiles.
         kept: (<= k) the positions of the first of them in the encoder's sequence, as in `Reduced`.
-        sizes: (2) height and width of the image.
+        size: (2) height and width of the image.
+        row_ends: whether the model's row end follows every row of patches, also where none is left of it; the
+            official code has none.
     """
     prefix, width = cls_tokens(model), side(model)
     everything = torch.arange(width**2, device=crops[0].device) + prefix
     if all(torch.equal(positions, everything) for positions in kept):
         base, strategy = model.base_model, model.config.vision_feature_select_strategy
         stock = partial(type(base).pack_image_features, base, image_newline=base.image_newline)
-        return stock([torch.stack(crops)], [sizes], strategy)[0][0]
-    grids, pixels_of_a_side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
-    _, columns = get_anyres_image_grid_shape(sizes, grids, pixels_of_a_side)
-    places = []
+        return stock([torch.stack(crops)], [size], strategy)[0][0]
+    rows, columns = (count * width for count in grid(model, size))
+    end, places = columns, []  # of a row, behind its columns
     for tile, (features, positions) in enumerate(zip(crops[1:], kept[1:], strict=True)):
         patch = positions - prefix
-        row, column = (tile // columns) * width + patch // width, (tile % columns) * width + patch % width
-        last = columns * width**2 * len(crops)
-        place = torch.where(patch < 0, last, row * columns * width + column)  # CLS: behind all patches
-        merged = place.new_full((len(features) - len(patch),), last + 1)
+        top, left = tile * width // columns * width, tile * width % columns
+        place = (top + patch // width) * (columns + 1) + left + patch % width
+        place = torch.where(patch < 0, rows * (columns + 1), place)  # CLS: behind all patches
+        merged = place.new_full((len(features) - len(patch),), rows * (columns + 1) + 1)
         places.append(torch.cat([place, merged]))
+    tiles_tokens = torch.cat(crops[1:])
+    if row_ends:
+        places.append(torch.arange(rows, device=places[0].device) * (columns + 1) + end)
+        tiles_tokens = torch.cat([tiles_tokens, model.base_model.image_newline.to(tiles_tokens).expand(rows, -1)])
     order = torch.cat(places).argsort(stable=True)
-    return torch.cat([crops[0], torch.cat(crops[1:])[order]])
+    return torch.cat([crops[0], tiles_tokens[order]])

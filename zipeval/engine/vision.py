@@ -93,9 +93,11 @@ class VisionMethod(ABC):
 
     Attributes:
         tokens: visual tokens that a crop is left with; most images are one crop.
+        row_ends: whether the tiles' rows of patches keep the model's row ends; the official VisionZip drops them.
     """
 
     tokens: int
+    row_ends = False
 
     @abstractmethod
     def reduce(self, crops: Crops) -> Reduced:
@@ -114,6 +116,11 @@ class VisionMethod(ABC):
         if shape.crops == 1:
             return cls(tokens=tokens, **options)
         if budget != "paper":
+            for picture in shape.pictures:
+                if tokens < picture.crops + picture.rows:
+                    rows = f" and {picture.rows} row ends" if picture.rows else ""
+                    raise ValueError(f"tokens={tokens}: too few for an image of {picture.crops} crops{rows}")
+                Divided(tokens - picture.rows, partial(cls, **options)).of_crops(picture)  # raises where it cannot
             return Divided(tokens, partial(cls, **options))
         if tokens % shape.crops:
             raise ValueError(f"tokens={tokens}: with budget=paper every one of {shape.crops} crops gets an equal share")
@@ -133,7 +140,8 @@ class VisionMethod(ABC):
         The model adds row ends to the patches of tiles, and cuts off those of padding.
         """
         left = [method.left(picture.patches) for method in self.of_crops(picture)]
-        return picture.tokens if min(left) == picture.patches else min(picture.tokens, sum(left))
+        total = sum(left) + (picture.rows if self.row_ends else 0)
+        return picture.tokens if min(left) == picture.patches else min(picture.tokens, total)
 
     def entering(self, images: list[Picture], depth: int) -> list[int]:
         """Visual tokens that enter each of `depth` decoder layers, of a prompt with these images."""
@@ -216,6 +224,26 @@ class Divided(VisionMethod):
         return self.make(tokens=self.tokens).reduce(crops)
 
 
+@dataclass(frozen=True)
+class RowEnds(VisionMethod):
+    """A method that leaves the row ends of LLaVA-NeXT's tiles (`packing=newline`).
+
+    They come on top of what each crop is left with; of a budget for whole images they are a part.
+    """
+
+    method: VisionMethod
+    row_ends = True
+
+    def of_crops(self, picture: Picture) -> list[VisionMethod]:
+        method = self.method
+        if isinstance(method, Divided):
+            method = replace(method, tokens=method.tokens - picture.rows)
+        return method.of_crops(picture)
+
+    def reduce(self, crops: Crops) -> Reduced:
+        return self.method.reduce(crops)
+
+
 def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     """The processor's inputs with features in place of pixels and with as many placeholders as features are left.
 
@@ -271,7 +299,8 @@ def _encode(model, inputs: dict, method: VisionMethod, kind: str) -> list[torch.
     remaining, packed = iter(crops), []
     for number, image in enumerate(images):
         features, kept = zip(*islice(remaining, image.crops), strict=True)
-        packed.append(torch.cat(features) if sizes is None else pack(model, features, kept, sizes[number]))
+        tiled = sizes is not None
+        packed.append(pack(model, features, kept, sizes[number], method.row_ends) if tiled else torch.cat(features))
     return torch.stack(packed) if torch.is_tensor(stock) else packed
 
 

@@ -34,6 +34,12 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
         )
         if hasattr(made, "check"):
             made.check(shape.layers)
-        return made
+        return _packed(made, shape)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"method={method['name']}: {error}. `zipeval run --help` shows its settings.") from error
+
+
+def _packed(method, shape: Shape):
+    from zipeval.engine.vision import RowEnds, VisionMethod
+
+    return RowEnds(method) if shape.row_ends and isinstance(method, VisionMethod) else method

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.nn.functional import adaptive_avg_pool2d
 
-from zipeval.budget import Picture, Shape
-from zipeval.engine.vision import Crops, Reduced, VisionMethod
+from zipeval.budget import Shape
+from zipeval.engine.vision import Crops, Reduced, RowEnds, VisionMethod
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,10 @@ class Pool(VisionMethod):
     @classmethod
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> Pool:
         method = super().for_budget(tokens, budget, shape, **options)
-        patches = shape.image // shape.crops
-        for crops in shape.grids:
-            for part in method.of_crops(Picture(crops * patches, crops, patches)):
-                if part.tokens < patches:
-                    grid(part.tokens, round(patches**0.5))
+        for picture in shape.pictures:
+            for part in RowEnds(method).of_crops(picture):
+                if part.tokens < picture.patches:
+                    grid(part.tokens, round(picture.patches**0.5))
         return method
 
     def reduce(self, crops: Crops) -> Reduced:

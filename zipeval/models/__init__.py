@@ -29,7 +29,7 @@ class Checkpoint:
         fingerprint: hash of its small files and of samples of its weights; the same for a copy elsewhere.
         visual_tokens: how many its largest picture, an image or a video, has without reduction.
         layers: of its decoder.
-        grids: numbers of crops that an image or video can have, ascending.
+        grids: (crops, rows of patches in its tiles) that an image or video can have, ascending.
         parameters: numbers in its weights.
         quantizable: those of them in matrices of decoder layers.
     """
@@ -38,7 +38,7 @@ class Checkpoint:
     fingerprint: str
     visual_tokens: int
     layers: int
-    grids: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]
     parameters: int
     quantizable: int
 

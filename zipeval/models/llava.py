@@ -29,9 +29,9 @@ def decoder_layers(config: dict) -> int:
     return config.get("text_config", {}).get("num_hidden_layers", 32)
 
 
-def grids(config: dict) -> tuple[int, ...]:
-    """Numbers of crops that an image can have: the encoder sees it once."""
-    return (1,)
+def grids(config: dict) -> tuple[tuple[int, int], ...]:
+    """(crops, rows of patches in its tiles) that an image can have: the encoder sees it once."""
+    return ((1, 0),)
 
 
 def load(path: Path, placement: Placement):

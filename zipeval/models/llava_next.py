@@ -19,16 +19,17 @@ PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # tr
 decoder_layers = llava.decoder_layers
 
 
-def grids(config: dict) -> tuple[int, ...]:
-    """Numbers of crops that an image can have: it and the tiles of a grid."""
-    side = config.get("vision_config", {}).get("image_size", 336)
-    pinpoints = config.get("image_grid_pinpoints", PINPOINTS)
-    return tuple(sorted({1 + (height // side) * (width // side) for height, width in pinpoints}))
+def grids(config: dict) -> tuple[tuple[int, int], ...]:
+    """(crops, rows of patches in its tiles) that an image can have: it is seen whole and in the tiles of a grid."""
+    vision = {"image_size": 336, "patch_size": 14, **config.get("vision_config", {})}
+    side, pinpoints = vision["image_size"], config.get("image_grid_pinpoints", PINPOINTS)
+    found = {(1 + (high // side) * (wide // side), high // vision["patch_size"]) for high, wide in pinpoints}
+    return tuple(sorted(found))
 
 
 def visual_tokens(config: dict) -> int:
     """Of all crops, as papers count: neither row ends nor what is cut off where a tile is padded."""
-    return grids(config)[-1] * llava.visual_tokens(config)
+    return grids(config)[-1][0] * llava.visual_tokens(config)
 
 
 def of_llava(config: dict) -> dict:

@@ -25,9 +25,9 @@ def visual_tokens(config: dict) -> int:
     return FRAMES * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
 
 
-def grids(config: dict) -> tuple[int, ...]:
-    """An image is one crop, a video one for each frame."""
-    return (1, FRAMES)
+def grids(config: dict) -> tuple[tuple[int, int], ...]:
+    """(crops, rows of patches in tiles): an image is one crop, a video one for each frame."""
+    return ((1, 0), (FRAMES, 0))
 
 
 def of_llava(config: dict) -> dict:
