@@ -119,24 +119,6 @@ def test_pictures_are_those_of_the_processor():
         assert picture.tokens == int((inputs["input_ids"] == model.config.image_token_id).sum())
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["method=vanilla"],
-        ["method=visionzip", "tokens=160"],
-        ["method=visionzip", "tokens=100", "budget=mean"],
-        ["method=fastv", "tokens=240", "budget=mean"],
-        ["method=sparsevlm", "tokens=240", "budget=final"],
-        ["method=pool", "tokens=80"],
-        ["method=chain", "method.first.tokens=160", "tokens=90", "budget=mean"],
-    ],
-    ids=" ".join,
-)
-def test_the_embedded_stand_in_runs(overrides, tmp_path):
-    (path,) = run(compose(["model=tiny_next", f"results={tmp_path}", "limit=4", *overrides]))
-    assert path.exists()
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_row_ends_stay_behind_their_rows(model, seed):
     """packing=newline: the published order, and behind every row of the image that the tiles make up its end."""
