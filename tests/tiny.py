@@ -10,6 +10,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoTokenizer,
     CLIPImageProcessor,
+    ConvNextConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -20,6 +21,7 @@ from transformers import (
 from zipeval.engine.images import pictures
 from zipeval.engine.vision import VisionMethod
 from zipeval.models import EMBEDDED
+from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
 
 IMAGE = 98
 PATCH = 14
@@ -37,6 +39,15 @@ def llava_next(side=6, layers=3, decoder="llama", gain=3.0, **options):
     pinpoints = [[PATCH * side * rows, PATCH * side * columns] for rows, columns in GRIDS]
     config = LlavaNextConfig(**parts(side, layers, decoder, **options), image_grid_pinpoints=pinpoints)
     return randomised(LlavaNextForConditionalGeneration, config, gain)
+
+
+def mini_gemini(side=6, layers=3, decoder="llama", gain=3.0, grid=1, **options):
+    """MiniGeminiForConditionalGeneration, likewise; with grid=2 the HD variant. 4 x 4 ConvNeXt features to a patch."""
+    aux = ConvNextConfig(depths=[1, 2, 1, 1], hidden_sizes=[8, 8, 16, 24], layer_scale_init_value=1.0)
+    config = MiniGeminiConfig(
+        **parts(side, layers, decoder, **options), aux_config=aux, image_size_aux=16 * side * grid, image_grid=grid
+    )
+    return randomised(MiniGeminiForConditionalGeneration, config, gain)
 
 
 def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE, encoder="clip_vision_model"):
@@ -85,7 +96,7 @@ def prompts(model, questions: list[list[int]], images: list[int], seed: int = 0)
 
     For LLaVA-NeXT the images are of every grid in turn, some of them padded.
     """
-    side = model.config.vision_config.image_size
+    side = getattr(model.config, "image_size_aux", model.config.vision_config.image_size)
     generator = torch.Generator().manual_seed(seed)
     if model.config.model_type == "llava_next":
         grids = [GRIDS[i % len(GRIDS)] for i in range(sum(images))]

@@ -40,7 +40,8 @@ def find(config: ModelConfig) -> Checkpoint:
     Raises:
         UsageError: if they are missing, damaged, or of another family; says what to do.
     """
-    path = _directory(config)
+    family = _family(config)
+    path = _directory(config, family)
     where = f"model.path={config.path}" if config.path else f"model={config.name}"
     settings = _read_json(path / "config.json", where)
     for name in ("tokenizer_config.json", "tokenizer.json", _processor_file(path)):
@@ -50,12 +51,6 @@ def find(config: ModelConfig) -> Checkpoint:
         raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {_fetch(config)}.")
     for file in weights:
         _check_safetensors(file, where, config)
-    try:
-        family = import_module(f"zipeval.models.{config.family}")
-    except ImportError as error:
-        raise UsageError(
-            f"model.family={config.family}: no such family. `zipeval list models` shows models."
-        ) from error
     if config.embedded and hasattr(family, "of_llava"):
         settings = family.of_llava(settings)
     if settings.get("model_type") != family.MODEL_TYPE:
@@ -65,6 +60,16 @@ def find(config: ModelConfig) -> Checkpoint:
         )
     visual = family.visual_tokens(settings)
     return Checkpoint(path, _fingerprint(path), visual, family.decoder_layers(settings), family.crops(settings))
+
+
+def _family(config: ModelConfig):
+    """Its module."""
+    try:
+        return import_module(f"zipeval.models.{config.family}")
+    except ImportError as error:
+        raise UsageError(
+            f"model.family={config.family}: no such family. `zipeval list models` shows models."
+        ) from error
 
 
 def _processor_file(path: Path) -> str:
@@ -81,7 +86,7 @@ def _weights(path: Path, where: str) -> list[Path]:
     return [path / name for name in sorted(set(_read_json(index, where).get("weight_map", {}).values()))]
 
 
-def _directory(config: ModelConfig) -> Path:
+def _directory(config: ModelConfig, family) -> Path:
     if config.path:
         path = Path(config.path).expanduser()
         if not path.is_dir():
@@ -89,6 +94,9 @@ def _directory(config: ModelConfig) -> Path:
         return path
     if config.embedded:
         return EMBEDDED / config.embedded
+    if not config.hub:
+        remedy = getattr(family, "NO_WEIGHTS", "Set model.hub=ORGANISATION/NAME or model.path=DIR.")
+        raise UsageError(f"model={config.name}: it names no weights. {remedy}")
     return _from_hub(config)
 
 
@@ -102,10 +110,6 @@ def _from_hub(config: ModelConfig) -> Path:
         OfflineModeIsEnabled,
     )
 
-    if not config.hub:
-        raise UsageError(
-            f"model={config.name}: it names no weights. Set model.hub=ORGANISATION/NAME or model.path=DIR."
-        )
     wanted = {"repo_id": config.hub, "revision": config.revision, "ignore_patterns": ["*.bin", "*.pth", "*.msgpack"]}
     try:
         return Path(snapshot_download(**wanted))
