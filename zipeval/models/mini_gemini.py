@@ -1,7 +1,7 @@
 """Mini-Gemini (MGM) and its HD variant: LLaVA whose visual tokens attend to a ConvNeXt's features of their patch.
 
-transformers lacks it, so that zipeval/models/_mini_gemini.py is the architecture, and the official checkpoints are not in
-the Hugging Face layout: zipeval/convert.py brings them there.
+transformers lacks it: zipeval/models/_mini_gemini.py is the architecture. The official checkpoints are not in the
+Hugging Face layout: zipeval/convert.py brings them there.
 """
 
 from __future__ import annotations
