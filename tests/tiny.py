@@ -70,7 +70,7 @@ def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE, encoder="cli
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
-        **({"sliding_window": None} if decoder == "mistral" else {}),
+        **{"mistral": {"sliding_window": None}, "gemma": {"head_dim": 12}}.get(decoder, {}),
     )
     strategy = "default" if encoder.startswith("clip") else "full"  # only where there is a CLS token to leave out
     return {
