@@ -18,7 +18,7 @@ from zipeval.methods.visionzip import VisionZip
 from zipeval.runner import Session, run
 
 SIDE = 6
-LLAVA_NEXT = Shape(2880, 2880, 32, crops=5)
+LLAVA_NEXT = Shape(2880, 2880, 32, grids=(3, 4, 5))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_published_budget_is_a_share_of_every_crop(tokens, each):
 def test_other_budgets_are_met_on_every_grid(model, method, budget):
     inputs = prompts(model, [[5]], [len(GRIDS)])
     inputs["pixel_values"] = inputs["pixel_values"].double()
-    made = method.for_budget(47, budget, Shape(180, 180, 3, crops=5))
+    made = method.for_budget(47, budget, Shape(180, 180, 3, grids=(3, 4, 5)))
     with torch.no_grad():
         features = reduced_inputs(model, inputs, made)["mm_encoder_outputs"]["image"].pooler_output
     assert [len(f) for f in features] == [47] * len(GRIDS)
@@ -94,7 +94,7 @@ def test_a_budget_beyond_an_image_leaves_it_as_the_model_makes_it(model):
     inputs["pixel_values"] = inputs["pixel_values"].double()
     made = pictures(model, inputs)
     budget = min(picture.tokens for picture in made)
-    method = Random.for_budget(budget, "mean", Shape(180, 180, 3, crops=5))
+    method = Random.for_budget(budget, "mean", Shape(180, 180, 3, grids=(3, 4, 5)))
     with torch.no_grad():
         features = reduced_inputs(model, inputs, method)["mm_encoder_outputs"]["image"].pooler_output
     assert [len(f) for f in features] == [method.left_of(picture) for picture in made]

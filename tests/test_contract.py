@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny import llava, llava_next, prompts
+from tiny import FRAMES, IMAGE, VIDEO, llava, llava_next, pictures_of, prompts, single, video_llava
 
 import zipeval.configs
 import zipeval.methods
@@ -17,7 +17,6 @@ import zipeval.models
 from zipeval.budget import Shape
 from zipeval.cli import compose
 from zipeval.engine import decoder
-from zipeval.engine.images import pictures
 from zipeval.engine.ledger import ledger
 from zipeval.engine.vision import VisionMethod
 from zipeval.methods import build
@@ -31,8 +30,12 @@ def found(package):
 
 
 METHODS = found(zipeval.methods)
-FAMILIES = {"llava": llava, "llava_next": llava_next}
-SHAPES = {"llava": Shape(36, 36, LAYERS), "llava_next": Shape(180, 180, LAYERS, crops=5)}
+FAMILIES = {"llava": llava, "llava_next": llava_next, "video_llava": video_llava}
+SHAPES = {
+    "llava": Shape(36, 36, LAYERS),
+    "llava_next": Shape(180, 180, LAYERS, grids=(3, 4, 5)),
+    "video_llava": Shape(FRAMES * 37, FRAMES * 37, LAYERS, grids=(1, FRAMES)),
+}
 
 
 def takes_a_budget(name):
@@ -42,10 +45,15 @@ def takes_a_budget(name):
 def make(name, model, tokens=None, budget="mean"):
     """A method that leaves a third, unless it is told otherwise."""
     shape = SHAPES[model.config.model_type]
-    tokens = tokens or shape.image // 3
+    tokens = tokens or third(model)
     more = [f"method.first.tokens={(shape.image + tokens) // 2}"] if name == "chain" else []
     config = compose([f"method={name}", f"tokens={tokens}", f"budget={budget}", *more])
     return build(config.method, budget, shape)
+
+
+def third(model):
+    """In a number that is a grid, as pooling needs it."""
+    return SHAPES[model.config.model_type].image // 36 * 12
 
 
 @cache
@@ -65,8 +73,11 @@ def name(request):
 
 
 def ask(model, images):
-    batch = prompts(model, QUESTIONS, images)
-    return {**batch, "pixel_values": batch["pixel_values"].double()}
+    return pixels_as(torch.double, prompts(model, QUESTIONS, images))
+
+
+def pixels_as(dtype, batch):
+    return {name: tensor.to(dtype) if name.startswith("pixel") else tensor for name, tensor in batch.items()}
 
 
 @pytest.fixture
@@ -75,10 +86,9 @@ def inputs(model):
 
 
 def answer(model, inputs, new=5, **options):
-    """Greedy tokens (B, new) and their logits (B, new, V)."""
-    out = model.generate(
-        **inputs, max_new_tokens=new, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
-    )
+    """Greedy tokens (B, new) and their logits (B, new, V); a random model could answer with a placeholder."""
+    options |= {"max_new_tokens": new, "do_sample": False, "suppress_tokens": [IMAGE, VIDEO]}
+    out = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **options)
     return out.sequences[:, -new:], torch.stack(out.logits, 1)
 
 
@@ -125,13 +135,13 @@ def test_the_budget_is_met(model, inputs, name, budget):
     with torch.no_grad(), method.applied(model), ledger(model) as prefills:
         model(**inputs)
     (prefill,) = prefills
-    images = iter(pictures(model, inputs))
-    for row, count in enumerate(IMAGES):
-        entering, its = prefill.visual(row), [next(images) for _ in range(count)]
+    tokens = third(model)
+    for row, its in enumerate(pictures_of(model, inputs, IMAGES)):
+        entering = prefill.visual(row)
         assert entering == method.entering(its, LAYERS)
         if takes_a_budget(name) and (model.config.model_type == "llava" or isinstance(method, VisionMethod)):
             reached = fmean(entering) if budget == "mean" else entering[-1]
-            assert reached / count == pytest.approx(SHAPES[model.config.model_type].image / 3, abs=1)
+            assert reached == pytest.approx(sum(min(tokens, picture.tokens) for picture in its), abs=len(its))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -139,12 +149,11 @@ def test_half_precision(name, dtype):
     """As on a GPU: it runs, leaves as many tokens, and gives numbers."""
     for build_model in FAMILIES.values():
         model = build_model(side=SIDE, layers=LAYERS, gain=1.0).to(dtype)
-        inputs = prompts(model, QUESTIONS, IMAGES)
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        inputs = pixels_as(dtype, prompts(model, QUESTIONS, IMAGES))
         with make(name, model).applied(model), ledger(model) as prefills:
             _, logits = answer(model, inputs)
         assert logits.isfinite().all()
-        assert prefills[0].visual(0) == make(name, model).entering(pictures(model, inputs)[:1], LAYERS)
+        assert prefills[0].visual(0) == make(name, model).entering(pictures_of(model, inputs, IMAGES)[0], LAYERS)
 
 
 def workers(method, model):
@@ -188,10 +197,8 @@ def test_order_is_preserved(model, inputs, name, monkeypatch):
 def test_a_batch_equals_singles(model, inputs, name):
     with make(name, model).applied(model):
         tokens, logits = answer(model, inputs)
-        for row, count in enumerate(IMAGES):
-            length, first = int(inputs["attention_mask"][row].sum()), sum(IMAGES[:row])
-            one = {k: inputs[k][row : row + 1, -length:] for k in ("input_ids", "attention_mask")}
-            one |= {k: inputs[k][first : first + count] for k in inputs.keys() - one.keys()}
+        for row in range(len(IMAGES)):
+            one = single(model, inputs, IMAGES, row)
             assert_close((tokens[row : row + 1], logits[row : row + 1]), answer(model, one))
 
 

@@ -130,7 +130,7 @@ def test_answers_end_where_the_task_says(visionzip, tmp_path, monkeypatch):
 def test_media_that_the_model_does_not_take_are_refused():
     video = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}, {"type": "text", "text": "What is it?"}]}]
     with pytest.raises(UsageError, match="video"):
-        Session(compose([])).inputs([video])
+        Session(compose([])).decoded(video)
 
 
 def test_run_ids_tell_apart_what_changes_answers(tmp_path):

@@ -18,6 +18,8 @@ def put(
     task_hash="h",
     seed=0,
     device="cpu",
+    prompt="hf",
+    failed=0,
     **options,
 ):
     config = {
@@ -28,6 +30,8 @@ def put(
             "dtype": "auto",
             "device": "auto",
             "attn_implementation": "auto",
+            "prompt": prompt,
+            "image_aspect": "pad",
         },
         "method": {"name": method, "_target_": "x", **options, **({"tokens": tokens} if tokens else {})},
         "tokens": tokens,
@@ -38,6 +42,7 @@ def put(
     record = {
         "task": task,
         "task_hash": task_hash,
+        "failed": failed,
         "metric": "accuracy",
         "score": score,
         "metrics": {"accuracy": score / 100, "accuracy_exist": score / 200},
@@ -45,7 +50,7 @@ def put(
         "config": config,
         "resolved": {"fingerprint": "f", "dtype": "float32", "device": device, "attn_implementation": "sdpa"},
     }
-    name = f"{model}-{method}-{tokens}-{limit}-{seed}-{device}-{len(options)}"
+    name = f"{model}-{method}-{tokens}-{limit}-{seed}-{device}-{prompt}-{len(options)}"
     return records.write(root / name, record, [])
 
 
@@ -84,6 +89,23 @@ def test_settings_do_not_mix(tmp_path):
     put(tmp_path, "visionzip", 20.0, 16, limit=100)
     found = cells(render(str(tmp_path)))
     assert [row[4] for row in found if row[0] == "visionzip"] == ["20.0 (50.0%)", "40.0 (50.0%)"]
+
+
+def test_prompts_do_not_mix(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16, prompt="vicuna_v1")
+    with pytest.raises(UsageError, match=r"no upper bound.*model.prompt=vicuna_v1"):
+        render(str(tmp_path))
+    put(tmp_path, "vanilla", 75.0, prompt="vicuna_v1")
+    assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+
+
+def test_failed_samples_are_told(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16, failed=2)
+    assert render(str(tmp_path)).endswith(
+        "visionzip 16: 2 of the 0 samples of shapes could not be read and count as wrong."
+    )
 
 
 def test_an_upper_bound_from_another_device_is_none(tmp_path):

@@ -184,7 +184,7 @@ def test_attention_kernel_stays(model):
     [
         ({"attention_mask": None}, "attention_mask=None"),
         ({"labels": torch.zeros(2, 3)}, "labels"),
-        ({"pixel_values": torch.zeros(3, 3, 84, 84)}, "72 image placeholders, the images 108"),
+        ({"pixel_values": torch.zeros(3, 3, 84, 84)}, "72 placeholders, the images or videos 108"),
     ],
 )
 def test_refuses_inputs_it_would_get_wrong(model, change, named):

@@ -16,14 +16,18 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaProcessor,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
 )
 
-from zipeval.engine.images import pictures
+from zipeval.budget import Picture
+from zipeval.engine.images import PIXELS, pictures
 from zipeval.engine.vision import VisionMethod
 from zipeval.models import EMBEDDED
 from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
 
-IMAGE = 98
+IMAGE, VIDEO = 98, 97
+FRAMES = 3
 PATCH = 14
 GRIDS = [(1, 2), (2, 2), (2, 1), (1, 3), (3, 1)]  # rows x columns of tiles
 
@@ -48,6 +52,12 @@ def mini_gemini(side=6, layers=3, decoder="llama", gain=3.0, grid=1, **options):
         **parts(side, layers, decoder, **options), aux_config=aux, image_size_aux=16 * side * grid, image_grid=grid
     )
     return randomised(MiniGeminiForConditionalGeneration, config, gain)
+
+
+def video_llava(side=6, layers=3, decoder="llama", gain=3.0, **options):
+    """VideoLlavaForConditionalGeneration, likewise."""
+    config = VideoLlavaConfig(**parts(side, layers, decoder, **options), video_token_id=VIDEO)
+    return randomised(VideoLlavaForConditionalGeneration, config, gain)
 
 
 def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE, encoder="clip_vision_model"):
@@ -91,12 +101,38 @@ def randomised(model_class, config, gain, seed=0):
     return model
 
 
+def kinds_of(model, images: list[int]) -> list[list[str]]:
+    """What `prompts` makes of `images[i]` pictures in row i: images; where the model takes videos, every other."""
+    videos = hasattr(model.config, "video_token_id")
+    kinds = iter([("video", "image")[number % 2] if videos else "image" for number in range(sum(images))])
+    return [[next(kinds) for _ in range(count)] for count in images]
+
+
+def pictures_of(model, inputs: dict, images: list[int]) -> list[list[Picture]]:
+    """The pictures of every row."""
+    remaining = {kind: iter(pictures(model, inputs, kind)) for kind in PIXELS}
+    return [[next(remaining[kind]) for kind in row] for row in kinds_of(model, images)]
+
+
+def single(model, inputs: dict, images: list[int], row: int) -> dict:
+    """One row of `prompts`, without its padding."""
+    length, kinds = int(inputs["attention_mask"][row].sum()), kinds_of(model, images)
+    one = {name: inputs[name][row : row + 1, -length:] for name in ("input_ids", "attention_mask")}
+    for name in inputs.keys() - one.keys():
+        kind = "video" if name in PIXELS["video"] else "image"
+        first = sum(before.count(kind) for before in kinds[:row])
+        if count := kinds[row].count(kind):
+            one[name] = inputs[name][first : first + count]
+    return one
+
+
 def prompts(model, questions: list[list[int]], images: list[int], seed: int = 0) -> dict:
     """Left-padded inputs: row i is BOS, `images[i]` images with text between them, then `questions[i]`.
 
-    For LLaVA-NeXT the images are of every grid in turn, some of them padded.
+    For LLaVA-NeXT the images are of every grid in turn, some of them padded; for Video-LLaVA every other is a video.
     """
-    side = getattr(model.config, "image_size_aux", model.config.vision_config.image_size)
+    kinds = kinds_of(model, images)
+    side = model.config.vision_config.image_size
     generator = torch.Generator().manual_seed(seed)
     if model.config.model_type == "llava_next":
         grids = [GRIDS[i % len(GRIDS)] for i in range(sum(images))]
@@ -105,11 +141,17 @@ def prompts(model, questions: list[list[int]], images: list[int], seed: int = 0)
         pixels = torch.randn(sum(images), most, 3, side, side, generator=generator)
         inputs = {"pixel_values": pixels, "image_sizes": sizes}
     else:
-        inputs = {"pixel_values": torch.randn(sum(images), 3, side, side, generator=generator)}
-    lengths = iter([picture.tokens for picture in pictures(model, inputs)])
+        side = getattr(model.config, "image_size_aux", side)
+        inputs = {
+            PIXELS[kind][0]: torch.randn(count, *frames, 3, side, side, generator=generator)
+            for kind, frames in (("image", ()), ("video", (FRAMES,)))
+            if (count := sum(row.count(kind) for row in kinds))
+        }
+    placeholders = {"image": IMAGE, "video": VIDEO}
     rows = []
-    for question, count in zip(questions, images, strict=True):
-        rows.append([1, *itertools.chain(*([2] + [IMAGE] * next(lengths) for _ in range(count))), *question])
+    for question, row, its in zip(questions, kinds, pictures_of(model, inputs, images), strict=True):
+        media = ([2] + [placeholders[kind]] * picture.tokens for kind, picture in zip(row, its, strict=True))
+        rows.append([1, *itertools.chain(*media), *question])
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])

@@ -78,7 +78,6 @@ def _sources(folder: Path) -> list[Path]:
     return [f for f in sorted(folder.iterdir()) if f.suffix in (".yaml", ".py") or f.name.startswith("_default")]
 
 
-def task_hash(name: str) -> str:
-    """Hash of the task's definition, and of its data where that lies beside it."""
-    folder = task_folder(name)
+def task_hash(folder: Path) -> str:
+    """Hash of a task's definition, and of its data where that lies beside it."""
     return digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl")])

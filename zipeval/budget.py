@@ -28,12 +28,12 @@ Setting = TypeVar("Setting")
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a prompt, as the model takes it.
+    """An image or a video of a prompt, as the model takes it.
 
     Attributes:
         tokens: visual tokens that it makes without reduction.
-        crops: that the encoder sees: 1, or the whole image and its tiles (LLaVA-NeXT's anyres).
-        patches: of a crop.
+        crops: that the encoder sees: 1, the whole image and its tiles (LLaVA-NeXT's anyres), or the frames of a video.
+        patches: of a crop; CLS is one where the model hands it to the decoder (Video-LLaVA's frames).
     """
 
     tokens: int
@@ -46,20 +46,25 @@ class Shape:
     """What a budget is spent on.
 
     Attributes:
-        image: visual tokens that the model makes of an image.
+        image: visual tokens that the model makes of its largest picture, an image or a video.
         entering: those that reach this method; fewer behind another one.
         layers: of the decoder.
-        crops: that an image has at most.
+        grids: numbers of crops that a picture can have, ascending.
     """
 
     image: int
     entering: int
     layers: int
-    crops: int = 1
+    grids: tuple[int, ...] = (1,)
+
+    @property
+    def crops(self) -> int:
+        """Of the largest picture."""
+        return self.grids[-1]
 
     @property
     def picture(self) -> Picture:
-        """The largest image."""
+        """The largest."""
         return Picture(self.entering, self.crops, self.entering // self.crops)
 
     def published(self, count: int, of: int = PAPER_TOKENS) -> int:
@@ -82,7 +87,8 @@ def published(settings: Mapping[int, Setting], tokens: int, shape: Shape, of: in
         raise ValueError(
             f"tokens={tokens}: nothing was published for {shape.crops} crops. Choose budget=mean or budget=final"
         )
-    scaled = {shape.published(count, of): setting for count, setting in settings.items()}
+    # A share of every crop, so that what they add up to can be divided again.
+    scaled = {shape.crops * shape.published(count, of * shape.crops): setting for count, setting in settings.items()}
     if tokens not in scaled:
         listed = ", ".join(map(str, scaled))
         raise ValueError(

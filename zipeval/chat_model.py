@@ -10,7 +10,7 @@ from lmms_eval.api.model import lmms
 
 from zipeval.budget import Picture
 from zipeval.engine import flops
-from zipeval.errors import BudgetError, UsageError
+from zipeval.errors import BudgetError, MediaError, UsageError
 
 SAMPLING = ("temperature", "top_p", "top_k")
 DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
@@ -73,19 +73,30 @@ class ZipEval(lmms):
         ):
             for batch in _batches(requests, self.session.config.batch_size):
                 prefills.clear()
-                answers += self._answer(model, batch, prefills)
+                answers += self._answers(model, batch, prefills)
                 advance(len(batch))
         return answers
 
-    def _answer(self, model, batch: list[Instance], prefills) -> list[GenerationResult]:
-        from zipeval.engine.images import pictures
+    def _answers(self, model, batch: list[Instance], prefills) -> list[GenerationResult]:
+        """Those of a batch; of a question whose image or video cannot be decoded, an empty one."""
+        readable, conversations, answers = [], [], [GenerationResult("", TokenCounts(0, 0))] * len(batch)
+        for number, request in enumerate(batch):
+            try:
+                conversations.append(self.session.decoded(self._messages(request)))
+                readable.append(number)
+            except MediaError as error:
+                self.measured[request.args[4], request.args[3]] = {"error": str(error)}
+        if readable:
+            generated = self._generate(model, [batch[i] for i in readable], conversations, prefills)
+            for number, answer in zip(readable, generated, strict=True):
+                answers[number] = answer
+        return answers
 
+    def _generate(self, model, batch: list[Instance], conversations: list, prefills) -> list[GenerationResult]:
         generation = dict(batch[0].args[2])
         stops = [s for s in generation.pop("until", None) or [] if s]
-        conversations = [self._messages(r) for r in batch]
         inputs = self.session.inputs(conversations)
-        images = iter(pictures(model, inputs))
-        images = [[next(images) for m in c for part in m["content"] if part["type"] == "image"] for c in conversations]
+        images = _pictures(model, inputs, conversations)
         start = inputs["input_ids"].shape[1]
         new = model.generate(**inputs, **_generation_options(generation))[:, start:]
         (prefill,) = prefills
@@ -127,6 +138,15 @@ class ZipEval(lmms):
     def _messages(self, request: Instance) -> list[dict]:
         _, to_messages, _, doc_id, task, split = request.args
         return to_messages(self.task_dict[task][split][doc_id])
+
+
+def _pictures(model, inputs, conversations: list) -> list[list[Picture]]:
+    """The images and videos of each prompt."""
+    from zipeval.engine.images import PIXELS, pictures
+
+    remaining = {kind: iter(pictures(model, inputs, kind)) for kind in PIXELS}
+    parts = [[part["type"] for message in messages for part in message["content"]] for messages in conversations]
+    return [[next(remaining[kind]) for kind in kinds if kind in PIXELS] for kinds in parts]
 
 
 def _batches(requests: list[Instance], size: int) -> Iterator[list[Instance]]:

@@ -29,6 +29,9 @@ class ModelConfig:
         dtype: auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16 or float16.
         device: auto, cpu, cuda or cuda:N.
         attn_implementation: auto (FlashAttention 2 on CUDA where installed, else SDPA), sdpa, eager, flash_attention_2.
+        prompt: hf (the checkpoint's chat template) or vicuna_v1 (LLaVA's, with the system prompt; for Vicuna decoders).
+        image_aspect: pad (to a square, with the mean colour, as LLaVA does) or crop (to the middle square, as
+            transformers does); anyres for models that cut an image in tiles, and only for them.
     """
 
     name: str = MISSING
@@ -40,6 +43,8 @@ class ModelConfig:
     dtype: str = "auto"
     device: str = "auto"
     attn_implementation: str = "auto"
+    prompt: str = "hf"
+    image_aspect: str = "pad"
 
 
 @dataclass
@@ -73,6 +78,8 @@ CHOICES = {
     "budget": BUDGETS,
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
+    "model.prompt": ("hf", "vicuna_v1"),
+    "model.image_aspect": ("pad", "crop", "anyres"),
 }
 
 

@@ -13,17 +13,30 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, CLIPVisionConfig, ConvNextConfig, GemmaConfig, GenerationConfig, LlamaConfig
-from transformers import LlavaImageProcessor as ImageProcessor
-from transformers import LlavaProcessor as Processor
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    ConvNextConfig,
+    GemmaConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaProcessor,
+)
 
 from zipeval.errors import UsageError
 from zipeval.models import mini_gemini as family
 from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
+from zipeval.prompts import VICUNA_V1
 
 SHARD = "5GB"
 DECODERS = {"mgm": LlamaConfig, "mini_gemini": LlamaConfig, "mgm_gemma": GemmaConfig, "mini_gemini_gemma": GemmaConfig}
-KNOWN = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch", "mm_use_im_start_end": False}
+KNOWN = {
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_feature": "patch",
+    "mm_use_im_start_end": False,
+    "image_aspect_ratio": "pad",
+}
 CLIP, CONVNEXT = "model.vision_tower.vision_tower.vision_model.", "model.vision_tower_aux.vision_"
 TOWERS = {"vision_tower": ("vision_model", CLIP), "vision_tower_aux": (r"visual\.trunk", CONVNEXT)}
 NAMES = {  # beginnings of our names and of official ones
@@ -54,18 +67,12 @@ UNUSED = re.compile(  # computed anew; CLIP's text tower; the head and the text 
     r"|model\.vision_tower_aux\.vision_head\..*|visual\.head\..*"
     r"|(text|transformer|token_embedding|positional_embedding|ln_final)\b.*"
 )
-CONTENT = """{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>
-{% else %}{{ part['text'] }}{% endif %}{% endfor %}"""
-VICUNA = f"""A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, \
-detailed, and polite answers to the user's questions. {{% for message in messages %}}\
-{{% if message['role'] == 'user' %}}USER: {CONTENT} {{% else %}}ASSISTANT: {CONTENT}</s>{{% endif %}}{{% endfor %}}\
-{{% if add_generation_prompt %}}ASSISTANT:{{% endif %}}"""
-GEMMA = f"""{{% for message in messages %}}{{% if message['role'] == 'user' %}}<start_of_turn>user
-{CONTENT}<end_of_turn>
-{{% else %}}<start_of_turn>model
-{CONTENT}<end_of_turn>
-<eos>{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}<start_of_turn>model
-{{% endif %}}"""
+GEMMA = (  # conv_gemma
+    "{% for message in messages %}<start_of_turn>{{ {'user': 'user', 'assistant': 'model'}[message.role] }}\n"
+    "{% for part in message.content %}{{ part.text if part.type == 'text' else '<' + part.type + '>\n' }}{% endfor %}"
+    "<end_of_turn>\n{{ '<eos>' if message.role == 'assistant' }}{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def mini_gemini(source: Path, target: Path, **towers: Path) -> None:
         expected.pop("lm_head.weight")
         stored.pop("lm_head.weight", None)
     _check(source, stored, expected)
-    processor = _processor(source, raw, config)
+    processor = _processor(source, config)
     tokenizer = processor.tokenizer
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config.text_config.vocab_size = max(config.text_config.vocab_size, config.image_token_id + 1)
@@ -244,7 +251,7 @@ def _check(source: Path, stored: dict[str, Stored], expected: dict[str, torch.Te
         raise UsageError(f"{source}: of its tensors and its towers', {'; '.join(told)}. Fetch them again.")
 
 
-def _processor(source: Path, raw: dict, config: MiniGeminiConfig) -> Processor:
+def _processor(source: Path, config: MiniGeminiConfig) -> LlavaProcessor:
     """With an `<image>` token. Official code encodes the text behind an image apart, so that Llama's tokenizer puts a
     space before it; `legacy` makes it do so behind every special token. Gemma's does not know it.
     """
@@ -259,13 +266,9 @@ def _processor(source: Path, raw: dict, config: MiniGeminiConfig) -> Processor:
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
     size = config.image_size_aux
-    images = ImageProcessor(  # CLIP's, and it can pad to a square
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        do_pad=raw.get("image_aspect_ratio") == "pad",
-    )
-    template = GEMMA if isinstance(config.text_config, GemmaConfig) else VICUNA
-    return Processor(images, tokenizer, chat_template=template, **family.placeholders(config.to_dict()))
+    images = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    template = GEMMA if isinstance(config.text_config, GemmaConfig) else VICUNA_V1
+    return LlavaProcessor(images, tokenizer, chat_template=template, **family.placeholders(config.to_dict()))
 
 
 def _write(stored: dict[str, Stored], expected: dict[str, torch.Tensor], rows: int, directory: Path) -> None:

@@ -14,6 +14,10 @@ class BudgetError(Exception):
     """What was measured contradicts what was asked for; exit code 1. The fault is the method's, not the user's."""
 
 
+class MediaError(Exception):
+    """An image or a video that cannot be decoded; its sample is recorded as failed, and the run goes on."""
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """' Did you mean x?', or nothing where nothing is close."""
     close = difflib.get_close_matches(word, known, n=1)

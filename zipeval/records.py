@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from zipeval.errors import UsageError
 
-SCHEMA = 2
+SCHEMA = 3
 PACKAGES = ("zipeval", "lmms-eval", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
 TIMES = ("started", "seconds", "path")  # all that differs between two equal runs
 

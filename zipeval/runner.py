@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
 
-from zipeval import benchmarks, methods, models, records
+from zipeval import benchmarks, methods, models, prompts, records
 from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, UsageError
@@ -32,10 +32,11 @@ class Session:
         self.checkpoint = models.find(config.model)
         self._afford()
         found = self.checkpoint
-        self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, found.crops)
+        self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, found.grids)
         self.method = methods.build(config.method, config.budget, self.shape)
         self._check_it_reduces()
         self._check_budget()
+        self._check_aspect()
         self.placement = models.place(config.model)
 
     def _afford(self) -> None:
@@ -68,6 +69,14 @@ class Session:
                 f"come to {reached:.1f}. The method's for_budget is wrong."
             )
 
+    def _check_aspect(self) -> None:
+        config, known = self.config.model, models.family(self.config.model).ASPECTS
+        if config.image_aspect not in known:
+            raise UsageError(
+                f"model.image_aspect={config.image_aspect}: the images of {config.name} are prepared by "
+                f"{' or '.join(known)}. Set model.image_aspect={known[0]}."
+            )
+
     def entering(self, images: list[Picture]) -> list[int]:
         """Visual tokens that should enter each decoder layer, of a prompt with these images."""
         return self.method.entering(images, self.shape.layers)
@@ -85,18 +94,46 @@ class Session:
         """(model, processor)."""
         return models.load(self.config.model.family, self.checkpoint.path, self.checkpoint.fingerprint, self.placement)
 
+    def decoded(self, messages: list[dict]) -> list[dict]:
+        """Chat messages with images and frames in place of what a task names.
+
+        Raises:
+            MediaError: if one cannot be decoded.
+            UsageError: for media that the model does not take.
+        """
+        from zipeval import media
+
+        config, family, (_, processor) = self.config.model, models.family(self.config.model), self.load()
+        background = tuple(int(mean * 255) for mean in processor.image_processor.image_mean)
+
+        def decode(part: dict) -> dict:
+            if part["type"] == "text":
+                return part
+            if part["type"] not in family.MEDIA:
+                takes = ", ".join(family.MEDIA)
+                raise UsageError(f"model={config.name}: it takes text and {takes}, a task gave it {part['type']}.")
+            if part["type"] == "video":
+                return {**part, "url": media.frames(part["url"], family.FRAMES)}
+            return {**part, "url": media.rgb(part["url"], config.image_aspect, background)}
+
+        return [{**message, "content": [decode(part) for part in message["content"]]} for message in messages]
+
     def inputs(self, conversations: list[list[dict]]):
-        """Chat messages -> the processor's batch on the model's device."""
+        """Decoded chat messages -> the processor's batch on the model's device."""
         model, processor = self.load()
         parts = [part for messages in conversations for message in messages for part in message["content"]]
-        for kind in {part["type"] for part in parts} - {"image", "text"}:
-            raise UsageError(f"model={self.config.model.name}: it takes images and text, a task gave it {kind}.")
-        images = [part["url"].convert("RGB") for part in parts if part["type"] == "image"]
+        given = {f"{kind}s": [part["url"] for part in parts if part["type"] == kind] for kind in ("image", "video")}
         texts = [
-            processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            processor.apply_chat_template(
+                messages,
+                chat_template=prompts.TEMPLATES[self.config.model.prompt],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
             for messages in conversations
         ]
-        batch = processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+        given = {name: found for name, found in given.items() if found}
+        batch = processor(text=texts, **given, padding=True, return_tensors="pt")
         return batch.to(model.device, model.dtype)
 
     def decode(self, ids) -> list[str]:
@@ -114,7 +151,7 @@ def run(config: RunConfig) -> list[Path]:
     for task, folder in folders.items():
         path = directory / f"{task}.json"
         if path.exists():
-            if records.read(path)["task_hash"] != benchmarks.task_hash(task):
+            if records.read(path)["task_hash"] != benchmarks.task_hash(folder):
                 raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
             print(f"{session.run_id} {task}: finished before, kept. Delete {path} to run it again.")
         else:
@@ -123,7 +160,8 @@ def run(config: RunConfig) -> list[Path]:
             model = model or ZipEval(session)
             record, samples = evaluate(model, task, folder)
             path = records.write(directory, record, samples)
-            print(f"{session.run_id} {task}: {record['metric']} {record['score'] or 0:.4g} -> {path}")
+            failed = f", {record['failed']} samples could not be read" if record["failed"] else ""
+            print(f"{session.run_id} {task}: {record['metric']} {record['score'] or 0:.4g}{failed} -> {path}")
         written.append(path)
     return written
 
@@ -139,6 +177,9 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     started, clock = datetime.now(timezone.utc), time.monotonic()
     results = _lmms_eval(model, task, folder)
     samples = [_sample(s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
+    read = [s for s in samples if "error" not in s]
+    if not read:
+        raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")
     metrics = {
         name.removesuffix(",none"): float(value)
         for name, value in results["results"][task].items()
@@ -146,12 +187,13 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     }
     known = benchmarks.BENCHMARKS.get(task)
     metric = known.metric if known else next(iter(metrics), None)  # None: the task only writes a file to submit
-    visual = [s["visual_tokens"] for s in samples]
+    visual = [s["visual_tokens"] for s in read]
     record = {
         "run_id": model.session.run_id,
         "task": task,
-        "task_hash": benchmarks.task_hash(task),
+        "task_hash": benchmarks.task_hash(folder),
         "status": "success",
+        "failed": len(samples) - len(read),  # they count as wrong
         "metric": metric,
         "score": metrics[metric] * (known.scale if known else 1) if metric else None,
         "metrics": metrics,
@@ -162,7 +204,7 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
             "final": fmean(v[-1] for v in visual),
             "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
         },
-        "prefill": {name: fmean(s[name] for s in samples) for name in COSTS},
+        "prefill": {name: fmean(s[name] for s in read) for name in COSTS},
         "config": recorded(config),
         "resolved": model.session.resolved,
         "versions": records.versions(),

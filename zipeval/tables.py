@@ -45,7 +45,8 @@ def _setting(record: Record) -> tuple:
     config, resolved = record["config"], record["resolved"]
     device = resolved["device"].partition(":")[0]
     held = resolved["dtype"], device, resolved["attn_implementation"]
-    return config["model"]["name"], resolved["fingerprint"], *held, config["limit"] or 0
+    read = config["model"]["prompt"], config["model"]["image_aspect"]
+    return config["model"]["name"], resolved["fingerprint"], *held, *read, config["limit"] or 0
 
 
 def _row(record: Record) -> tuple:
@@ -108,7 +109,14 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
         "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
         "entering the decoder's layers on average and its last one."
     )
-    return f"{about}\n\n{markdown(lines)}\n\n{note}"
+    failures = [_failure(record) for record in found if record["failed"]]
+    return "\n".join([f"{about}\n\n{markdown(lines)}\n\n{note}", *failures])
+
+
+def _failure(record: Record) -> str:
+    row = " ".join(str(part) for part in _row(record) if part is not None)
+    count = f"{record['failed']} of the {record['samples']['count']} samples of {record['task']}"
+    return f"{row}: {count} could not be read and count as wrong."
 
 
 def _order(item) -> tuple:
@@ -145,7 +153,7 @@ def _bound_command(record: Record, results: str) -> str:
     given = [f"model={config['model']['name']}", "method=vanilla", f"tasks=[{record['task']}]"]
     given += [f"limit={config['limit']}"] if config["limit"] else []
     given += [f"results={results}"] if results != "results/runs" else []
-    for name in ("path", "revision", "dtype", "device", "attn_implementation"):
+    for name in ("path", "revision", "dtype", "device", "attn_implementation", "prompt", "image_aspect"):
         if config["model"][name] not in (None, "auto"):
             given.append(f"model.{name}={config['model'][name]}")
     return " ".join(["zipeval run", *given])

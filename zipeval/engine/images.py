@@ -1,4 +1,7 @@
-"""Images in crops, as LLaVA-NeXT takes them: the whole image, then its tiles; and how reduced crops are packed."""
+"""Images and videos of a prompt: what the model makes of them without reduction, and how reduced crops are packed.
+
+A crop is what the encoder sees at once: an image, the whole image and its tiles (LLaVA-NeXT), or a frame of a video.
+"""
 
 from __future__ import annotations
 
@@ -9,71 +12,89 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from zipeval.budget import Picture
 
+# What processors call the pixels, and models the encoder. transformers 5.23 renamed Video-LLaVA's images.
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+TOWERS = {"image": ("vision_tower", "image_tower"), "video": ("video_tower",)}
 
-def pictures(model, inputs: dict) -> list[Picture]:
-    """The images of the processor's inputs, in reading order."""
-    vision = model.config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    if model.config.vision_feature_select_strategy == "full":
+
+def pixels(inputs: dict, kind: str) -> torch.Tensor | None:
+    """The images or videos among the processor's inputs."""
+    return next((inputs[name] for name in PIXELS[kind] if inputs.get(name) is not None), None)
+
+
+def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
+    """The images, or the videos, of the processor's inputs, in reading order."""
+    given, sizes = pixels(inputs, kind), inputs.get("image_sizes")
+    if given is None:
+        return []
+    patches = side(model) ** 2
+    if kind == "video" or model.config.vision_feature_select_strategy == "full":
         patches += cls_tokens(model)
-    pixels, sizes = inputs.get("pixel_values"), inputs.get("image_sizes")
+    if kind == "video":
+        frames = given.shape[1]
+        return [Picture(frames * patches, frames, patches)] * len(given)
     if sizes is None:
-        return [Picture(patches, 1, patches)] * (0 if pixels is None else len(pixels))
-    return [Picture(stock_tokens(model, size), crops(model, size), patches) for size in sizes]
+        crops = getattr(model.base_model, "crops", 1)
+        return [Picture(crops * patches, crops, patches)] * len(given)
+    return [Picture(stock_tokens(model, size), tiles(model, size) + 1, patches) for size in sizes]
+
+
+def tower(model, kind: str = "image"):
+    """The encoder, with its `embeddings` and `encoder.layers`."""
+    found = next(getattr(model.base_model, name) for name in TOWERS[kind] if hasattr(model.base_model, name))
+    return getattr(found, "vision_model", found)
 
 
 def cls_tokens(model) -> int:
     """Tokens before the patches: 1 for CLIP, 0 for SigLIP."""
-    tower = model.base_model.vision_tower
-    return int(hasattr(getattr(tower, "vision_model", tower).embeddings, "class_embedding"))
+    return int(hasattr(tower(model).embeddings, "class_embedding"))
 
 
-def crops(model, size: torch.Tensor) -> int:
-    """Crops of an image of `size` (height, width)."""
-    return image_size_to_num_patches(size, model.config.image_grid_pinpoints, model.config.vision_config.image_size)
+def side(model) -> int:
+    """Patches in a row of a crop."""
+    return model.config.vision_config.image_size // model.config.vision_config.patch_size
+
+
+def tiles(model, size: torch.Tensor) -> int:
+    """Of an image of `size` (height, width), besides the whole."""
+    grids, pixels_of_a_side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
+    return image_size_to_num_patches(size, grids, pixels_of_a_side) - 1
 
 
 def stock_tokens(model, size: torch.Tensor) -> int:
     """Its visual tokens without reduction, by definition: what the stock packing makes of crops of width 1."""
-    vision = model.config.vision_config
-    dummy = torch.zeros(crops(model, size), (vision.image_size // vision.patch_size) ** 2, 1)
+    dummy = torch.zeros(tiles(model, size) + 1, side(model) ** 2, 1)
     stock = type(model.base_model).pack_image_features
     return int(stock(model.base_model, [dummy], [size], "default", image_newline=torch.zeros(1))[1])
 
 
-def pack(model, kept: list, prefix: int, features, image_sizes, vision_feature_select_strategy, image_newline=None):
-    """Stands in for the model's `pack_image_features`; the official VisionZip's order.
+def pack(model, crops: list[torch.Tensor], kept: list[torch.Tensor], sizes: torch.Tensor) -> torch.Tensor:
+    """The tokens of an image in tiles, in the official VisionZip's order.
 
     The whole image as it is; then the tiles' patches in raster order of the image that they make up together, the
     CLS tokens of the tiles, and their merged tokens. No row ends, and nothing is cut off where the image was padded.
-    Images that nothing was removed from are packed as the model packs them.
+    An image that nothing was removed from is packed as the model packs it.
 
     Args:
-        kept: `Reduced` of every crop, filled by the time that this is called.
-        features: of each image (crops, L, D), padded at the end where crops are left with different numbers.
+        crops: features (k, D) of the whole image and of its tiles.
+        kept: (<= k) the positions of the first of them in the encoder's sequence, as in `Reduced`.
+        sizes: (2) height and width of the image.
     """
-    base, config = model.base_model, model.config
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    everything = torch.arange(side * side, device=features[0].device) + prefix
-    stock = partial(type(base).pack_image_features, base, image_newline=image_newline)
-    packed, remaining = [], iter(kept)
-    for image, size in zip(features, image_sizes, strict=True):
-        reduced = [next(remaining) for _ in image]
-        if all(torch.equal(crop.kept, everything) for crop in reduced):  # nothing was removed from it
-            packed += stock([image], [size], vision_feature_select_strategy)[0]
-            continue
-        _, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-        tokens, place = [], []
-        for tile, (crop, of_crop) in enumerate(zip(image[1:], reduced[1:], strict=True)):
-            count = len(of_crop.features)
-            patch = of_crop.kept - prefix
-            row, column = (tile // columns) * side + patch // side, (tile % columns) * side + patch % side
-            raster = row * columns * side + column
-            last = columns * side * side * len(image)
-            raster = torch.where(patch < 0, last, raster)  # CLS: behind all patches
-            merged = raster.new_full((count - len(patch),), last + 1)
-            tokens.append(crop[:count])
-            place.append(torch.cat([raster, merged]))
-        order = torch.cat(place).argsort(stable=True)
-        packed.append(torch.cat([image[0, : len(reduced[0].features)], torch.cat(tokens)[order]]))
-    return packed, torch.tensor([len(p) for p in packed])
+    prefix, width = cls_tokens(model), side(model)
+    everything = torch.arange(width**2, device=crops[0].device) + prefix
+    if all(torch.equal(positions, everything) for positions in kept):
+        base, strategy = model.base_model, model.config.vision_feature_select_strategy
+        stock = partial(type(base).pack_image_features, base, image_newline=base.image_newline)
+        return stock([torch.stack(crops)], [sizes], strategy)[0][0]
+    grids, pixels_of_a_side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
+    _, columns = get_anyres_image_grid_shape(sizes, grids, pixels_of_a_side)
+    places = []
+    for tile, (features, positions) in enumerate(zip(crops[1:], kept[1:], strict=True)):
+        patch = positions - prefix
+        row, column = (tile // columns) * width + patch // width, (tile % columns) * width + patch % width
+        last = columns * width**2 * len(crops)
+        place = torch.where(patch < 0, last, row * columns * width + column)  # CLS: behind all patches
+        merged = place.new_full((len(features) - len(patch),), last + 1)
+        places.append(torch.cat([place, merged]))
+    order = torch.cat(places).argsort(stable=True)
+    return torch.cat([crops[0], torch.cat(crops[1:])[order]])

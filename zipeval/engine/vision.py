@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import chain, islice
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.images import cls_tokens, pack, pictures
-from zipeval.engine.ragged import compact_index, take
+from zipeval.engine.images import PIXELS, cls_tokens, pack, pictures, pixels, tower
+from zipeval.engine.ragged import compact_index, take, visual_slots
 
 ROWS = 64
 
@@ -157,7 +158,7 @@ class VisionMethod(ABC):
         def generate(inputs=None, **kwargs):
             prompt = kwargs.pop("input_ids", inputs)
             cache = kwargs.get("past_key_values")
-            if cache is not None and cache.get_seq_length() > 0 and (prompt == model.config.image_token_id).any():
+            if cache is not None and cache.get_seq_length() > 0 and visual_slots(prompt, model.config).any():
                 # generate() would count cached tokens by the full prompt and feed old ones again.
                 raise ValueError("past_key_values: a later turn on the cache of a reduced prompt is not supported yet")
             kwargs = reduced_inputs(model, {"input_ids": prompt, **kwargs}, self)
@@ -218,9 +219,10 @@ class Divided(VisionMethod):
 def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     """The processor's inputs with features in place of pixels and with as many placeholders as features are left.
 
-    Inputs without `pixel_values` (text, decoding steps, a later turn) come back as they are.
+    Inputs without images and videos (text, decoding steps, a later turn) come back as they are.
     """
-    if inputs.get("pixel_values") is None:
+    kinds = [kind for kind in PIXELS if pixels(inputs, kind) is not None]
+    if not kinds:
         return inputs
     inputs = dict(inputs)
     if inputs.pop("labels", None) is not None:
@@ -230,16 +232,17 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
         if len(ids) > 1:
             raise ValueError(f"attention_mask=None with {len(ids)} prompts: pass the mask that the processor returns")
         mask = torch.ones_like(ids)
-    images = pictures(model, inputs)
-    pixels, sizes = inputs.pop("pixel_values"), inputs.pop("image_sizes", None)
-    sized = {} if sizes is None else {"image_sizes": sizes}
-    with _at_projector(model, method, images):
-        features = list(model.base_model.get_image_features(pixels, **sized, return_dict=True).pooler_output)
-    before = [image.tokens for image in images]
-    ids, mask = shrink(ids, mask, model.config.image_token_id, before, [len(f) for f in features])
-    # A fresh object for every call: generate() rewrites it in place for num_beams > 1.
-    images = BaseModelOutputWithPooling(pooler_output=features)
-    return {**inputs, "input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": images}}
+    encoded = {}
+    for kind in kinds:
+        features = _encode(model, inputs, method, kind)
+        placeholder = getattr(model.config, f"{kind}_token_id")
+        before = [picture.tokens for picture in pictures(model, inputs, kind)]
+        ids, mask = shrink(ids, mask, placeholder, before, [len(f) for f in features])
+        # A fresh object for every call: generate() rewrites it in place for num_beams > 1.
+        encoded[kind] = BaseModelOutputWithPooling(pooler_output=features)
+    for name in ("image_sizes", *chain.from_iterable(PIXELS.values())):
+        inputs.pop(name, None)
+    return {**inputs, "input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": encoded}
 
 
 def shrink(ids, mask, placeholder: int, before: list[int], after: list[int]):
@@ -251,55 +254,81 @@ def shrink(ids, mask, placeholder: int, before: list[int], after: list[int]):
     numbered = [torch.arange(b, device=ids.device) < a for b, a in zip(before, after, strict=True)]
     kept = torch.cat(numbered)
     if int(at.sum()) != len(kept):
-        raise ValueError(f"the prompts hold {int(at.sum())} image placeholders, the images {len(kept)} visual tokens")
+        raise ValueError(f"the prompts hold {int(at.sum())} placeholders, the images or videos {len(kept)} tokens")
     keep = mask.bool().clone()
     keep[at] &= kept
     index, valid = compact_index(keep)
     return take(ids, index).masked_fill(~valid, 0), valid.to(mask.dtype)
 
 
+def _encode(model, inputs: dict, method: VisionMethod, kind: str) -> list[torch.Tensor] | torch.Tensor:
+    """What `method` leaves of every image or video, (k, D) each, held as the model holds them."""
+    images, sizes = pictures(model, inputs, kind), inputs.get("image_sizes")
+    sized = {} if sizes is None else {"image_sizes": sizes}
+    get_features = getattr(model.base_model, f"get_{kind}_features")
+    with _at_projector(model, method, kind, images) as crops:
+        stock = get_features(pixels(inputs, kind), **sized, return_dict=True).pooler_output
+    remaining, packed = iter(crops), []
+    for number, image in enumerate(images):
+        features, kept = zip(*islice(remaining, image.crops), strict=True)
+        packed.append(torch.cat(features) if sizes is None else pack(model, features, kept, sizes[number]))
+    return torch.stack(packed) if torch.is_tensor(stock) else packed
+
+
 @contextmanager
-def _at_projector(model, method: VisionMethod, images: list[Picture]) -> Iterator[None]:
-    """While open, the projector receives what `method` leaves, and an image's crops are packed accordingly."""
+def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture]) -> Iterator[list]:
+    """While open, the projector receives what `method` leaves of every crop.
+
+    Yields a list that then holds, for every crop, its projected features (k, D) and the positions of those kept.
+    """
     base = model.base_model
-    tower = base.vision_tower
-    tower = getattr(tower, "vision_model", tower)
+    encoder = tower(model, kind)
     number = model.config.vision_feature_layer
     if not isinstance(number, int):
         raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
-    layer = tower.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
-    attention, seen, kept = layer.self_attn, {}, []
-    prefix = cls_tokens(model)
+    layer = encoder.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
+    attention, prefix, seen, reduced, crops = layer.self_attn, cls_tokens(model), {}, [], []
 
     def see(name):
         return lambda module, args, output: seen.update({name: output})
 
     def swap(module, args):
-        given = Crops(**seen, heads=attention.num_heads, prefix=prefix, selected=args[0])
-        of_crops = [part for image in images for part in _parts(method, image)]
-        reduced: list[Reduced] = [None] * len(of_crops)
-        for first, part in enumerate(of_crops):
-            if reduced[first] is not None:
-                continue  # with an equal one before it; a method need not be hashable
-            rows = [i for i, other in enumerate(of_crops) if other == part]
-            result = part.reduce(given if len(rows) == len(of_crops) else given.select(rows))
-            for i, row in enumerate(rows):
-                reduced[row] = Reduced(result.features[i], result.kept[i])
-        kept.extend(reduced)
-        return (pad_sequence([r.features for r in reduced], batch_first=True).to(args[0].dtype),)
+        (selected,) = args
+        # What lies between encoder and projector (Mini-Gemini's mining) is in what the projector is given.
+        hidden = torch.cat([seen["hidden"][:, : seen["hidden"].shape[1] - selected.shape[1]], selected], 1)
+        given = Crops(**{**seen, "hidden": hidden}, heads=attention.num_heads, prefix=prefix, selected=selected)
+        reduced.extend(_reduce(given, [part for image in images for part in _parts(method, image)]))
+        return (pad_sequence([r.features for r in reduced], batch_first=True).to(selected.dtype),)
+
+    def collect(module, args, output):
+        crops.extend((row[: len(r.features)], r.kept) for row, r in zip(output, reduced, strict=True))
 
     hooks = [
-        tower.embeddings.register_forward_pre_hook(lambda module, args: seen.update(pixels=args[0])),
+        encoder.embeddings.register_forward_pre_hook(lambda module, args: seen.update(pixels=args[0])),
         layer.register_forward_hook(see("hidden")),
         attention.q_proj.register_forward_hook(see("queries")),
         attention.k_proj.register_forward_hook(see("keys")),
         base.multi_modal_projector.register_forward_pre_hook(swap),
+        base.multi_modal_projector.register_forward_hook(collect),
     ]
     if hasattr(base, "pack_image_features"):
-        base.pack_image_features = partial(pack, model, kept, prefix)
+        base.pack_image_features = lambda features, *given, **options: (features, None)  # the caller packs them
     try:
-        yield
+        yield crops
     finally:
         for hook in hooks:
             hook.remove()
         vars(base).pop("pack_image_features", None)
+
+
+def _reduce(crops: Crops, methods: list[VisionMethod]) -> list[Reduced]:
+    """What is left of each crop, without a batch dimension; crops under equal methods are reduced together."""
+    reduced: list[Reduced] = [None] * len(methods)
+    for first, method in enumerate(methods):
+        if reduced[first] is not None:
+            continue  # with an equal one before it; a method need not be hashable
+        rows = [i for i, other in enumerate(methods) if other == method]
+        result = method.reduce(crops if len(rows) == len(methods) else crops.select(rows))
+        for i, row in enumerate(rows):
+            reduced[row] = Reduced(result.features[i], result.kept[i])
+    return reduced

@@ -24,14 +24,15 @@ class Pool(VisionMethod):
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> Pool:
         method = super().for_budget(tokens, budget, shape, **options)
         patches = shape.image // shape.crops
-        for crops in range(min(3, shape.crops), shape.crops + 1):  # an image has two tiles or more
-            for part in method.of_crops(Picture(shape.image, crops, patches)):
-                grid(part.tokens, round(patches**0.5))
+        for crops in shape.grids:
+            for part in method.of_crops(Picture(crops * patches, crops, patches)):
+                if part.tokens < patches:
+                    grid(part.tokens, round(patches**0.5))
         return method
 
     def reduce(self, crops: Crops) -> Reduced:
         patches = crops.hidden[:, crops.prefix :]
-        if self.tokens >= patches.shape[1]:
+        if self.tokens >= crops.selected.shape[1]:
             return crops.everything()
         side = round(patches.shape[1] ** 0.5)
         image = patches.mT.unflatten(2, (side, side))

@@ -16,11 +16,13 @@ from zipeval.budget import PAPER_TOKENS, Shape, published
 from zipeval.engine.ragged import take
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
 
-# Dominant and contextual tokens of a crop, by the crops of an image and the tokens of all of them: Tables 1 and 2.
-# Other numbers are split in the same proportion.
+# By the crops of an image or frames of a video: visual tokens without reduction, and the dominant and contextual tokens
+# of a crop for what is left in all (Tables 1, 2 and 3). Other numbers are split in the same proportion, as is that for
+# videos, whose split was not published.
 PUBLISHED = {
-    1: {192: (162, 30), 128: (108, 20), 64: (54, 10)},
-    5: {640: (108, 20), 320: (54, 10), 160: (27, 5)},
+    1: (576, {192: (162, 30), 128: (108, 20), 64: (54, 10)}),
+    5: (2880, {640: (108, 20), 320: (54, 10), 160: (27, 5)}),
+    8: (2056, {136: (14, 3)}),
 }
 
 
@@ -49,7 +51,8 @@ class VisionZip(VisionMethod):
     @classmethod
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> VisionZip:
         if budget == "paper" and tokens != shape.entering and not options:
-            published(PUBLISHED.get(shape.crops, {}), tokens, shape, of=PAPER_TOKENS * shape.crops)
+            of, splits = PUBLISHED.get(shape.crops, (PAPER_TOKENS, {}))
+            published(splits, tokens, shape, of)
         return super().for_budget(tokens, budget, shape, **options)
 
     def left(self, tokens: int) -> int:

@@ -22,16 +22,16 @@ class Checkpoint:
     Attributes:
         path: its directory.
         fingerprint: hash of its small files and of samples of its weights; the same for a copy elsewhere.
-        visual_tokens: how many an image has without reduction.
+        visual_tokens: how many its largest picture, an image or a video, has without reduction.
         layers: of its decoder.
-        crops: that an image has at most.
+        grids: numbers of crops that an image or video can have, ascending.
     """
 
     path: Path
     fingerprint: str
     visual_tokens: int
     layers: int
-    crops: int = 1
+    grids: tuple[int, ...]
 
 
 def find(config: ModelConfig) -> Checkpoint:
@@ -40,8 +40,8 @@ def find(config: ModelConfig) -> Checkpoint:
     Raises:
         UsageError: if they are missing, damaged, or of another family; says what to do.
     """
-    family = _family(config)
-    path = _directory(config, family)
+    its = family(config)
+    path = _directory(config)
     where = f"model.path={config.path}" if config.path else f"model={config.name}"
     settings = _read_json(path / "config.json", where)
     for name in ("tokenizer_config.json", "tokenizer.json", _processor_file(path)):
@@ -51,25 +51,15 @@ def find(config: ModelConfig) -> Checkpoint:
         raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {_fetch(config)}.")
     for file in weights:
         _check_safetensors(file, where, config)
-    if config.embedded and hasattr(family, "of_llava"):
-        settings = family.of_llava(settings)
-    if settings.get("model_type") != family.MODEL_TYPE:
+    if config.embedded and hasattr(its, "of_llava"):
+        settings = its.of_llava(settings)
+    if settings.get("model_type") != its.MODEL_TYPE:
         raise UsageError(
             f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
-            f"loads {family.MODEL_TYPE!r}. `zipeval list models` shows the families."
+            f"loads {its.MODEL_TYPE!r}. `zipeval list models` shows the families."
         )
-    visual = family.visual_tokens(settings)
-    return Checkpoint(path, _fingerprint(path), visual, family.decoder_layers(settings), family.crops(settings))
-
-
-def _family(config: ModelConfig):
-    """Its module."""
-    try:
-        return import_module(f"zipeval.models.{config.family}")
-    except ImportError as error:
-        raise UsageError(
-            f"model.family={config.family}: no such family. `zipeval list models` shows models."
-        ) from error
+    visual = its.visual_tokens(settings)
+    return Checkpoint(path, _fingerprint(path), visual, its.decoder_layers(settings), its.grids(settings))
 
 
 def _processor_file(path: Path) -> str:
@@ -86,7 +76,7 @@ def _weights(path: Path, where: str) -> list[Path]:
     return [path / name for name in sorted(set(_read_json(index, where).get("weight_map", {}).values()))]
 
 
-def _directory(config: ModelConfig, family) -> Path:
+def _directory(config: ModelConfig) -> Path:
     if config.path:
         path = Path(config.path).expanduser()
         if not path.is_dir():
@@ -95,7 +85,7 @@ def _directory(config: ModelConfig, family) -> Path:
     if config.embedded:
         return EMBEDDED / config.embedded
     if not config.hub:
-        remedy = getattr(family, "NO_WEIGHTS", "Set model.hub=ORGANISATION/NAME or model.path=DIR.")
+        remedy = getattr(family(config), "NO_WEIGHTS", "Set model.hub=ORGANISATION/NAME or model.path=DIR.")
         raise UsageError(f"model={config.name}: it names no weights. {remedy}")
     return _from_hub(config)
 
@@ -201,6 +191,20 @@ def place(config: ModelConfig) -> Placement:
         flash = on_cuda and dtype != "float32" and is_flash_attn_2_available()
         attention = "flash_attention_2" if flash else "sdpa"
     return Placement(device, dtype, attention)
+
+
+def family(config: ModelConfig):
+    """The module of the model's family.
+
+    Raises:
+        UsageError: for a family that does not exist.
+    """
+    try:
+        return import_module(f"zipeval.models.{config.family}")
+    except ImportError as error:
+        raise UsageError(
+            f"model.family={config.family}: no such family. `zipeval list models` shows models."
+        ) from error
 
 
 _loaded: dict[tuple, tuple] = {}

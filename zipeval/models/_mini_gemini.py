@@ -21,6 +21,7 @@ from transformers import (
     LlavaModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import select_hidden_states
 
@@ -78,13 +79,36 @@ class PatchInfoMining(nn.Module):
         return tokens + (logits.nan_to_num().softmax(-1) @ self.value(own))[:, :, 0]
 
 
+class Projector(LlavaMultiModalProjector):
+    """LLaVA's, before a decoder that scales its embeddings as it looks them up, as Gemma does.
+
+    When Mini-Gemini was trained, the decoder scaled whatever it was given, visual tokens included.
+    """
+
+    def __init__(self, config: MiniGeminiConfig, scale: float):
+        super().__init__(config)
+        self.scale = scale
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        """(N, P, D) -> (N, P, the decoder's width)."""
+        projected = super().forward(image_features)
+        return projected * projected.new_tensor(self.scale)
+
+
 class MiniGeminiModel(LlavaModel):
-    """LlavaModel whose `pixel_values` are (N, 3, image_size_aux, image_size_aux); what CLIP sees is made of them."""
+    """LlavaModel whose `pixel_values` are (N, 3, image_size_aux, image_size_aux); what CLIP sees is made of them.
+
+    Attributes:
+        crops: of every image, (whole, tiles row by row): rows of what CLIP sees and of what the projector is given.
+    """
 
     config_class = MiniGeminiConfig
 
     def __init__(self, config: MiniGeminiConfig):
         super().__init__(config)
+        self.crops = 1 if config.image_grid == 1 else 1 + config.image_grid**2
+        scale = getattr(self.get_input_embeddings(), "scalar_embed_scale", 1.0)
+        self.multi_modal_projector = Projector(config, scale)
         # It has no attention, and refuses to hear of any other than eager.
         self.vision_tower_aux = AutoModel.from_config(config.aux_config, attn_implementation="eager")
         self.vision_tower_aux.layernorm = nn.Identity()  # of the pooled features, which nobody asks for
@@ -104,28 +128,20 @@ class MiniGeminiModel(LlavaModel):
     ) -> BaseModelOutputWithPooling:
         """What LlavaModel's `forward` asks for; `pooler_output` is a (crops * P, D) for each image.
 
-        Crops are rows of what the encoder sees and of what the projector is given: of every image the whole, then its
-        tiles row by row.
-
         Raises:
             ValueError: if CLS is to be kept: no part of the image is its own.
         """
         if vision_feature_select_strategy != "default":
             raise ValueError(f"vision_feature_select_strategy={vision_feature_select_strategy!r}: CLS cannot be mined")
         seen = self.vision_tower(self.low_resolution(pixel_values), return_dict=True, **kwargs)
-        tokens = seen.hidden_states[vision_feature_layer][:, 1:].unflatten(0, (len(pixel_values), -1))
+        tokens = seen.hidden_states[vision_feature_layer][:, 1:].unflatten(0, (-1, self.crops))
         # One image after another: in high resolution, the features of a single one are up to 1 GB.
         mined = [
             self.patch_info_mining(rows, self.high_resolution(pixels[None]))
             for rows, pixels in zip(tokens, pixel_values, strict=True)
         ]
         features = self.multi_modal_projector(torch.cat(mined))
-        # Gemma's own embeddings are scaled as they are looked up. When Mini-Gemini was trained, the decoder did it to
-        # whatever it was given, visual tokens included.
-        scale = getattr(self.get_input_embeddings(), "embed_scale", None)
-        if scale is not None:
-            features = features * scale.to(features.dtype)
-        seen.pooler_output = list(features.unflatten(0, (len(pixel_values), -1)).flatten(1, 2))
+        seen.pooler_output = list(features.unflatten(0, (-1, self.crops)).flatten(1, 2))
         return seen
 
     def low_resolution(self, pixels: torch.Tensor) -> torch.Tensor:

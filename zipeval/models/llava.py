@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from zipeval.models import Placement
 
 MODEL_TYPE = "llava"
+MEDIA = ("image",)
+ASPECTS = ("pad", "crop")
 
 
 def visual_tokens(config: dict) -> int:
@@ -26,9 +28,9 @@ def decoder_layers(config: dict) -> int:
     return config.get("text_config", {}).get("num_hidden_layers", 32)
 
 
-def crops(config: dict) -> int:
-    """The encoder sees an image once."""
-    return 1
+def grids(config: dict) -> tuple[int, ...]:
+    """Numbers of crops that an image can have: the encoder sees it once."""
+    return (1,)
 
 
 def load(path: Path, placement: Placement):

@@ -12,28 +12,30 @@ if TYPE_CHECKING:
     from zipeval.models import Placement
 
 MODEL_TYPE = "llava_next"
+MEDIA = llava.MEDIA
+ASPECTS = ("anyres",)
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # transformers' default
 
 decoder_layers = llava.decoder_layers
 
 
-def crops(config: dict) -> int:
-    """The whole image and the tiles of the largest grid."""
+def grids(config: dict) -> tuple[int, ...]:
+    """Numbers of crops that an image can have: it and the tiles of a grid."""
     side = config.get("vision_config", {}).get("image_size", 336)
-    grids = config.get("image_grid_pinpoints", PINPOINTS)
-    return 1 + max((height // side) * (width // side) for height, width in grids)
+    pinpoints = config.get("image_grid_pinpoints", PINPOINTS)
+    return tuple(sorted({1 + (height // side) * (width // side) for height, width in pinpoints}))
 
 
 def visual_tokens(config: dict) -> int:
     """Of all crops, as papers count: neither row ends nor what is cut off where a tile is padded."""
-    return crops(config) * llava.visual_tokens(config)
+    return grids(config)[-1] * llava.visual_tokens(config)
 
 
 def of_llava(config: dict) -> dict:
     """The config of the stand-in that is made of an embedded LLaVA's weights: the same grids in its crops."""
     side = config["vision_config"]["image_size"]
-    grids = [[height // 336 * side, width // 336 * side] for height, width in PINPOINTS]
-    return {**config, "model_type": MODEL_TYPE, "image_grid_pinpoints": grids}
+    pinpoints = [[height // 336 * side, width // 336 * side] for height, width in PINPOINTS]
+    return {**config, "model_type": MODEL_TYPE, "image_grid_pinpoints": pinpoints}
 
 
 def load(path: Path, placement: Placement):

@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     from zipeval.models import Placement
 
 MODEL_TYPE = "mini_gemini"
+MEDIA, ASPECTS = llava.MEDIA, llava.ASPECTS
 NO_WEIGHTS = "Make them of the official checkpoint with `zipeval convert mini_gemini SRC DST`, then set model.path=DST."
 
 decoder_layers = llava.decoder_layers
 
 
-def crops(config: dict) -> int:
-    """The whole image, and in the HD variant its tiles."""
+def grids(config: dict) -> tuple[int, ...]:
+    """Crops that every image has: it, and in the HD variant its tiles."""
     grid = config.get("image_grid", 1)
-    return 1 if grid == 1 else 1 + grid**2
+    return (1 if grid == 1 else 1 + grid**2,)
 
 
 def visual_tokens(config: dict) -> int:
     """Of all crops."""
-    return crops(config) * llava.visual_tokens(config)
+    return grids(config)[-1] * llava.visual_tokens(config)
 
 
 def placeholders(config: dict) -> dict:

@@ -1,0 +1,253 @@
+"""Images and videos on their way into a model: real files, decoded, through lmms-eval into records."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import save_llava15
+from transformers import LlavaImageProcessor
+
+from zipeval import media, records
+from zipeval.chat_model import ZipEval
+from zipeval.cli import compose
+from zipeval.engine.images import pictures
+from zipeval.errors import MediaError, UsageError
+from zipeval.methods.visionzip import VisionZip
+from zipeval.runner import Session, evaluate, run
+
+GRAY = (127, 127, 127)
+
+
+def write_video(path, levels, size=96, codec="mpeg4"):
+    """One even gray frame for each level."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width = stream.height = size
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        for level in levels:
+            frame = av.VideoFrame.from_ndarray(np.full((size, size, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        container.mux(stream.encode())
+    return path
+
+
+def levels(frames):
+    return frames.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "name, codec", [("a.mp4", "mpeg4"), ("a.avi", "mpeg4"), ("a.ts", "mpeg2video"), ("a.gif", "gif")]
+)
+@pytest.mark.parametrize("length", [1, 5, 8, 20])
+def test_frames_are_at_even_distances_from_the_first_to_the_last(tmp_path, name, codec, length):
+    path = write_video(tmp_path / name, [i * 10 for i in range(length)], codec=codec)
+    frames = media.frames(path, 8)
+    assert frames.shape == (8, 96, 96, 3)
+    expected = [int(i * (length - 1) / 7) * 10 for i in range(8)]
+    assert levels(frames) == pytest.approx(expected, abs=20 if codec == "gif" else 4)
+
+
+def test_what_is_missing_at_the_end_is_not_part_of_a_video(tmp_path):
+    path = write_video(tmp_path / "a.ts", [i * 10 for i in range(20)], codec="mpeg2video")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = levels(media.frames(path, 8))
+    assert found[0] == pytest.approx(0, abs=3)
+    assert 50 < found[-1] < 150
+    assert (np.diff(found) > 5).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", None, "directory", "sound"])
+def test_a_damaged_video_is_a_media_error_that_names_it(tmp_path, content):
+    path = tmp_path / "broken.wav"
+    if content == "directory":
+        path.mkdir()
+    elif content == "sound":
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("pcm_s16le", rate=8000)
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+            silence.rate = 8000
+            container.mux(stream.encode(silence))
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MediaError, match=r"broken\.wav"):
+        media.frames(path, 8)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+@settings(deadline=None, max_examples=40)
+def test_padding_is_that_of_llava(width, height):
+    """transformers' own processor for LLaVA has it, though its checkpoints do not use it."""
+    image = Image.fromarray(np.random.default_rng(width * height).integers(0, 255, (height, width, 3), np.uint8))
+    theirs = LlavaImageProcessor().pad_to_square(torch.tensor(np.array(image)).permute(2, 0, 1), background_color=GRAY)
+    assert np.array_equal(np.array(media.rgb(image, "pad", GRAY)), theirs.permute(1, 2, 0).numpy())
+    assert media.rgb(image, "crop", GRAY).size == (width, height)
+
+
+def test_a_damaged_image_is_a_media_error(tmp_path):
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+    for image in (Image.open(path), str(path)):
+        with pytest.raises(MediaError, match="image"):
+            media.rgb(image, "pad", GRAY)
+
+
+def ask(question, *pictures):
+    content = [*({"type": kind, "url": url} for kind, url in pictures), {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def test_an_image_that_is_not_square_is_padded_or_cropped():
+    """Columns that only padding keeps: white ends of a wide image."""
+    wide = Image.new("RGB", (288, 96), "black")
+    wide.paste("white", (0, 0, 48, 96))
+    seen = {}
+    for aspect in ("pad", "crop"):
+        session = Session(compose([f"model.image_aspect={aspect}"]))
+        inputs = session.inputs([session.decoded(ask("What?", ("image", wide)))])
+        seen[aspect] = inputs["pixel_values"][0]
+        assert seen[aspect].shape == (3, 96, 96)
+    assert seen["crop"].unique().numel() == 1
+    white, gray, black = seen["pad"].max(), seen["pad"][:, 0].mean(), seen["pad"].min()
+    assert white > gray > black
+    assert gray == pytest.approx(0, abs=0.02)  # the mean colour
+
+
+def test_vicuna_v1_is_the_prompt_of_llava(tmp_path):
+    """Written out from LLaVA's conversation format; images are where the task puts them, one line each."""
+    session = Session(compose(["model=llava15", f"model.path={save_llava15(tmp_path / 'llava', side=2)}"]))
+    image = Image.new("RGB", (28, 28))
+    conversation = [
+        *ask("What is it?", ("image", image)),
+        {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
+        *ask("Sure?"),
+    ]
+    inputs = session.inputs([session.decoded(conversation)])
+    text = session.load()[1].tokenizer.decode(inputs["input_ids"][0])
+    system = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+    expected = f"<s>{system} USER: {'<image>' * 4}\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
+    assert text.replace(" ", "") == expected.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model=tiny_next", "model.image_aspect=pad"], "model.image_aspect=pad.*tiny_next.*anyres"),
+        (["model.image_aspect=anyres"], "model.image_aspect=anyres.*pad or crop"),
+        (["model.image_aspect=squeeze"], "model.image_aspect=squeeze: expected one of pad, crop"),
+        (["model.prompt=llama2"], "model.prompt=llama2: expected one of hf, vicuna_v1"),
+    ],
+)
+def test_what_a_model_cannot_do_with_its_inputs_is_refused(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        Session(compose(overrides))
+
+
+def test_prompt_and_aspect_make_another_run_and_are_recorded(tmp_path):
+    (first,) = run(compose([f"results={tmp_path}", "limit=2"]))
+    (second,) = run(compose([f"results={tmp_path}", "limit=2", "model.prompt=vicuna_v1", "model.image_aspect=crop"]))
+    assert first != second
+    recorded = records.read(second)["config"]["model"]
+    assert (recorded["prompt"], recorded["image_aspect"]) == ("vicuna_v1", "crop")
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """An lmms-eval task about four videos, two of which cannot be decoded."""
+    write_video(tmp_path / "0.mp4", [0, 255] * 8)
+    (tmp_path / "1.mp4").write_bytes(b"")
+    write_video(tmp_path / "2.gif", [90] * 3, codec="gif")
+    (tmp_path / "3.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:700])
+    docs = [{"video": str(path), "question": "How many circles are there?"} for path in sorted(tmp_path.glob("*.*"))]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    (tmp_path / "utils.py").write_text(
+        "def visual(doc):\n    return [{'type': 'video', 'path': doc['video']}]\n\n\n"
+        "def process_results(doc, results):\n    return {'empty': float(not results[0])}\n"
+    )
+    (tmp_path / "clips.yaml").write_text(
+        "task: clips\n"
+        f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'test.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: generate_until\n"
+        "doc_to_visual: !function utils.visual\ndoc_to_text: question\ndoc_to_target: question\n"
+        "process_results: !function utils.process_results\n"
+        "generation_kwargs: {max_new_tokens: 4}\n"
+        "metric_list: [{metric: empty, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("overrides", [["method=vanilla"], ["method=visionzip", "tokens=80"]], ids=" ".join)
+def test_a_damaged_video_is_one_recorded_failure(clips, overrides):
+    record, samples = evaluate(ZipEval(Session(compose(["model=tiny_video", *overrides]))), "clips", clips)
+    assert record["failed"] == 2
+    assert record["metrics"]["empty"] >= 0.5
+    assert ["error" in sample for sample in samples] == [False, True, False, True]
+    assert "1.mp4 cannot be decoded" in samples[1]["error"]
+    assert samples[1]["prediction"] == ""
+    tokens = 1160 if overrides == ["method=vanilla"] else 80
+    assert [sample.get("visual_tokens") for sample in samples] == [[tokens] * 6, None, [tokens] * 6, None]
+    assert record["visual_tokens"]["mean"] == tokens
+    assert samples[0]["crops"] == [8]
+
+
+def test_nothing_readable_is_no_result(clips):
+    for path in (clips / "0.mp4", clips / "2.gif"):
+        path.write_bytes(b"")
+    with pytest.raises(UsageError, match=r"none of its 4 samples could be read: .*0\.mp4"):
+        evaluate(ZipEval(Session(compose(["model=tiny_video"]))), "clips", clips)
+
+
+def test_the_published_budget_of_a_video_is_a_share_of_every_frame():
+    session = Session(compose(["model=tiny_video", "method=visionzip", "tokens=80"]))
+    assert session.method == VisionZip(tokens=10)
+    assert VisionZip(tokens=17).split() == (14, 3)
+
+
+def test_the_pictures_of_a_video_model_are_those_of_its_processor(tmp_path):
+    session = Session(compose(["model=tiny_video"]))
+    clip, image = write_video(tmp_path / "a.mp4", [0, 99]), Image.new("RGB", (40, 70))
+    asked = [ask("What?", ("image", image), ("video", clip)), ask("What?", ("image", image)), ask("What?")]
+    inputs = session.inputs([session.decoded(messages) for messages in asked])
+    config = session.load()[0].config
+    for kind, placeholder, crops in (("image", config.image_token_id, 1), ("video", config.video_token_id, 8)):
+        found = pictures(session.load()[0], inputs, kind)
+        assert [picture.crops for picture in found] == [crops] * (2 if kind == "image" else 1)
+        assert sum(picture.tokens for picture in found) == int((inputs["input_ids"] == placeholder).sum())
+
+
+def test_images_in_a_video_model_answer_as_in_the_model_it_is_made_of(tmp_path):
+    (video,) = run(compose(["model=tiny_video", f"results={tmp_path}", "limit=16", "method=visionzip", "tokens=80"]))
+    (image,) = run(compose([f"results={tmp_path}", "limit=16", "method=visionzip", "tokens=10", "budget=mean"]))
+    answers = [
+        [sample["prediction"] for sample in records.read_samples(path.parent, records.read(path))]
+        for path in (video, image)
+    ]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=fastv", "tokens=400", "budget=mean"],
+        ["method=sparsevlm", "tokens=400", "budget=final"],
+        ["method=random", "tokens=80"],
+        ["method=uniform", "tokens=100", "budget=mean"],
+        ["method=pool", "tokens=96"],
+        ["method=none"],
+        ["method=chain", "method.first.tokens=400", "tokens=200", "budget=mean"],
+    ],
+    ids=" ".join,
+)
+def test_the_embedded_stand_in_runs(clips, overrides):
+    record, _ = evaluate(ZipEval(Session(compose(["model=tiny_video", *overrides]))), "clips", clips)
+    assert record["failed"] == 2

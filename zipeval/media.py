@@ -1,0 +1,77 @@
+"""Images and videos of a question, decoded and cut as the model's authors do it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from PIL import Image
+
+from zipeval.errors import MediaError
+
+
+def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int]) -> Image.Image:
+    """The image as the processor gets it.
+
+    Args:
+        image: or the path of one.
+        aspect: `pad` makes it square, centred on `background` (LLaVA-1.5's evaluation); anything else leaves its shape
+            to the processor, which may crop it.
+
+    Raises:
+        MediaError: if it is not an image, or damaged.
+    """
+    try:
+        image = (Image.open(image) if isinstance(image, str) else image).convert("RGB")
+    except (OSError, ValueError, AttributeError, SyntaxError) as error:  # PIL's word for a broken PNG is SyntaxError
+        raise MediaError(f"an image cannot be decoded ({error})") from error
+    width, height = image.size
+    if aspect != "pad" or width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), background)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def frames(path: str | os.PathLike, count: int) -> np.ndarray:
+    """(count, height, width, 3) uint8 RGB: frames at even distances from the first to the last.
+
+    A video of fewer frames gives some of them more than once. What cannot be decoded at its end is not part of it.
+
+    Raises:
+        MediaError: if there is no such file, no video in it, or no frame that can be decoded.
+    """
+    try:
+        length = _packets(path)
+        while length:
+            wanted = np.linspace(0, length - 1, count).astype(int)
+            found, seen = {}, 0
+            for seen, frame in enumerate(_decode(path), 1):
+                if seen - 1 in wanted:
+                    found[seen - 1] = frame.to_ndarray(format="rgb24")
+                if seen == length:
+                    return np.stack([found[i] for i in wanted])
+            length = seen
+    except (av.error.FFmpegError, OSError, ValueError, TypeError) as error:
+        raise MediaError(f"{path} cannot be decoded ({error})") from error
+    raise MediaError(f"{path} holds no video frame")
+
+
+def _packets(path) -> int:
+    """Of the first video stream: its frames, if all of them can be decoded."""
+    with av.open(os.fspath(path)) as container:
+        if not container.streams.video:
+            return 0
+        return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+def _decode(path) -> Iterator[av.VideoFrame]:
+    """Frames up to the first that is damaged."""
+    with av.open(os.fspath(path)) as container:
+        try:
+            yield from container.decode(video=0)
+        except av.error.InvalidDataError:
+            return

@@ -1,0 +1,91 @@
+"""Video-LLaVA: images, and videos as frames that keep their CLS tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zipeval.models import llava
+
+if TYPE_CHECKING:
+    from zipeval.models import Placement
+
+MODEL_TYPE = "video_llava"
+MEDIA = ("image", "video")
+ASPECTS = llava.ASPECTS
+FRAMES = 8  # of a video, as it was trained and is evaluated
+
+decoder_layers = llava.decoder_layers
+
+
+def visual_tokens(config: dict) -> int:
+    """Of a video: 8 x 257. An image has 256, without CLS."""
+    vision = {"image_size": 224, "patch_size": 14, **config.get("vision_config", {})}
+    return FRAMES * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
+
+
+def grids(config: dict) -> tuple[int, ...]:
+    """An image is one crop, a video one for each frame."""
+    return (1, FRAMES)
+
+
+def of_llava(config: dict) -> dict:
+    """The config of the stand-in that is made of an embedded LLaVA's weights, with one more token for videos."""
+    text = config["text_config"]
+    size = {
+        "image_seq_length": config["image_seq_length"],
+        "video_seq_length": FRAMES * (config["image_seq_length"] + 1),
+    }
+    tokens = {"video_token_index": text["vocab_size"], "text_config": {**text, "vocab_size": text["vocab_size"] + 1}}
+    return {**config, "model_type": MODEL_TYPE, **size, **tokens}
+
+
+def load(path: Path, placement: Placement):
+    """(model, processor) in evaluation mode."""
+    from transformers import VideoLlavaForConditionalGeneration, VideoLlavaProcessor
+
+    if json.loads((path / "config.json").read_text())["model_type"] == llava.MODEL_TYPE:
+        return _load_stand_in(path, placement)
+    return llava.load_stock(VideoLlavaForConditionalGeneration, VideoLlavaProcessor, path, placement)
+
+
+def _load_stand_in(path: Path, placement: Placement):
+    """LLaVA's encoder for images and for frames; what it answers is in docs/tiny_llava.md."""
+    import torch
+    from transformers import (
+        VideoLlavaConfig,
+        VideoLlavaForConditionalGeneration,
+        VideoLlavaImageProcessor,
+        VideoLlavaProcessor,
+        VideoLlavaVideoProcessor,
+    )
+
+    source, its = llava.load(path, placement)
+    config = VideoLlavaConfig.from_dict(of_llava(source.config.to_dict()))
+    config._attn_implementation = placement.attn_implementation
+    model = VideoLlavaForConditionalGeneration(config).to(source.device, source.dtype)
+    weights = {}
+    for name, weight in source.state_dict().items():
+        if name in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
+            weight = torch.cat([weight, weight.mean(0, keepdim=True)])  # the mean of all logits is never the largest
+        for tower in ("image_tower", "video_tower"):
+            weights[name.replace("vision_tower", tower)] = weight
+    model.load_state_dict(weights)
+    model.generation_config = source.generation_config
+    images = its.image_processor
+    seen = {name: getattr(images, name) for name in ("size", "crop_size", "image_mean", "image_std")}
+    its.tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]})
+    processor = VideoLlavaProcessor(
+        VideoLlavaImageProcessor(**seen),
+        VideoLlavaVideoProcessor(**seen),
+        its.tokenizer,
+        patch_size=its.patch_size,
+        vision_feature_select_strategy=its.vision_feature_select_strategy,
+        num_additional_image_tokens=its.num_additional_image_tokens,
+        chat_template=its.chat_template.replace(
+            "{% if part['type'] == 'image' %}",
+            "{% if part['type'] == 'video' %}<video>\n{% elif part['type'] == 'image' %}",
+        ),
+    )
+    return model.eval(), processor
