@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from zipeval.cli import main
-from zipeval.models import EMBEDDED
+from zipeval import configs
+from zipeval.cli import compose, main
+from zipeval.models import EMBEDDED, find
 
 
 def zipeval(*arguments, cwd, **environment):
@@ -73,6 +76,11 @@ REFUSED = [
     (["model=tiny_lava"], "model=tiny_lava", "Did you mean tiny_llava?"),
     (["model.dtpe=float16"], "model.dtpe=float16", "Did you mean dtype?"),
     (["model.dtype=float8"], "model.dtype=float8", "bfloat16"),
+    (["model.quantization=3bit"], "model.quantization=3bit", "none, 8bit, 4bit"),
+    (["model.device_map=all"], "model.device_map=all", "null, auto"),
+    (["model.device_map=auto", "model.device=cpu"], "model.device=cpu", "model.device_map=auto"),
+    (["model=tiny_next", "model.quantization=4bit"], "model.quantization=4bit", "model=tiny_llava"),
+    (["model=tiny_next", "model.device_map=auto"], "model.device_map=auto", "model=tiny_llava"),
     (["model.family=foo"], "model.family=foo", "`zipeval list models`"),
     (["model=llava15", "model.hub=null"], "model=llava15", "model.path=DIR"),
     (["model=llava15", "model.hub=a/b/c"], "a/b/c", "model.path=DIR"),
@@ -111,6 +119,20 @@ def test_refused_input(arguments, named, advice, tmp_path, monkeypatch, capsys):
     assert named in said.err
     assert advice in said.err
     assert not list(tmp_path.glob("results/**/*.json"))
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantization_without_its_library(quantization, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # Python's own way to say: there is none
+    monkeypatch.setattr(sys, "argv", ["zipeval", "run", f"model.quantization={quantization}"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"zipeval: model.quantization={quantization}: bitsandbytes is not installed. "
+        "`pip install 'zipeval[quantization]'` installs it.\n"
+    )
 
 
 def test_a_refusal_from_a_shell(tmp_path):
@@ -168,6 +190,28 @@ def test_helpful_commands(arguments, expected, tmp_path):
     done = zipeval(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert expected in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(configs.__path__[0], "model").glob("*.yaml")))
+def test_what_is_listed_of_a_model_is_so(name, monkeypatch, capsys):
+    """Where its weights come from, and how many visual tokens and layers they have; looked up where they are there."""
+    monkeypatch.setattr(sys, "argv", ["zipeval", "list", "models"])
+    main()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name} "))
+    _, source, about = re.split(r" {2,}", line)
+    visual_tokens, layers = (int(re.search(rf"(\d+) {what}", about)[1]) for what in ("visual tokens", "layers"))
+    model = compose([f"model={name}"]).model
+    assert model.name == name
+    if model.embedded:
+        found = find(model)
+        assert (source, visual_tokens, layers) == ("embedded", found.visual_tokens, found.layers)
+        return
+    if not model.hub:
+        assert (source, model.family) == ("zipeval convert", "mini_gemini")
+        return
+    assert re.fullmatch(r"[\w-]+/[\w.-]+", model.hub)
+    assert re.fullmatch("[0-9a-f]{40}", model.revision or "0" * 40)
+    assert source == model.hub + (f"@{model.revision[:8]}" if model.revision else "")
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ class Plain:
 
 def load(path):
     found = models.find(ModelConfig(name="mini_gemini", family="mini_gemini", path=str(path)))
-    return models.load("mini_gemini", found.path, found.fingerprint, CPU)
+    return models.load("mini_gemini", found, CPU)
 
 
 @torch.no_grad()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import save_llava15
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from zipeval import models
@@ -21,7 +25,7 @@ CPU = Placement("cpu", "float32", "sdpa")
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return save_llava15(tmp_path_factory.mktemp("checkpoint") / "llava")
+    return tiny.save_llava15(tmp_path_factory.mktemp("checkpoint") / "llava")
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def test_prompts_are_padded_on_the_left_whatever_the_checkpoint_says(checkpoint)
     for file in ("tokenizer_config.json", "processor_config.json"):
         settings = json.loads((path / file).read_text())
         (path / file).write_text(json.dumps(settings | {"padding_side": "right"}))
-    _, processor = models.load("llava", path, "right", models.place(config))
+    _, processor = models.load("llava", models.find(config), models.place(config))
     assert processor.tokenizer.padding_side == "left"
 
 
@@ -122,7 +126,7 @@ def test_missing_tensors_are_not_filled_with_noise(checkpoint):
     save_file({k: v for k, v in weights.items() if k != gone}, path / "model.safetensors", metadata={"format": "pt"})
     found = models.find(config)
     with pytest.raises(UsageError, match=r"1 tensors are missing \(.*linear_1\.weight"):
-        models.load("llava", found.path, found.fingerprint, CPU)
+        models.load("llava", found, CPU)
 
 
 def test_what_transformers_refuses_is_told_in_a_sentence(checkpoint):
@@ -130,19 +134,55 @@ def test_what_transformers_refuses_is_told_in_a_sentence(checkpoint):
     (path / "tokenizer.json").write_text("{}")
     found = models.find(config)
     with pytest.raises(UsageError, match=f"{path}: transformers cannot load it"):
-        models.load("llava", found.path, found.fingerprint, CPU)
+        models.load("llava", found, CPU)
 
 
-def test_without_the_hub_one_sentence_says_how_to_get_it(tmp_path, monkeypatch):
-    from huggingface_hub import constants
+def enlarge(path, rows):
+    """Replace the weights by a sparse file: one matrix of a decoder layer with `rows` x 2^20 numbers of 2 bytes."""
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    tensor = {"dtype": "F16", "shape": [rows, 1 << 20], "data_offsets": [0, rows << 21]}
+    header = json.dumps({name: tensor}).encode()
+    file = path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(file, file.stat().st_size + (rows << 21))
 
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UsageError) as refused:
-        models.find(ModelConfig(name="llava15", family="llava", hub="llava-hf/llava-1.5-7b-hf", revision="abc"))
-    message = str(refused.value)
-    assert message.startswith("model=llava15: llava-hf/llava-1.5-7b-hf is not in the Hugging Face cache")
-    assert "`hf download llava-hf/llava-1.5-7b-hf --revision abc`" in message
-    assert "model.path=DIR" in message
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(checkpoint):
+    path, config = checkpoint
+    enlarge(path, rows=1 << 20)
+    config = replace(config, device="cpu", dtype="float32")
+    with pytest.raises(UsageError, match=r"^model\.device=cpu: .* 4096\.0 GiB in float32, \d+\.\d GiB are") as refused:
+        models.load("llava", models.find(config), models.place(config))
+    assert "`zipeval list models`" in str(refused.value)
+    assert "model.quantization" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "free, advice",
+    [
+        ([9, 0], ["model.quantization=4bit"]),
+        ([17, 5], ["model.quantization=8bit", "model.quantization=4bit"]),
+        ([20, 20], ["model.device_map=auto", "model.quantization=8bit", "model.quantization=4bit"]),
+        ([1, 33], ["model.device=cuda:1", "model.device_map=auto"]),
+        ([1, 2], []),
+        ([33, 0], None),
+    ],
+    ids=str,
+)
+def test_too_little_memory_on_a_gpu(free, advice, checkpoint, monkeypatch):
+    """32 GiB of weights in bfloat16, and what would make them fit."""
+    path, config = checkpoint
+    enlarge(path, rows=1 << 14)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[torch.device(device).index] << 30, 80 << 30))
+    check = partial(models.check_memory, models.find(config), Placement("cuda:0", "bfloat16", "sdpa"))
+    if advice is None:
+        return check()
+    with pytest.raises(
+        UsageError, match=rf"^model\.device=cuda:0: .* 32\.0 GiB in bfloat16, {free[0]}\.0 GiB"
+    ) as refused:
+        check()
+    assert re.findall(r"model\.\w+=[\w:]+", str(refused.value))[1:] == advice
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a CUDA device that must not exist")
@@ -156,6 +196,27 @@ def test_placement_on_the_cpu():
     assert models.place(ModelConfig(device="cpu", dtype="bfloat16", attn_implementation="eager")) == Placement(
         "cpu", "bfloat16", "eager"
     )
+
+
+@pytest.mark.parametrize("quantization, kind, size", [("8bit", "Linear8bitLt", 1), ("4bit", "Linear4bit", 0.5)])
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_only_the_language_model_is_quantised(family, quantization, kind, size, checkpoint):
+    """lm_head and all before the language model keep the dtype, so that methods read what the encoder attends to."""
+    pytest.importorskip("bitsandbytes")
+    path, config = checkpoint
+    vocabulary = json.loads((path / "config.json").read_text())["text_config"]["vocab_size"]
+    getattr(tiny, family)(24, vocabulary=vocabulary).save_pretrained(path)
+    placement = models.place(replace(config, device="cpu", dtype="bfloat16", quantization=quantization))
+    model, _ = models.load(family, models.find(replace(config, family=family)), placement)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    quantised = {n: m for n, m in linear.items() if type(m).__name__ == kind}
+    assert quantised.keys() == {n for n in linear if n.startswith("model.language_model.")}
+    assert len(linear) - len(quantised) > 10
+    assert {m.weight.dtype for n, m in linear.items() if n not in quantised} == {torch.bfloat16}
+    assert all(m.weight.nbytes == size * m.in_features * m.out_features for m in quantised.values())
+    if quantization == "4bit":
+        assert {(m.weight.quant_type, m.compute_dtype) for m in quantised.values()} == {("nf4", torch.bfloat16)}
+    assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")
 
 
 def test_the_embedded_checkpoint_loads_with_plain_transformers():

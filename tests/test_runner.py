@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import save_llava15
+from transformers import LlavaForConditionalGeneration
 
 import zipeval.tasks
 from zipeval import chat_model, models, records
-from zipeval.cli import compose
+from zipeval.cli import compose, main
 from zipeval.errors import UsageError
 from zipeval.runner import Session, run
 
@@ -47,7 +49,8 @@ def test_what_a_record_holds(vanilla, visionzip):
     assert vanilla[0]["visual_tokens"] == {"requested": None, "budget": "paper", **counted}
     assert record["status"] == "success"
     assert record["config"]["method"]["tokens"] == 16
-    assert record["resolved"].keys() == {"device", "dtype", "attn_implementation", "fingerprint", "method"}
+    held = {"device", "dtype", "attn_implementation", "quantization", "device_map"}
+    assert record["resolved"].keys() == {*held, "fingerprint", "method"}
     assert record["resolved"]["method"] == "VisionZip(tokens=16, dominant=None, contextual=None)"
     assert record["versions"]["lmms-eval"].startswith("0.7")
     assert record["seconds"] > 0
@@ -133,6 +136,44 @@ def test_media_that_the_model_does_not_take_are_refused():
         Session(compose([])).decoded(video)
 
 
+@pytest.mark.parametrize("held", ["quantization=8bit", "quantization=4bit", "device_map=auto"])
+def test_reduction_of_weights_that_are_held_otherwise(held, visionzip, tmp_path):
+    """The quantised layers answer nearly as those that they are made of, and leave as many tokens."""
+    if "bit" in held:
+        pytest.importorskip("bitsandbytes")
+    record, samples = evaluate(tmp_path, "method=visionzip", "tokens=16", f"model.{held}")
+    name, value = held.split("=")
+    assert record["resolved"][name] == record["config"]["model"][name] == value
+    assert [s["visual_tokens"] for s in samples] == [[16] * 6] * LIMIT
+    same = [s["prediction"] == v["prediction"] for s, v in zip(samples, visionzip[1], strict=True)]
+    assert sum(same) >= 0.8 * LIMIT
+
+
+@pytest.mark.parametrize("size, advice", [(6, "batch_size=3"), (1, "model.quantization=4bit")])
+def test_out_of_memory_says_what_to_run_next(size, advice, tmp_path, monkeypatch, capsys):
+    """The second batch raises what CUDA raises; nothing is recorded, and the process ends as for any refusal."""
+    generate = LlavaForConditionalGeneration.generate
+    calls = []
+
+    def exhausted(self, **inputs):
+        calls.append(len(inputs["input_ids"]))
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", exhausted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["zipeval", "run", f"batch_size={size}", "limit=12", "method=vanilla"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert (end.value.code, calls) == (2, [size, size])
+    assert f"zipeval: batch_size={size}: cpu ran out of memory with {size} prompts" in said
+    assert advice in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("results/**/*.json"))
+
+
 def test_run_ids_tell_apart_what_changes_answers(tmp_path):
     def identity(*overrides):
         return Session(compose(["method=visionzip", "tokens=16", *overrides])).run_id
@@ -145,6 +186,9 @@ def test_run_ids_tell_apart_what_changes_answers(tmp_path):
         "limit=3",
         "seed=1",
         "model.dtype=bfloat16",
+        "model.quantization=8bit",
+        "model.quantization=4bit",
+        "model.device_map=auto",
         "method.dominant=10",
         "method=random",
     ]

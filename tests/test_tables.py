@@ -20,6 +20,8 @@ def put(
     device="cpu",
     prompt="hf",
     failed=0,
+    quantization="none",
+    device_map=None,
     **options,
 ):
     config = {
@@ -32,6 +34,8 @@ def put(
             "attn_implementation": "auto",
             "prompt": prompt,
             "image_aspect": "pad",
+            "quantization": quantization,
+            "device_map": device_map,
         },
         "method": {"name": method, "_target_": "x", **options, **({"tokens": tokens} if tokens else {})},
         "tokens": tokens,
@@ -48,9 +52,17 @@ def put(
         "metrics": {"accuracy": score / 100, "accuracy_exist": score / 200},
         "visual_tokens": {"requested": tokens, "mean": float(tokens or 144), "final": 9.0},
         "config": config,
-        "resolved": {"fingerprint": "f", "dtype": "float32", "device": device, "attn_implementation": "sdpa"},
+        "resolved": {
+            "fingerprint": "f",
+            "dtype": "float32",
+            "device": device,
+            "attn_implementation": "sdpa",
+            "quantization": quantization,
+            "device_map": device_map,
+        },
     }
-    name = f"{model}-{method}-{tokens}-{limit}-{seed}-{device}-{prompt}-{len(options)}"
+    setting = f"{limit}-{seed}-{device}-{prompt}-{quantization}-{device_map}"
+    name = f"{model}-{method}-{tokens}-{setting}-{len(options)}"
     return records.write(root / name, record, [])
 
 
@@ -115,6 +127,23 @@ def test_an_upper_bound_from_another_device_is_none(tmp_path):
         render(str(tmp_path))
     put(tmp_path, "vanilla", 75.0, device="cuda:0")
     assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+
+
+@pytest.mark.parametrize("held", [{"quantization": "4bit"}, {"device_map": "auto"}], ids=str)
+def test_weights_that_are_held_otherwise_have_their_own_upper_bound(held, tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16, **held)
+    ((name, value),) = held.items()
+    with pytest.raises(UsageError, match=rf"no upper bound.*method=vanilla.* model\.{name}={value} "):
+        render(str(tmp_path))
+    put(tmp_path, "vanilla", 75.0, **held)
+    rendered = render(str(tmp_path))
+    assert [row[4] for row in cells(rendered) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    titles = [line for line in rendered.splitlines() if line.startswith("m (f), ")]
+    assert set(titles) == {
+        "m (f), float32, cpu, sdpa, prompt=hf, image_aspect=pad",
+        f"m (f), float32, cpu, sdpa, {name}={value}, prompt=hf, image_aspect=pad",
+    }
 
 
 def test_a_metric_that_is_not_known_is_named_and_keeps_its_digits(tmp_path):

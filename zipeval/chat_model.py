@@ -87,18 +87,18 @@ class ZipEval(lmms):
             except MediaError as error:
                 self.measured[request.args[4], request.args[3]] = {"error": str(error)}
         if readable:
-            generated = self._generate(model, [batch[i] for i in readable], conversations, prefills)
+            generated = self._answer(model, [batch[i] for i in readable], conversations, prefills)
             for number, answer in zip(readable, generated, strict=True):
                 answers[number] = answer
         return answers
 
-    def _generate(self, model, batch: list[Instance], conversations: list, prefills) -> list[GenerationResult]:
+    def _answer(self, model, batch: list[Instance], conversations: list, prefills) -> list[GenerationResult]:
         generation = dict(batch[0].args[2])
         stops = [s for s in generation.pop("until", None) or [] if s]
         inputs = self.session.inputs(conversations)
         images = _pictures(model, inputs, conversations)
         start = inputs["input_ids"].shape[1]
-        new = model.generate(**inputs, **_generation_options(generation))[:, start:]
+        new = self._generate(model, inputs, generation)[:, start:]
         (prefill,) = prefills
         texts = self.session.decode(new)
         eos = model.generation_config.eos_token_id
@@ -124,6 +124,20 @@ class ZipEval(lmms):
             counts = TokenCounts(input_tokens=entered[0], output_tokens=written)
             results.append(GenerationResult(text.strip(), counts))
         return results
+
+    def _generate(self, model, inputs, generation: dict):
+        import torch
+
+        try:
+            return model.generate(**inputs, **_generation_options(generation))
+        except torch.OutOfMemoryError:
+            pass  # and not its cause below: it would keep what is on the device
+        size = len(inputs["input_ids"])
+        smaller = f"batch_size={size // 2}" if size > 1 else "model.quantization=4bit, or where there is more memory"
+        raise UsageError(
+            f"batch_size={self.session.config.batch_size}: {self.device} ran out of memory with {size} prompts "
+            f"together. Run it again with {smaller}; finished tasks are kept."
+        )
 
     def _check_budget(self, request: Instance, images: list[Picture], measured: list[int]) -> None:
         """Raises BudgetError where the visual tokens that entered some layer are not what the method has to leave."""

@@ -123,12 +123,14 @@ def list_choices(arguments: list[str]) -> None:
         )
     elif what in GROUPS.values():
         group = next(g for g, plural in GROUPS.items() if plural == what)
-        rows = [(path.stem, _about(path)) for path in _choices(group)]
+        columns = (_source, _about) if group == "model" else (_about,)
+        rows = [(path.stem, *(column(path) for column in columns)) for path in _choices(group)]
         footer = f"Use with {group}=NAME."
     else:
         raise UsageError(f"list {' '.join(arguments)}: say what.{did_you_mean(what, [*GROUPS.values(), 'tasks'])}")
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{width}}  {about}" for name, about in rows) + f"\n\n{footer}")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    print("\n".join(lines) + f"\n\n{footer}")
 
 
 def doctor(arguments: list[str]) -> None:
@@ -211,6 +213,18 @@ def _choices(group: str) -> list[Path]:
     import zipeval.configs
 
     return sorted(Path(zipeval.configs.__path__[0], group).glob("*.yaml"))
+
+
+def _source(path: Path) -> str:
+    """Where a model's weights come from: `ORGANISATION/NAME@REVISION` on the hub, `embedded`, or what makes them."""
+    from omegaconf import OmegaConf
+
+    model = OmegaConf.load(path)
+    if "embedded" in model:
+        return "embedded"
+    if "hub" not in model:
+        return "zipeval convert"
+    return f"{model.hub}@{model.revision[:8]}" if "revision" in model else model.hub
 
 
 def _about(path: Path) -> str:

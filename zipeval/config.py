@@ -32,6 +32,8 @@ class ModelConfig:
         prompt: hf (the checkpoint's chat template) or vicuna_v1 (LLaVA's, with the system prompt; for Vicuna decoders).
         image_aspect: pad (to a square, with the mean colour, as LLaVA does) or crop (to the middle square, as
             transformers does); anyres for models that cut an image in tiles, and only for them.
+        quantization: none, or 8bit or 4bit (NF4) for the language model's layers, by bitsandbytes.
+        device_map: null, or auto to spread the layers over all GPUs.
     """
 
     name: str = MISSING
@@ -45,6 +47,8 @@ class ModelConfig:
     attn_implementation: str = "auto"
     prompt: str = "hf"
     image_aspect: str = "pad"
+    quantization: str = "none"
+    device_map: str | None = None
 
 
 @dataclass
@@ -80,6 +84,8 @@ CHOICES = {
     "model.attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
     "model.prompt": ("hf", "vicuna_v1"),
     "model.image_aspect": ("pad", "crop", "anyres"),
+    "model.quantization": ("none", "8bit", "4bit"),
+    "model.device_map": (None, "auto"),
 }
 
 
@@ -96,9 +102,13 @@ def check(config: RunConfig) -> RunConfig:
     for name, choices in CHOICES.items():
         value = reduce(getattr, name.split("."), config)
         if value not in choices:
-            raise UsageError(f"{name}={value}: expected one of {', '.join(choices)}.")
+            raise UsageError(f"{name}={value}: expected one of {', '.join(c or 'null' for c in choices)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.model.device):
         raise UsageError(f"model.device={config.model.device}: expected auto, cpu, cuda or cuda:N.")
+    if config.model.device_map and config.model.device != "auto":
+        raise UsageError(
+            f"model.device={config.model.device}: model.device_map=auto takes all GPUs. Set one of the two."
+        )
     if not 0 <= config.seed < 2**32:
         raise UsageError(f"seed={config.seed}: expected a whole number from 0 to {2**32 - 1}.")
     if not config.tasks:

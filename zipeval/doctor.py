@@ -13,6 +13,8 @@ import psutil
 from zipeval import models, records
 from zipeval.errors import UsageError
 
+OPTIONAL = {"bitsandbytes": "not installed: model.quantization needs `pip install 'zipeval[quantization]'`"}
+
 
 def examine() -> str:
     """A line for each thing that a run may need."""
@@ -23,7 +25,7 @@ def examine() -> str:
 
 def _software():
     for package, found in records.versions().items():
-        yield package, found or "not installed: reinstall zipeval"
+        yield package, found or OPTIONAL.get(package, "not installed: reinstall zipeval")
 
 
 def _devices():

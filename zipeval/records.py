@@ -23,7 +23,17 @@ from uuid import uuid4
 from zipeval.errors import UsageError
 
 SCHEMA = 3
-PACKAGES = ("zipeval", "lmms-eval", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
+PACKAGES = (
+    "zipeval",
+    "lmms-eval",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "bitsandbytes",
+    "datasets",
+    "numpy",
+    "pillow",
+)
 TIMES = ("started", "seconds", "path")  # all that differs between two equal runs
 
 

@@ -92,7 +92,7 @@ class Session:
 
     def load(self):
         """(model, processor)."""
-        return models.load(self.config.model.family, self.checkpoint.path, self.checkpoint.fingerprint, self.placement)
+        return models.load(self.config.model.family, self.checkpoint, self.placement)
 
     def decoded(self, messages: list[dict]) -> list[dict]:
         """Chat messages with images and frames in place of what a task names.

@@ -8,6 +8,7 @@ from statistics import fmean
 from zipeval import records
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.budget import BUDGETS
+from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
 
 Record = dict
@@ -44,8 +45,10 @@ def _setting(record: Record) -> tuple:
     """What records must agree on to stand in one table."""
     config, resolved = record["config"], record["resolved"]
     device = resolved["device"].partition(":")[0]
-    held = resolved["dtype"], device, resolved["attn_implementation"]
-    read = config["model"]["prompt"], config["model"]["image_aspect"]
+    held = [resolved["dtype"], device, resolved["attn_implementation"]]
+    for name in ("quantization", "device_map"):
+        held += [f"{name}={resolved[name]}"] if resolved[name] != getattr(ModelConfig, name) else []
+    read = [f"{name}={config['model'][name]}" for name in ("prompt", "image_aspect")]
     return config["model"]["name"], resolved["fingerprint"], *held, *read, config["limit"] or 0
 
 
@@ -153,8 +156,10 @@ def _bound_command(record: Record, results: str) -> str:
     given = [f"model={config['model']['name']}", "method=vanilla", f"tasks=[{record['task']}]"]
     given += [f"limit={config['limit']}"] if config["limit"] else []
     given += [f"results={results}"] if results != "results/runs" else []
-    for name in ("path", "revision", "dtype", "device", "attn_implementation", "prompt", "image_aspect"):
-        if config["model"][name] not in (None, "auto"):
+    names = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
+    for name in (*names, "prompt", "image_aspect"):
+        # A model's own file may set the last two, so their defaults here say nothing.
+        if config["model"][name] != getattr(ModelConfig, name) or name not in names:
             given.append(f"model.{name}={config['model'][name]}")
     return " ".join(["zipeval run", *given])
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
+from math import prod
 from pathlib import Path
+
+import psutil
 
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
@@ -25,6 +30,8 @@ class Checkpoint:
         visual_tokens: how many its largest picture, an image or a video, has without reduction.
         layers: of its decoder.
         grids: numbers of crops that an image or video can have, ascending.
+        parameters: numbers in its weights.
+        quantizable: those of them in matrices of decoder layers.
     """
 
     path: Path
@@ -32,6 +39,8 @@ class Checkpoint:
     visual_tokens: int
     layers: int
     grids: tuple[int, ...]
+    parameters: int
+    quantizable: int
 
 
 def find(config: ModelConfig) -> Checkpoint:
@@ -49,17 +58,36 @@ def find(config: ModelConfig) -> Checkpoint:
     weights = _weights(path, where)
     if not weights:
         raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {_fetch(config)}.")
-    for file in weights:
-        _check_safetensors(file, where, config)
+    sizes = [_check_safetensors(file, where, config) for file in weights]
+    parameters, quantizable = map(sum, zip(*sizes, strict=True))
     if config.embedded and hasattr(its, "of_llava"):
+        _refuse_for_stand_in(config)
         settings = its.of_llava(settings)
     if settings.get("model_type") != its.MODEL_TYPE:
         raise UsageError(
             f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
             f"loads {its.MODEL_TYPE!r}. `zipeval list models` shows the families."
         )
-    visual = its.visual_tokens(settings)
-    return Checkpoint(path, _fingerprint(path), visual, its.decoder_layers(settings), its.grids(settings))
+    return Checkpoint(
+        path=path,
+        fingerprint=_fingerprint(path),
+        visual_tokens=its.visual_tokens(settings),
+        layers=its.decoder_layers(settings),
+        grids=its.grids(settings),
+        parameters=parameters,
+        quantizable=quantizable,
+    )
+
+
+def _refuse_for_stand_in(config: ModelConfig) -> None:
+    """Its weights are copied into a model that was made in code; only from_pretrained quantises and spreads."""
+    for name in ("quantization", "device_map"):
+        value = getattr(config, name)
+        if value != getattr(ModelConfig, name):
+            raise UsageError(
+                f"model.{name}={value}: model={config.name} is made of {config.embedded}'s weights in memory, which "
+                f"excludes it. `zipeval run model={config.embedded} model.{name}={value}` works."
+            )
 
 
 def _processor_file(path: Path) -> str:
@@ -93,21 +121,36 @@ def _directory(config: ModelConfig) -> Path:
 def _from_hub(config: ModelConfig) -> Path:
     """The snapshot in the Hugging Face cache, downloaded first where the hub can be reached."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     wanted = {"repo_id": config.hub, "revision": config.revision, "ignore_patterns": ["*.bin", "*.pth", "*.msgpack"]}
     try:
         return Path(snapshot_download(**wanted))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UsageError(
-            f"model={config.name}: {config.hub} is not in the Hugging Face cache and the hub did not give it "
-            f"({type(error).__name__}). {_fetch(config).capitalize()}, or give a local copy with model.path=DIR."
-        ) from error
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise UsageError(_explain_hub(error, config)) from error
+
+
+def _explain_hub(error: Exception, config: ModelConfig) -> str:
+    """Which argument the hub did not take, and what to run next."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.HFValidationError):
+        return f"model.hub={config.hub}: not an id. Give ORGANISATION/NAME, or a local copy with model.path=DIR."
+    if isinstance(error, errors.RevisionNotFoundError):
+        newest = "`zipeval run model.revision=null` with your other settings takes the newest."
+        return f"model.revision={config.revision}: {config.hub} has no such commit, branch or tag. {newest}"
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{constants.ENDPOINT}/{config.hub}"
+        return f"model.hub={config.hub}: it is gated. Ask for access at {page}, then run `hf auth login`."
+    unauthorised = getattr(getattr(error, "response", None), "status_code", None) == 401
+    if isinstance(error, errors.RepositoryNotFoundError) or unauthorised:
+        return f"model.hub={config.hub}: no such repository, or a private one. Correct it, or run `hf auth login`."
+    reason = str(error.__cause__ or error).strip().split("\n")[0]
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} did not give it ({reason})"
+    return (
+        f"model={config.name}: {config.hub} is not in the Hugging Face cache and {why}. "
+        f"Where the hub can be reached, {_fetch(config)}, or give a local copy with model.path=DIR."
+    )
 
 
 def _fetch(config: ModelConfig) -> str:
@@ -129,18 +172,25 @@ def _read_json(path: Path, where: str) -> dict:
         raise UsageError(f"{where}: {path} cannot be read ({error}). Fetch it again.") from error
 
 
-def _check_safetensors(path: Path, where: str, config: ModelConfig) -> None:
-    """Length and header; a truncated download is noticed in milliseconds instead of after loading its neighbours."""
+def _check_safetensors(path: Path, where: str, config: ModelConfig) -> tuple[int, int]:
+    """(parameters, those in matrices of decoder layers), if length and header agree.
+
+    A truncated download is noticed in milliseconds instead of after loading its neighbours.
+    """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > 100_000_000:
                 raise ValueError("its header is not a safetensors header")
             header = json.loads(file.read(length))
-        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+        header.pop("__metadata__", None)
+        ends = [v["data_offsets"][1] for v in header.values()]
+        sizes = {k: prod(v["shape"]) for k, v in header.items()}
         expected, actual = 8 + length + max(ends, default=0), path.stat().st_size
         if actual != expected:
             raise ValueError(f"it has {actual} bytes and should have {expected}")
+        matrices = [k for k, v in header.items() if ".layers." in k and "vision" not in k and len(v["shape"]) == 2]
+        return sum(sizes.values()), sum(sizes[k] for k in matrices)
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{where}: {path} is damaged: {error}. To mend it, {_fetch(config)}.") from error
 
@@ -160,19 +210,31 @@ def _fingerprint(path: Path, sample: int = 1 << 20) -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how the weights are held: what `auto` came to."""
+    """Where and how the weights are held: what `auto` came to.
+
+    Attributes:
+        device: the only one, or with a `device_map` the one that takes the inputs.
+        dtype: of everything that is not quantised.
+    """
 
     device: str
     dtype: str
     attn_implementation: str
+    quantization: str = "none"
+    device_map: str | None = None
 
 
 def place(config: ModelConfig) -> Placement:
     """Resolve `auto`.
 
     Raises:
-        UsageError: for a CUDA device that is not there.
+        UsageError: for a CUDA device or a library that is not there.
     """
+    if config.quantization != "none" and not find_spec("bitsandbytes"):
+        raise UsageError(
+            f"model.quantization={config.quantization}: bitsandbytes is not installed. "
+            f"`pip install 'zipeval[quantization]'` installs it."
+        )
     import torch
     from transformers.utils import is_flash_attn_2_available
 
@@ -190,7 +252,48 @@ def place(config: ModelConfig) -> Placement:
     if attention == "auto":
         flash = on_cuda and dtype != "float32" and is_flash_attn_2_available()
         attention = "flash_attention_2" if flash else "sdpa"
-    return Placement(device, dtype, attention)
+    return Placement(device, dtype, attention, config.quantization, config.device_map)
+
+
+def check_memory(checkpoint: Checkpoint, placement: Placement) -> None:
+    """Compare the weights alone with the memory that is free: what fails here would fail after minutes of loading.
+
+    Raises:
+        UsageError: if they cannot fit; names the settings with which they would.
+    """
+    import torch
+
+    needed, free = _weight_bytes(checkpoint, placement), _free_bytes(placement)
+    if needed <= free:
+        return
+    others = {f"model.device=cuda:{n}": {"device": f"cuda:{n}"} for n in range(torch.cuda.device_count())}
+    others |= {"model.device_map=auto": {"device_map": "auto"}, "model.dtype=bfloat16": {"dtype": "bfloat16"}}
+    others |= {f"model.quantization={q}": {"quantization": q} for q in ("8bit", "4bit")}
+    changed = {name: replace(placement, **change) for name, change in others.items()}
+    fitting = [name for name, p in changed.items() if _weight_bytes(checkpoint, p) <= _free_bytes(p)]
+    held = placement.dtype if placement.quantization == "none" else placement.quantization
+    where = "device_map=auto" if placement.device_map else f"device={placement.device}"
+    advice = f"They would fit with {' or '.join(fitting)}" if fitting else "`zipeval list models` shows smaller models"
+    raise UsageError(
+        f"model.{where}: the weights in {checkpoint.path} take {needed / 2**30:.1f} GiB in {held}, "
+        f"{free / 2**30:.1f} GiB are free. {advice}."
+    )
+
+
+def _weight_bytes(checkpoint: Checkpoint, placement: Placement) -> float:
+    width = 4 if placement.dtype == "float32" else 2
+    quantised = {"none": width, "8bit": 1, "4bit": 0.5}[placement.quantization]
+    return (checkpoint.parameters - checkpoint.quantizable) * width + checkpoint.quantizable * quantised
+
+
+def _free_bytes(placement: Placement) -> int:
+    """Of the device, or of all GPUs together."""
+    import torch
+
+    if placement.device == "cpu":
+        return psutil.virtual_memory().available
+    devices = range(torch.cuda.device_count()) if placement.device_map else [placement.device]
+    return sum(torch.cuda.mem_get_info(device)[0] for device in devices)
 
 
 def family(config: ModelConfig):
@@ -210,10 +313,25 @@ def family(config: ModelConfig):
 _loaded: dict[tuple, tuple] = {}
 
 
-def load(family: str, path: Path, fingerprint: str, placement: Placement):
-    """(model, processor) of the family; the latest is kept, so that the runs of a sweep share one copy."""
-    key = family, path, fingerprint, placement
+def load(family: str, checkpoint: Checkpoint, placement: Placement):
+    """(model, processor) of the family; the latest is kept, so that the runs of a sweep share one copy.
+
+    Raises:
+        UsageError: if the weights cannot be loaded, or do not fit into memory.
+    """
+    key = family, checkpoint.path, checkpoint.fingerprint, placement
     if key not in _loaded:
-        _loaded.clear()  # before the next one takes its place: two do not fit
-        _loaded[key] = import_module(f"zipeval.models.{family}").load(path, placement)
+        if _loaded:  # before the next one takes its place: two do not fit
+            _clear()
+        check_memory(checkpoint, placement)
+        _loaded[key] = import_module(f"zipeval.models.{family}").load(checkpoint.path, placement)
     return _loaded[key]
+
+
+def _clear() -> None:
+    """Give back the memory of the loaded model: to the driver too, which is asked what is free."""
+    import torch
+
+    _loaded.clear()
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -103,6 +103,7 @@ class MiniGeminiModel(LlavaModel):
     """
 
     config_class = MiniGeminiConfig
+    _no_split_modules = ("ConvNextModel", "PatchInfoMining")  # what is computed of several of their parts
 
     def __init__(self, config: MiniGeminiConfig):
         super().__init__(config)
@@ -152,11 +153,8 @@ class MiniGeminiModel(LlavaModel):
 
     def high_resolution(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) -> (N * crops, A, h, w): what the stages of the ConvNeXt put out, side by side."""
-        tower, stages = self.vision_tower_aux, []
-        hidden = tower.embeddings(pixels)
-        for stage in tower.encoder.stages:
-            hidden = stage(hidden)
-            stages.append(hidden)
+        config = self.config.aux_config
+        stages = self.vision_tower_aux(pixels, output_hidden_states=True).hidden_states[-config.num_stages :]
         large = torch.cat([_resized(stage, stages[0].shape[-1]) for stage in stages], 1)
         grid = self.config.image_grid
         return _with_tiles(_resized(large, large.shape[-1] // grid), large, grid)

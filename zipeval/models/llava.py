@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,11 +54,13 @@ def load_stock(model_class, processor_class, path: Path, placement: Placement):
             path,
             dtype=getattr(torch, placement.dtype),
             attn_implementation=placement.attn_implementation,
+            quantization_config=_quantization(placement),
+            device_map=placement.device_map or {"": placement.device},
             output_loading_info=True,
             local_files_only=True,
         )
         processor = processor_class.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(f"{path}: transformers cannot load it ({reason}). Fetch the checkpoint again.") from error
     for problem in ("missing_keys", "mismatched_keys"):
@@ -67,4 +70,22 @@ def load_stock(model_class, processor_class, path: Path, placement: Placement):
             what = problem.removesuffix("_keys")
             raise UsageError(f"{path}: {count} tensors are {what} ({names} ...). Fetch the checkpoint again.")
     processor.tokenizer.padding_side = "left"
-    return model.to(placement.device).eval(), processor
+    return model.eval(), processor
+
+
+def _quantization(placement: Placement):
+    """transformers' BitsAndBytesConfig for the language model alone: methods read what the encoder attends to."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if placement.quantization == "none":
+        return None
+    # At every call of a layer it would say that 8-bit products are computed in float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return BitsAndBytesConfig(
+        load_in_8bit=placement.quantization == "8bit",
+        load_in_4bit=placement.quantization == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, placement.dtype),
+        llm_int8_skip_modules=[r"(?!model\.language_model\.).*"],  # for both widths; matched from a name's start
+    )
