@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import Watched, mini_gemini, prompts
-from transformers import LlamaTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer
 
 from zipeval import cli, convert, models
 from zipeval.cli import compose
@@ -339,6 +339,19 @@ PROMPTS = {
     "detailed, and polite answers to the user's questions. USER: <image>\nWhat? ASSISTANT:",
     "mgm_gemma": "<start_of_turn>user\n<image>\nWhat?<end_of_turn>\n<start_of_turn>model\n",
 }
+
+
+def test_every_token_of_the_tokenizer_has_a_row(tmp_path):
+    """Also where it brings more of them than the language model was trained with."""
+    source, options, _ = official(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny_llava")
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(source)
+    convert.mini_gemini(source, tmp_path / "made", **options)
+    model, processor = load(tmp_path / "made")
+    assert processor.tokenizer.pad_token_id == VOCABULARY
+    assert model.config.image_token_id == 4
+    assert len(model.lm_head.weight) == len(model.get_input_embeddings().weight) == VOCABULARY + 1
 
 
 def test_prompts_and_placeholders(converted):

@@ -114,7 +114,7 @@ def mini_gemini(source: Path, target: Path, **towers: Path) -> None:
     processor = _processor(source, config)
     tokenizer = processor.tokenizer
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    config.text_config.vocab_size = max(config.text_config.vocab_size, config.image_token_id + 1)
+    config.text_config.vocab_size = max(config.text_config.vocab_size, len(tokenizer))
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
         made = Path(beside, target.name)
         config.save_pretrained(made)
@@ -260,8 +260,8 @@ def _processor(source: Path, config: MiniGeminiConfig) -> LlavaProcessor:
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(
-            f"{source}: its tokenizer cannot be loaded ({reason}). Put tokenizer.json and tokenizer_config.json of the "
-            "language model that it was made of there."
+            f"{source}: its tokenizer cannot be loaded ({reason}). Put a tokenizer.json and its tokenizer_config.json there: "
+            "of llava-hf/llava-1.5-7b-hf where the language model is Vicuna, or of google/gemma-2b-it."
         ) from error
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
