@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 
-def normed(x, weight, eps):
-    return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+def normed(x, weight, config):
+    gain = 1 + weight if config.model_type == "gemma" else weight
+    return gain * x / (x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).sqrt()
 
 
 def turned(x, positions, theta):
@@ -29,7 +30,7 @@ def block(layer, config, x, positions):
     """(output (S, D), attention probabilities (heads, S, S)) of a decoder layer over x (S, D)."""
     attention = layer.self_attn
     theta, heads = config.rope_parameters["rope_theta"], config.num_attention_heads
-    h = normed(x, layer.input_layernorm.weight, config.rms_norm_eps)
+    h = normed(x, layer.input_layernorm.weight, config)
     q, k, v = (p(h).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for p in projections(attention))
     q, k = turned(q, positions, theta), turned(k, positions, theta)
     share = heads // k.shape[0]
@@ -41,9 +42,11 @@ def block(layer, config, x, positions):
     probabilities = torch.stack(rows)
     mixed = torch.cat([probabilities[head] @ v[head // share] for head in range(heads)], -1)
     x = x + attention.o_proj(mixed)
-    h = normed(x, layer.post_attention_layernorm.weight, config.rms_norm_eps)
+    h = normed(x, layer.post_attention_layernorm.weight, config)
     mlp = layer.mlp
-    return x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h)), probabilities
+    gate = mlp.gate_proj(h)
+    gate = F.gelu(gate, approximate="tanh") if config.model_type == "gemma" else F.silu(gate)
+    return x + mlp.down_proj(gate * mlp.up_proj(h)), probabilities
 
 
 def projections(attention):
@@ -59,7 +62,7 @@ def logits_of(model, x, kinds, method):
     for number, layer in enumerate(decoder.layers):
         x, slots = method(number, x, slots, probabilities, given)
         x, probabilities = block(layer, decoder.config, x, [s["position"] for s in slots])
-    return model.lm_head(normed(x[-1], decoder.norm.weight, decoder.config.rms_norm_eps))
+    return model.lm_head(normed(x[-1], decoder.norm.weight, decoder.config))
 
 
 @torch.no_grad()

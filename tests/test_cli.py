@@ -206,6 +206,9 @@ def test_what_is_listed_of_a_model_is_so(name, monkeypatch, capsys):
         found = find(model)
         assert (source, visual_tokens, layers) == ("embedded", found.visual_tokens, found.layers)
         return
+    if not model.hub:
+        assert (source, model.family) == ("zipeval convert", "mini_gemini")
+        return
     assert re.fullmatch(r"[\w-]+/[\w.-]+", model.hub)
     assert re.fullmatch("[0-9a-f]{40}", model.revision or "0" * 40)
     assert source == model.hub + (f"@{model.revision[:8]}" if model.revision else "")

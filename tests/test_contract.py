@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny import FRAMES, IMAGE, VIDEO, llava, llava_next, pictures_of, prompts, single, video_llava
+from tiny import FRAMES, IMAGE, VIDEO, llava, llava_next, mini_gemini, pictures_of, prompts, single, video_llava
 
 import zipeval.configs
 import zipeval.methods
@@ -30,12 +30,25 @@ def found(package):
 
 
 METHODS = found(zipeval.methods)
-FAMILIES = {"llava": llava, "llava_next": llava_next, "video_llava": video_llava}
+FAMILIES = {
+    "llava": llava,
+    "llava_next": llava_next,
+    "mini_gemini": mini_gemini,
+    "mini_gemini_hd": partial(mini_gemini, grid=2),
+    "video_llava": video_llava,
+}
 SHAPES = {
     "llava": Shape(36, 36, LAYERS),
+    "mini_gemini": Shape(36, 36, LAYERS),
+    "mini_gemini_hd": Shape(180, 180, LAYERS, grids=((5, 0),)),
     "llava_next": Shape(180, 180, LAYERS, grids=((3, 0), (4, 0), (5, 0))),
     "video_llava": Shape(FRAMES * 37, FRAMES * 37, LAYERS, grids=((1, 0), (FRAMES, 0))),
 }
+
+
+def shape_of(model):
+    hd = getattr(model.config, "image_grid", 1) > 1
+    return SHAPES[model.config.model_type + ("_hd" if hd else "")]
 
 
 def takes_a_budget(name):
@@ -44,7 +57,7 @@ def takes_a_budget(name):
 
 def make(name, model, tokens=None, budget="mean"):
     """A method that leaves a third, unless it is told otherwise."""
-    shape = SHAPES[model.config.model_type]
+    shape = shape_of(model)
     tokens = tokens or third(model)
     more = [f"method.first.tokens={(shape.image + tokens) // 2}"] if name == "chain" else []
     config = compose([f"method={name}", f"tokens={tokens}", f"budget={budget}", *more])
@@ -53,7 +66,7 @@ def make(name, model, tokens=None, budget="mean"):
 
 def third(model):
     """In a number that is a grid, as pooling needs it."""
-    return SHAPES[model.config.model_type].image // 36 * 12
+    return shape_of(model).image // 36 * 12
 
 
 @cache
@@ -109,7 +122,7 @@ def snapshot(model):
 
 
 def test_every_family_is_tried():
-    assert found(zipeval.models) == sorted(FAMILIES)
+    assert found(zipeval.models) == sorted(name for name in FAMILIES if name != "mini_gemini_hd")
 
 
 def test_every_method_has_its_configuration(name):
@@ -139,7 +152,7 @@ def test_the_budget_is_met(model, inputs, name, budget):
     for row, its in enumerate(pictures_of(model, inputs, IMAGES)):
         entering = prefill.visual(row)
         assert entering == method.entering(its, LAYERS)
-        if takes_a_budget(name) and (model.config.model_type == "llava" or isinstance(method, VisionMethod)):
+        if takes_a_budget(name) and (len(shape_of(model).grids) == 1 or isinstance(method, VisionMethod)):
             reached = fmean(entering) if budget == "mean" else entering[-1]
             assert reached == pytest.approx(sum(min(tokens, picture.tokens) for picture in its), abs=len(its))
 
@@ -160,7 +173,7 @@ def workers(method, model):
     """The objects that do the work: of both parts of a chain, and of the crops of an image."""
     for part in (getattr(method, "first", method), getattr(method, "second", None)):
         if isinstance(part, VisionMethod):
-            yield part.of_crops(SHAPES[model.config.model_type].picture)[0]
+            yield part.of_crops(shape_of(model).picture)[0]
         elif isinstance(part, decoder.DecoderMethod):
             yield part
 
@@ -248,7 +261,7 @@ def test_a_method_that_fails_leaves_nothing_either(model, inputs, name, monkeypa
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("other", ["visionzip", "fastv", "sparsevlm"])
+@pytest.mark.parametrize("other", ["visionzip", "sparsevlm"])
 def test_methods_used_one_after_another_do_not_meet(model, inputs, name, other):
     with make(name, model).applied(model):
         alone = answer(model, inputs)

@@ -24,7 +24,7 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2"])
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "gemma"])
 def model(request):
     return llava(side=10, decoder=request.param, layers=LAYERS, gain=1.0)
 

@@ -10,6 +10,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoTokenizer,
     CLIPImageProcessor,
+    ConvNextConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -23,6 +24,7 @@ from zipeval.budget import Picture
 from zipeval.engine.images import PIXELS, pictures
 from zipeval.engine.vision import VisionMethod
 from zipeval.models import EMBEDDED
+from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
 
 IMAGE, VIDEO = 98, 97
 FRAMES = 3
@@ -41,6 +43,15 @@ def llava_next(side=6, layers=3, decoder="llama", gain=3.0, **options):
     pinpoints = [[PATCH * side * rows, PATCH * side * columns] for rows, columns in GRIDS]
     config = LlavaNextConfig(**parts(side, layers, decoder, **options), image_grid_pinpoints=pinpoints)
     return randomised(LlavaNextForConditionalGeneration, config, gain)
+
+
+def mini_gemini(side=6, layers=3, decoder="llama", gain=3.0, grid=1, **options):
+    """MiniGeminiForConditionalGeneration, likewise; with grid=2 the HD variant. 4 x 4 ConvNeXt features to a patch."""
+    aux = ConvNextConfig(depths=[1, 2, 1, 1], hidden_sizes=[8, 8, 16, 24], layer_scale_init_value=1.0)
+    config = MiniGeminiConfig(
+        **parts(side, layers, decoder, **options), aux_config=aux, image_size_aux=16 * side * grid, image_grid=grid
+    )
+    return randomised(MiniGeminiForConditionalGeneration, config, gain)
 
 
 def video_llava(side=6, layers=3, decoder="llama", gain=3.0, **options):
@@ -69,7 +80,7 @@ def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE, encoder="cli
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
-        **({"sliding_window": None} if decoder == "mistral" else {}),
+        **{"mistral": {"sliding_window": None}, "gemma": {"head_dim": 12}}.get(decoder, {}),
     )
     strategy = "default" if encoder.startswith("clip") else "full"  # only where there is a CLS token to leave out
     return {

@@ -14,6 +14,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 
   zipeval run model=MODEL method=METHOD tokens=N   evaluate; -m sweeps, e.g. zipeval run -m tokens=48,32,16
   zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
+  zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval list models|methods|tasks|suites         what there is to choose from
   zipeval doctor                                   what will work on this machine and what will not
 
@@ -86,6 +87,28 @@ def table(arguments: list[str]) -> None:
     print(render(given.get("results", "results/runs"), given.get("task")))
 
 
+def convert(arguments: list[str]) -> None:
+    """`zipeval convert mini_gemini SRC DST`."""
+    places = [a for a in arguments if "=" not in a]
+    towers = dict(a.partition("=")[::2] for a in arguments if "=" in a)
+    if len(places) != 3 or places[0] != "mini_gemini":
+        raise UsageError(
+            f"convert {' '.join(arguments)}: say what, from and to where: `zipeval convert mini_gemini SRC DST "
+            "[vision_tower=DIR] [vision_tower_aux=DIR]`."
+        )
+    known = ("vision_tower", "vision_tower_aux")
+    for name in towers.keys() - set(known):
+        raise UsageError(f"{name}: no such setting of `zipeval convert`.{did_you_mean(name, known)}")
+    source, target, *directories = (Path(p).expanduser() for p in (*places[1:], *towers.values()))
+    for directory in (source, *directories):
+        if not directory.is_dir():
+            raise UsageError(f"{directory}: no such directory.")
+    from zipeval.convert import mini_gemini
+
+    mini_gemini(source, target, **dict(zip(towers, directories, strict=True)))
+    print(f"{target} is made: zipeval run model=mini_gemini model.path={target}")
+
+
 def list_choices(arguments: list[str]) -> None:
     """`zipeval list WHAT`."""
     what = arguments[0] if len(arguments) == 1 else ""
@@ -120,6 +143,7 @@ def doctor(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
     "table": table,
+    "convert": convert,
     "list": list_choices,
     "doctor": doctor,
 }
@@ -192,12 +216,14 @@ def _choices(group: str) -> list[Path]:
 
 
 def _source(path: Path) -> str:
-    """Where a model's weights come from: `ORGANISATION/NAME@REVISION` on the hub, or `embedded`."""
+    """Where a model's weights come from: `ORGANISATION/NAME@REVISION` on the hub, `embedded`, or what makes them."""
     from omegaconf import OmegaConf
 
     model = OmegaConf.load(path)
     if "embedded" in model:
         return "embedded"
+    if "hub" not in model:
+        return "zipeval convert"
     return f"{model.hub}@{model.revision[:8]}" if "revision" in model else model.hub
 
 

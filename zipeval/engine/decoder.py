@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 from zipeval.budget import Picture, Shape
 from zipeval.engine.ragged import compact_index, take, visual_slots
 
-DECODERS = ("llama", "mistral", "qwen2")
+DECODERS = ("llama", "mistral", "qwen2", "gemma")
 _reduced = WeakSet()  # models under a method of this stage
 
 

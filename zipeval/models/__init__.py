@@ -49,6 +49,7 @@ def find(config: ModelConfig) -> Checkpoint:
     Raises:
         UsageError: if they are missing, damaged, or of another family; says what to do.
     """
+    its = family(config)
     path = _directory(config)
     where = f"model.path={config.path}" if config.path else f"model={config.name}"
     settings = _read_json(path / "config.json", where)
@@ -59,26 +60,20 @@ def find(config: ModelConfig) -> Checkpoint:
         raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {_fetch(config)}.")
     sizes = [_check_safetensors(file, where, config) for file in weights]
     parameters, quantizable = map(sum, zip(*sizes, strict=True))
-    try:
-        family = import_module(f"zipeval.models.{config.family}")
-    except ImportError as error:
-        raise UsageError(
-            f"model.family={config.family}: no such family. `zipeval list models` shows models."
-        ) from error
-    if config.embedded and hasattr(family, "of_llava"):
+    if config.embedded and hasattr(its, "of_llava"):
         _refuse_for_stand_in(config)
-        settings = family.of_llava(settings)
-    if settings.get("model_type") != family.MODEL_TYPE:
+        settings = its.of_llava(settings)
+    if settings.get("model_type") != its.MODEL_TYPE:
         raise UsageError(
             f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
-            f"loads {family.MODEL_TYPE!r}. `zipeval list models` shows the families."
+            f"loads {its.MODEL_TYPE!r}. `zipeval list models` shows the families."
         )
     return Checkpoint(
         path=path,
         fingerprint=_fingerprint(path),
-        visual_tokens=family.visual_tokens(settings),
-        layers=family.decoder_layers(settings),
-        grids=family.grids(settings),
+        visual_tokens=its.visual_tokens(settings),
+        layers=its.decoder_layers(settings),
+        grids=its.grids(settings),
         parameters=parameters,
         quantizable=quantizable,
     )
@@ -117,6 +112,9 @@ def _directory(config: ModelConfig) -> Path:
         return path
     if config.embedded:
         return EMBEDDED / config.embedded
+    if not config.hub:
+        remedy = getattr(family(config), "NO_WEIGHTS", "Set model.hub=ORGANISATION/NAME or model.path=DIR.")
+        raise UsageError(f"model={config.name}: it names no weights. {remedy}")
     return _from_hub(config)
 
 
@@ -125,10 +123,6 @@ def _from_hub(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    if not config.hub:
-        raise UsageError(
-            f"model={config.name}: it names no weights. Set model.hub=ORGANISATION/NAME or model.path=DIR."
-        )
     wanted = {"repo_id": config.hub, "revision": config.revision, "ignore_patterns": ["*.bin", "*.pth", "*.msgpack"]}
     try:
         return Path(snapshot_download(**wanted))
@@ -303,8 +297,17 @@ def _free_bytes(placement: Placement) -> int:
 
 
 def family(config: ModelConfig):
-    """The module of the model's family."""
-    return import_module(f"zipeval.models.{config.family}")
+    """The module of the model's family.
+
+    Raises:
+        UsageError: for a family that does not exist.
+    """
+    try:
+        return import_module(f"zipeval.models.{config.family}")
+    except ImportError as error:
+        raise UsageError(
+            f"model.family={config.family}: no such family. `zipeval list models` shows models."
+        ) from error
 
 
 _loaded: dict[tuple, tuple] = {}
