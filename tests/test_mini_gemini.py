@@ -21,7 +21,8 @@ from zipeval.config import ModelConfig
 from zipeval.engine.vision import reduced_inputs
 from zipeval.errors import UsageError
 from zipeval.methods.uniform import Uniform
-from zipeval.models import EMBEDDED, Placement
+from zipeval.models import EMBEDDED
+from zipeval.placement import Placement
 from zipeval.runner import Session, run
 
 CPU = Placement("cpu", "float32", "sdpa")

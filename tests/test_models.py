@@ -18,7 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from zipeval import models
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
-from zipeval.models import EMBEDDED, Placement
+from zipeval.models import EMBEDDED
+from zipeval.placement import Placement, check_memory, place
 
 CPU = Placement("cpu", "float32", "sdpa")
 
@@ -47,7 +48,7 @@ def test_prompts_are_padded_on_the_left_whatever_the_checkpoint_says(checkpoint)
     for file in ("tokenizer_config.json", "processor_config.json"):
         settings = json.loads((path / file).read_text())
         (path / file).write_text(json.dumps(settings | {"padding_side": "right"}))
-    _, processor = models.load("llava", models.find(config), models.place(config))
+    _, processor = models.load("llava", models.find(config), place(config))
     assert processor.tokenizer.padding_side == "left"
 
 
@@ -152,7 +153,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(checkpoint):
     enlarge(path, rows=1 << 20)
     config = replace(config, device="cpu", dtype="float32")
     with pytest.raises(UsageError, match=r"^model\.device=cpu: .* 4096\.0 GiB in float32, \d+\.\d GiB are") as refused:
-        models.load("llava", models.find(config), models.place(config))
+        models.load("llava", models.find(config), place(config))
     assert "`zipeval list models`" in str(refused.value)
     assert "model.quantization" not in str(refused.value)
 
@@ -175,7 +176,7 @@ def test_too_little_memory_on_a_gpu(free, advice, checkpoint, monkeypatch):
     enlarge(path, rows=1 << 14)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[torch.device(device).index] << 30, 80 << 30))
-    check = partial(models.check_memory, models.find(config), Placement("cuda:0", "bfloat16", "sdpa"))
+    check = partial(check_memory, models.find(config), Placement("cuda:0", "bfloat16", "sdpa"))
     if advice is None:
         return check()
     with pytest.raises(
@@ -188,12 +189,12 @@ def test_too_little_memory_on_a_gpu(free, advice, checkpoint, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a CUDA device that must not exist")
 def test_a_missing_device_is_refused():
     with pytest.raises(UsageError, match=r"model\.device=cuda:3: 0 CUDA devices"):
-        models.place(ModelConfig(device="cuda:3"))
+        place(ModelConfig(device="cuda:3"))
 
 
 def test_placement_on_the_cpu():
-    assert models.place(ModelConfig(device="cpu")) == CPU
-    assert models.place(ModelConfig(device="cpu", dtype="bfloat16", attn_implementation="eager")) == Placement(
+    assert place(ModelConfig(device="cpu")) == CPU
+    assert place(ModelConfig(device="cpu", dtype="bfloat16", attn_implementation="eager")) == Placement(
         "cpu", "bfloat16", "eager"
     )
 
@@ -206,7 +207,7 @@ def test_only_the_language_model_is_quantised(family, quantization, kind, size, 
     path, config = checkpoint
     vocabulary = json.loads((path / "config.json").read_text())["text_config"]["vocab_size"]
     getattr(tiny, family)(24, vocabulary=vocabulary).save_pretrained(path)
-    placement = models.place(replace(config, device="cpu", dtype="bfloat16", quantization=quantization))
+    placement = place(replace(config, device="cpu", dtype="bfloat16", quantization=quantization))
     model, _ = models.load(family, models.find(replace(config, family=family)), placement)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     quantised = {n: m for n, m in linear.items() if type(m).__name__ == kind}

@@ -16,6 +16,7 @@ from zipeval import benchmarks, methods, models, prompts, records
 from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, UsageError
+from zipeval.placement import place
 
 COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a sample's prompt, averaged in the record
 
@@ -37,7 +38,7 @@ class Session:
         self._check_it_reduces()
         self._check_budget()
         self._check_aspect()
-        self.placement = models.place(config.model)
+        self.placement = place(config.model)
 
     def _afford(self) -> None:
         tokens, available = self.config.tokens, self.checkpoint.visual_tokens

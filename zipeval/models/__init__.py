@@ -6,16 +6,15 @@ import gc
 import hashlib
 import json
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
-import psutil
-
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
+from zipeval.hub import fetch, snapshot
+from zipeval.placement import Placement, check_memory
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 
@@ -57,7 +56,7 @@ def find(config: ModelConfig) -> Checkpoint:
         _read_json(path / name, where)
     weights = _weights(path, where)
     if not weights:
-        raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {_fetch(config)}.")
+        raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {fetch(config)}.")
     sizes = [_check_safetensors(file, where, config) for file in weights]
     parameters, quantizable = map(sum, zip(*sizes, strict=True))
     if config.embedded and hasattr(its, "of_llava"):
@@ -115,49 +114,7 @@ def _directory(config: ModelConfig) -> Path:
     if not config.hub:
         remedy = getattr(family(config), "NO_WEIGHTS", "Set model.hub=ORGANISATION/NAME or model.path=DIR.")
         raise UsageError(f"model={config.name}: it names no weights. {remedy}")
-    return _from_hub(config)
-
-
-def _from_hub(config: ModelConfig) -> Path:
-    """The snapshot in the Hugging Face cache, downloaded first where the hub can be reached."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
-
-    wanted = {"repo_id": config.hub, "revision": config.revision, "ignore_patterns": ["*.bin", "*.pth", "*.msgpack"]}
-    try:
-        return Path(snapshot_download(**wanted))
-    except (HTTPError, HFValidationError, OSError) as error:
-        raise UsageError(_explain_hub(error, config)) from error
-
-
-def _explain_hub(error: Exception, config: ModelConfig) -> str:
-    """Which argument the hub did not take, and what to run next."""
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, errors.HFValidationError):
-        return f"model.hub={config.hub}: not an id. Give ORGANISATION/NAME, or a local copy with model.path=DIR."
-    if isinstance(error, errors.RevisionNotFoundError):
-        newest = "`zipeval run model.revision=null` with your other settings takes the newest."
-        return f"model.revision={config.revision}: {config.hub} has no such commit, branch or tag. {newest}"
-    if isinstance(error, errors.GatedRepoError):
-        page = f"{constants.ENDPOINT}/{config.hub}"
-        return f"model.hub={config.hub}: it is gated. Ask for access at {page}, then run `hf auth login`."
-    unauthorised = getattr(getattr(error, "response", None), "status_code", None) == 401
-    if isinstance(error, errors.RepositoryNotFoundError) or unauthorised:
-        return f"model.hub={config.hub}: no such repository, or a private one. Correct it, or run `hf auth login`."
-    reason = str(error.__cause__ or error).strip().split("\n")[0]
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} did not give it ({reason})"
-    return (
-        f"model={config.name}: {config.hub} is not in the Hugging Face cache and {why}. "
-        f"Where the hub can be reached, {_fetch(config)}, or give a local copy with model.path=DIR."
-    )
-
-
-def _fetch(config: ModelConfig) -> str:
-    revision = f" --revision {config.revision}" if config.revision else ""
-    if config.hub:
-        return f"run `hf download {config.hub}{revision}`"
-    return "copy it again" if config.path else "reinstall zipeval"
+    return snapshot(config)
 
 
 def _read_json(path: Path, where: str) -> dict:
@@ -192,7 +149,7 @@ def _check_safetensors(path: Path, where: str, config: ModelConfig) -> tuple[int
         matrices = [k for k, v in header.items() if ".layers." in k and "vision" not in k and len(v["shape"]) == 2]
         return sum(sizes.values()), sum(sizes[k] for k in matrices)
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{where}: {path} is damaged: {error}. To mend it, {_fetch(config)}.") from error
+        raise UsageError(f"{where}: {path} is damaged: {error}. To mend it, {fetch(config)}.") from error
 
 
 def _fingerprint(path: Path, sample: int = 1 << 20) -> str:
@@ -206,94 +163,6 @@ def _fingerprint(path: Path, sample: int = 1 << 20) -> str:
                 stream.seek(start)
                 digest.update(stream.read(sample))
     return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and how the weights are held: what `auto` came to.
-
-    Attributes:
-        device: the only one, or with a `device_map` the one that takes the inputs.
-        dtype: of everything that is not quantised.
-    """
-
-    device: str
-    dtype: str
-    attn_implementation: str
-    quantization: str = "none"
-    device_map: str | None = None
-
-
-def place(config: ModelConfig) -> Placement:
-    """Resolve `auto`.
-
-    Raises:
-        UsageError: for a CUDA device or a library that is not there.
-    """
-    if config.quantization != "none" and not find_spec("bitsandbytes"):
-        raise UsageError(
-            f"model.quantization={config.quantization}: bitsandbytes is not installed. "
-            f"`pip install 'zipeval[quantization]'` installs it."
-        )
-    import torch
-    from transformers.utils import is_flash_attn_2_available
-
-    device, dtype, attention = config.device, config.dtype, config.attn_implementation
-    if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        number = int(device.partition(":")[2] or 0)
-        if number >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
-            raise UsageError(f"model.device={device}: {count} CUDA devices here. `zipeval doctor` shows them.")
-    on_cuda = device.startswith("cuda")
-    if dtype == "auto":
-        dtype = "bfloat16" if on_cuda else "float32"
-    if attention == "auto":
-        flash = on_cuda and dtype != "float32" and is_flash_attn_2_available()
-        attention = "flash_attention_2" if flash else "sdpa"
-    return Placement(device, dtype, attention, config.quantization, config.device_map)
-
-
-def check_memory(checkpoint: Checkpoint, placement: Placement) -> None:
-    """Compare the weights alone with the memory that is free: what fails here would fail after minutes of loading.
-
-    Raises:
-        UsageError: if they cannot fit; names the settings with which they would.
-    """
-    import torch
-
-    needed, free = _weight_bytes(checkpoint, placement), _free_bytes(placement)
-    if needed <= free:
-        return
-    others = {f"model.device=cuda:{n}": {"device": f"cuda:{n}"} for n in range(torch.cuda.device_count())}
-    others |= {"model.device_map=auto": {"device_map": "auto"}, "model.dtype=bfloat16": {"dtype": "bfloat16"}}
-    others |= {f"model.quantization={q}": {"quantization": q} for q in ("8bit", "4bit")}
-    changed = {name: replace(placement, **change) for name, change in others.items()}
-    fitting = [name for name, p in changed.items() if _weight_bytes(checkpoint, p) <= _free_bytes(p)]
-    held = placement.dtype if placement.quantization == "none" else placement.quantization
-    where = "device_map=auto" if placement.device_map else f"device={placement.device}"
-    advice = f"They would fit with {' or '.join(fitting)}" if fitting else "`zipeval list models` shows smaller models"
-    raise UsageError(
-        f"model.{where}: the weights in {checkpoint.path} take {needed / 2**30:.1f} GiB in {held}, "
-        f"{free / 2**30:.1f} GiB are free. {advice}."
-    )
-
-
-def _weight_bytes(checkpoint: Checkpoint, placement: Placement) -> float:
-    width = 4 if placement.dtype == "float32" else 2
-    quantised = {"none": width, "8bit": 1, "4bit": 0.5}[placement.quantization]
-    return (checkpoint.parameters - checkpoint.quantizable) * width + checkpoint.quantizable * quantised
-
-
-def _free_bytes(placement: Placement) -> int:
-    """Of the device, or of all GPUs together."""
-    import torch
-
-    if placement.device == "cpu":
-        return psutil.virtual_memory().available
-    devices = range(torch.cuda.device_count()) if placement.device_map else [placement.device]
-    return sum(torch.cuda.mem_get_info(device)[0] for device in devices)
 
 
 def family(config: ModelConfig):

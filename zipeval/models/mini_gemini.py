@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zipeval.models import llava
 
 if TYPE_CHECKING:
-    from zipeval.models import Placement
+    from zipeval.placement import Placement
 
 MODEL_TYPE = "mini_gemini"
 MEDIA, ASPECTS = llava.MEDIA, llava.ASPECTS

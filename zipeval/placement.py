@@ -1,0 +1,103 @@
+"""Where weights go, in which numbers, and whether they fit there. Imports torch in functions only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import psutil
+
+from zipeval.config import ModelConfig
+from zipeval.errors import UsageError
+
+if TYPE_CHECKING:
+    from zipeval.models import Checkpoint
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how the weights are held: what `auto` came to.
+
+    Attributes:
+        device: the only one, or with a `device_map` the one that takes the inputs.
+        dtype: of everything that is not quantised.
+    """
+
+    device: str
+    dtype: str
+    attn_implementation: str
+    quantization: str = "none"
+    device_map: str | None = None
+
+
+def place(config: ModelConfig) -> Placement:
+    """Resolve `auto`.
+
+    Raises:
+        UsageError: for a CUDA device or a library that is not there.
+    """
+    if config.quantization != "none" and not find_spec("bitsandbytes"):
+        raise UsageError(
+            f"model.quantization={config.quantization}: bitsandbytes is not installed. "
+            f"`pip install 'zipeval[quantization]'` installs it."
+        )
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    device, dtype, attention = config.device, config.dtype, config.attn_implementation
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        number = int(device.partition(":")[2] or 0)
+        if number >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UsageError(f"model.device={device}: {count} CUDA devices here. `zipeval doctor` shows them.")
+    on_cuda = device.startswith("cuda")
+    if dtype == "auto":
+        dtype = "bfloat16" if on_cuda else "float32"
+    if attention == "auto":
+        flash = on_cuda and dtype != "float32" and is_flash_attn_2_available()
+        attention = "flash_attention_2" if flash else "sdpa"
+    return Placement(device, dtype, attention, config.quantization, config.device_map)
+
+
+def check_memory(checkpoint: Checkpoint, placement: Placement) -> None:
+    """Compare the weights alone with the memory that is free: what fails here would fail after minutes of loading.
+
+    Raises:
+        UsageError: if they cannot fit; names the settings with which they would.
+    """
+    import torch
+
+    needed, free = _weight_bytes(checkpoint, placement), _free_bytes(placement)
+    if needed <= free:
+        return
+    others = {f"model.device=cuda:{n}": {"device": f"cuda:{n}"} for n in range(torch.cuda.device_count())}
+    others |= {"model.device_map=auto": {"device_map": "auto"}, "model.dtype=bfloat16": {"dtype": "bfloat16"}}
+    others |= {f"model.quantization={q}": {"quantization": q} for q in ("8bit", "4bit")}
+    changed = {name: replace(placement, **change) for name, change in others.items()}
+    fitting = [name for name, p in changed.items() if _weight_bytes(checkpoint, p) <= _free_bytes(p)]
+    held = placement.dtype if placement.quantization == "none" else placement.quantization
+    where = "device_map=auto" if placement.device_map else f"device={placement.device}"
+    advice = f"They would fit with {' or '.join(fitting)}" if fitting else "`zipeval list models` shows smaller models"
+    raise UsageError(
+        f"model.{where}: the weights in {checkpoint.path} take {needed / 2**30:.1f} GiB in {held}, "
+        f"{free / 2**30:.1f} GiB are free. {advice}."
+    )
+
+
+def _weight_bytes(checkpoint: Checkpoint, placement: Placement) -> float:
+    width = 4 if placement.dtype == "float32" else 2
+    quantised = {"none": width, "8bit": 1, "4bit": 0.5}[placement.quantization]
+    return (checkpoint.parameters - checkpoint.quantizable) * width + checkpoint.quantizable * quantised
+
+
+def _free_bytes(placement: Placement) -> int:
+    """Of the device, or of all GPUs together."""
+    import torch
+
+    if placement.device == "cpu":
+        return psutil.virtual_memory().available
+    devices = range(torch.cuda.device_count()) if placement.device_map else [placement.device]
+    return sum(torch.cuda.mem_get_info(device)[0] for device in devices)
