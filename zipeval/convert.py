@@ -260,8 +260,8 @@ def _processor(source: Path, config: MiniGeminiConfig) -> LlavaProcessor:
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(
-            f"{source}: its tokenizer cannot be loaded ({reason}). Put a tokenizer.json and its tokenizer_config.json "
-            "there, of llava-hf/llava-1.5-7b-hf where the language model is Vicuna, or of google/gemma-2b-it."
+            f"{source}: its tokenizer cannot be loaded ({reason}). Put a tokenizer.json and its "
+            "tokenizer_config.json there: of llava-hf/llava-1.5-7b-hf for Vicuna, of google/gemma-2b-it for Gemma."
         ) from error
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
