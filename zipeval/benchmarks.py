@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,12 @@ class Benchmark:
 
 BENCHMARKS = {
     "zipeval_shapes": Benchmark("accuracy", 100, "embedded: 1,499 questions of six types about 300 synthetic images"),
+    "zipeval_tgif_qa": Benchmark("accuracy", 1, "TGIF-QA, GIFs; a judge scores, data.videos= has them"),
+    "zipeval_msvd_qa": Benchmark("accuracy", 1, "MSVD-QA, short videos; a judge scores, data.videos= has them"),
+    "zipeval_msrvtt_qa": Benchmark("accuracy", 1, "MSRVTT-QA, short videos; a judge scores, data.videos= has them"),
+    "zipeval_activitynet_qa": Benchmark(
+        "accuracy", 1, "ActivityNet-QA, minutes; a judge scores, data.videos= has them"
+    ),
 }
 
 
@@ -78,6 +85,10 @@ def _sources(folder: Path) -> list[Path]:
     return [f for f in sorted(folder.iterdir()) if f.suffix in (".yaml", ".py") or f.name.startswith("_default")]
 
 
-def task_hash(folder: Path) -> str:
-    """Hash of a task's definition, and of its data where that lies beside it."""
-    return digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl")])
+def task_hash(folder: Path, questions: list[dict] | None = None) -> str:
+    """Hash of a task's definition, and of its data where that lies beside it or is given."""
+    defined = digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl")])
+    if not questions:
+        return defined
+    asked = [{**row, "video": Path(row["video"]).stem} for row in questions]  # wherever the videos lie
+    return hashlib.sha256(f"{defined}{asked}".encode()).hexdigest()[:16]

@@ -173,8 +173,9 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
     """Hydra's refusal of some overrides in a sentence that names the argument, its value and the next command."""
     from dataclasses import fields
 
-    from zipeval.config import ModelConfig, RunConfig
+    from zipeval.config import DataConfig, JudgeConfig, ModelConfig, RunConfig
 
+    nodes = {"model": ModelConfig, "judge": JudgeConfig, "data": DataConfig}
     settings = [f.name for f in fields(RunConfig)]
     elsewhere = any(a.startswith(("--config-dir", "-cd")) for a in arguments)
     for argument in arguments:
@@ -190,8 +191,9 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
                     return UsageError(f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}")
         elif top not in [*settings, *GROUPS]:
             return UsageError(f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}")
-        elif top == "model" and option not in (known := [f.name for f in fields(ModelConfig)]):
-            return UsageError(f"{argument}: no such setting of a model.{did_you_mean(option, known)}")
+        elif top in nodes and option and option not in (known := [f.name for f in fields(nodes[top])]):
+            shown = name if top == "judge" else argument  # whose value may be a key, which belongs into the environment
+            return UsageError(f"{shown}: no such setting of {top}.{did_you_mean(option, known)}")
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from zipeval.budget import BUDGETS
 from zipeval.errors import UsageError
+from zipeval.videoqa import SETS
 
 
 @dataclass
@@ -52,6 +53,30 @@ class ModelConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """The model that scores the answers of tasks in which words have to be compared.
+
+    Attributes:
+        url: of an OpenAI-compatible server, with its /v1. The key is read from the environment, see zipeval/judge.py.
+        model: as that server names it.
+    """
+
+    url: str | None = None
+    model: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """Where data lie that do not come from the hub.
+
+    Attributes:
+        videos: directory of the video question answering sets: see zipeval/videoqa.py.
+    """
+
+    videos: str | None = None
+
+
+@dataclass
 class RunConfig:
     """One run: a model under a method on some tasks.
 
@@ -66,6 +91,8 @@ class RunConfig:
         limit: samples of each task, all by default.
         batch_size: prompts in one generate call.
         seed: of everything random.
+        judge: see JudgeConfig.
+        data: see DataConfig.
         results: directory below which every run gets its own.
     """
 
@@ -78,6 +105,8 @@ class RunConfig:
     limit: int | None = None
     batch_size: int = 32
     seed: int = 0
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     results: str = "results/runs"
 
 
@@ -92,6 +121,9 @@ CHOICES = {
     "model.quantization": ("none", "8bit", "4bit"),
     "model.device_map": (None, "auto"),
 }
+
+
+ADDRESS = re.compile(r"https?://([^/@?#\s]*@)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[^@?#\s]*)?")
 
 
 def check(config: RunConfig) -> RunConfig:
@@ -118,7 +150,31 @@ def check(config: RunConfig) -> RunConfig:
         raise UsageError(f"seed={config.seed}: expected a whole number from 0 to {2**32 - 1}.")
     if not config.tasks:
         raise UsageError("tasks=[]: name at least one task, such as tasks=[zipeval_shapes], or a suite=.")
-    return _with_budget(config)
+    return _with_budget(_with_judge(config))
+
+
+def _with_judge(config: RunConfig) -> RunConfig:
+    """With the judge's address in its normal form; refuses what the video tasks lack."""
+    judge, judged = config.judge, [task for task in config.tasks if task in SETS]
+    if judge.url is not None:
+        url = judge.url.strip().rstrip("/").removesuffix("/chat/completions")
+        if not ADDRESS.fullmatch(url):
+            raise UsageError(f"judge.url={public_url(url)}: expected an address, such as http://localhost:8000/v1.")
+        judge = replace(judge, url=url)
+    if judged and not (judge.url and judge.model):
+        raise UsageError(
+            f"tasks=[{judged[0]}]: a judge model scores its answers. Set judge.url= (an OpenAI-compatible server, "
+            "such as judge.url=http://localhost:8000/v1) and judge.model=; its key goes into the environment as "
+            "OPENAI_API_KEY."
+        )
+    if judged and not config.data.videos:
+        raise UsageError(f"tasks=[{judged[0]}]: its videos are not on the hub. Set data.videos=DIR: see README.md.")
+    return replace(config, judge=judge)
+
+
+def public_url(url: str) -> str:
+    """The address without what may be secret in it: user, password, query."""
+    return re.sub(r"^(https?://)?.*@|[?#].*", r"\1", url)
 
 
 def _with_budget(config: RunConfig) -> RunConfig:
@@ -146,14 +202,15 @@ def _nodes(name: str, method: dict) -> Iterator[tuple[str, dict]]:
             yield from _nodes(f"{name}.{option}", value)
 
 
-def run_id(config: RunConfig, resolved: dict) -> str:
+def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
     """A readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
 
     Args:
         resolved: what `auto`, the path of the weights and the budget came to.
+        judged: the judge is part of it.
     """
-    identity = asdict(config)
-    for name in ("tasks", "results", "batch_size"):  # a record is per task; answers should not depend on the batch
+    identity = recorded(config, judged)
+    for name in ("data", "batch_size"):  # a task's hash holds its questions; answers should not depend on the batch
         identity.pop(name)
     identity["model"].pop("path")
     identity["model"] |= resolved | {"device": resolved["device"].partition(":")[0]}
@@ -163,9 +220,13 @@ def run_id(config: RunConfig, resolved: dict) -> str:
     return "-".join(str(p) for p in parts if p is not None)
 
 
-def recorded(config: RunConfig) -> dict:
-    """The part of a configuration that its records keep."""
+def recorded(config: RunConfig, judged: bool = False) -> dict:
+    """The part of a configuration that its records keep, the judge where the task has one."""
     kept = asdict(config)
-    for name in ("tasks", "results"):
+    for name in ("tasks", "results"):  # a record is per task
         kept.pop(name)
+    if judged:
+        kept["judge"]["url"] = public_url(config.judge.url)
+    else:
+        kept.pop("judge")
     return kept

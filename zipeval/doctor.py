@@ -71,4 +71,5 @@ def _embedded():
 
 
 def _judge():
-    return "judge", "not supported yet: tasks that a judge model scores are refused"
+    key = "is set" if os.environ.get("OPENAI_API_KEY") else "is not set, which judges on this machine may not need"
+    return "judge", f"judge.url= and judge.model= name one; OPENAI_API_KEY {key}"

@@ -3,7 +3,8 @@
     results/runs/RUN_ID/TASK.json
     results/runs/RUN_ID/TASK.samples.jsonl
 
-A record is written last and atomically: where it exists, the task is finished and its samples are complete.
+A record is written last and atomically: where it exists, the task is answered and its samples are complete. Only one of
+status "incomplete" is ever replaced: answers of it wait for a judge. Its samples are in TASK.DIGEST.samples.jsonl.
 """
 
 from __future__ import annotations
@@ -69,18 +70,27 @@ def prepare(results: str) -> Path:
 
 
 def write(directory: Path, record: dict[str, Any], samples: list[dict[str, Any]]) -> Path:
-    """Write a finished task below `directory`; returns the record's path. A record that is there is never replaced."""
+    """Write a task below `directory`; returns the record's path. A record that is finished is never replaced."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{record['task']}.json"
-    if path.exists():
+    if path.exists() and not incomplete(read(path)):
         raise FileExistsError(path)
     lines = "".join(json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples)
-    name = f"{record['task']}.samples.jsonl"
-    atomic_write(directory / name, lines)
     digest = hashlib.sha256(lines.encode()).hexdigest()
+    # The record that is replaced keeps its samples until it is.
+    name = f"{record['task']}{f'.{digest[:8]}' if incomplete(record) else ''}.samples.jsonl"
+    atomic_write(directory / name, lines)
     record = {"schema": SCHEMA, **record, "samples": {"file": name, "count": len(samples), "sha256": digest}}
     atomic_write(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    for replaced in directory.glob(f"{record['task']}.*.samples.jsonl"):
+        if replaced.name != name:
+            replaced.unlink()
     return path
+
+
+def incomplete(record: dict[str, Any]) -> bool:
+    """Whether answers of it wait for a judge."""
+    return record.get("status") == "incomplete"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -12,13 +13,15 @@ from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
 
-from zipeval import benchmarks, methods, models, prompts, records
+from zipeval import benchmarks, methods, models, prompts, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, UsageError
 from zipeval.placement import place
+from zipeval.progress import progress
 
 COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a sample's prompt, averaged in the record
+JUDGED_AT_ONCE = 2000  # answers between two writes: verdicts cost money, and so do not get lost with the process
 
 
 class Session:
@@ -38,6 +41,9 @@ class Session:
         self._check_it_reduces()
         self._check_budget()
         self._check_aspect()
+        self.questions = {
+            task: videoqa.questions(task, config.data.videos) for task in config.tasks if task in videoqa.SETS
+        }
         self.placement = place(config.model)
 
     def _afford(self) -> None:
@@ -100,7 +106,16 @@ class Session:
 
     @cached_property
     def run_id(self) -> str:
+        """Of everything that the answers depend on."""
         return run_id(self.config, self.resolved)
+
+    def record_id(self, task: str) -> str:
+        """Of everything that a task's record depends on, its judge too."""
+        return run_id(self.config, self.resolved, judged=True) if task in self.questions else self.run_id
+
+    def task_hash(self, task: str, folder: Path) -> str:
+        """Of the task's definition and of its questions."""
+        return benchmarks.task_hash(folder, self.questions.get(task))
 
     def load(self):
         """(model, processor)."""
@@ -157,25 +172,67 @@ def run(config: RunConfig) -> list[Path]:
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
     results = records.prepare(config.results)
     session = Session(config)
-    directory = results / session.run_id
+    found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
+    judge = None
+    if any(task in session.questions and (not r or records.incomplete(r)) for task, r in found.items()):
+        from zipeval.judge import Judge  # imports the client
+
+        judge = Judge(session.config.judge)
+        judge.check()
     model = None
     written = []
     for task, folder in folders.items():
+        directory, record = results / session.record_id(task), found[task]
         path = directory / f"{task}.json"
-        if path.exists():
-            if records.read(path)["task_hash"] != benchmarks.task_hash(folder):
-                raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
-            print(f"{session.run_id} {task}: finished before, kept. Delete {path} to run it again.")
+        if record and not records.incomplete(record):
+            print(f"{directory.name} {task}: finished before, kept. Delete {path} to run it again.")
         else:
-            from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
+            if not record:
+                from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
 
-            model = model or ZipEval(session)
-            record, samples = evaluate(model, task, folder)
-            path = records.write(directory, record, samples)
-            failed = f", {record['failed']} samples could not be read" if record["failed"] else ""
-            print(f"{session.run_id} {task}: {record['metric']} {record['score'] or 0:.4g}{failed} -> {path}")
+                model = model or ZipEval(session)
+                record, samples = evaluate(model, task, folder)
+                records.write(directory, record, samples)
+            if task in session.questions:
+                record = _judge(judge, directory, records.read(path))
+            print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
         written.append(path)
     return written
+
+
+def _found(session: Session, task: str, folder: Path, results: Path) -> dict | None:
+    """The record of an earlier run, if there is one."""
+    path = results / session.record_id(task) / f"{task}.json"
+    if not path.exists():
+        return None
+    record = records.read(path)
+    if record["task_hash"] != session.task_hash(task, folder):
+        raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
+    return record
+
+
+def _judge(judge, directory: Path, record: dict) -> dict:
+    """The record with what a judge says of its unscored answers, written now and then."""
+    from zipeval.judge import summary
+
+    record.pop("path")
+    samples = records.read_samples(directory, record)
+    unscored = [sample for sample in samples if "unscored" in sample]
+    with progress(f"{directory.name} {record['task']} judge", len(unscored)) as advance:
+        for start in range(0, len(unscored), JUDGED_AT_ONCE):
+            judge.score(unscored[start : start + JUDGED_AT_ONCE], advance)
+            record |= summary(samples)
+            records.write(directory, record, samples)
+    return record
+
+
+def _outcome(record: dict) -> str:
+    score = "no score" if record["score"] is None else f"{record['metric']} {record['score']:.4g}"
+    failed = f", {record['failed']} samples could not be read" if record["failed"] else ""
+    if not records.incomplete(record):
+        return score + failed
+    missing = f"{record['unscored']} of {record['samples']['count']} answers have no verdict"
+    return f"{score}{failed}, {missing}: run this again to ask the judge for those only"
 
 
 def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
@@ -192,23 +249,21 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     read = [s for s in samples if "error" not in s]
     if not read:
         raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")
-    metrics = {
-        name.removesuffix(",none"): float(value)
-        for name, value in results["results"][task].items()
-        if isinstance(value, Real) and "_stderr" not in name and name != "samples"
-    }
-    known = benchmarks.BENCHMARKS.get(task)
-    metric = known.metric if known else next(iter(metrics), None)  # None: the task only writes a file to submit
+    if task in model.session.questions:
+        from zipeval.judge import pending, summary
+
+        texts = [row["question"] for row in model.session.questions[task]]
+        samples = [pending(sample, texts[sample["doc_id"]]) for sample in samples]
+        scored = summary(samples)
+    else:
+        scored = _scored(task, results["results"][task])
     visual = [s["visual_tokens"] for s in read]
     record = {
-        "run_id": model.session.run_id,
+        "run_id": model.session.record_id(task),
         "task": task,
-        "task_hash": benchmarks.task_hash(folder),
-        "status": "success",
+        "task_hash": model.session.task_hash(task, folder),
         "failed": len(samples) - len(read),  # they count as wrong
-        "metric": metric,
-        "score": metrics[metric] * (known.scale if known else 1) if metric else None,
-        "metrics": metrics,
+        **scored,
         "visual_tokens": {
             "requested": config.tokens,
             "budget": config.budget,
@@ -217,7 +272,7 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
             "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
         },
         "prefill": {name: fmean(s[name] for s in read) for name in COSTS},
-        "config": recorded(config),
+        "config": recorded(config, task in model.session.questions),
         "resolved": model.session.resolved,
         "versions": records.versions(),
         "git": records.git_revision(),
@@ -227,15 +282,33 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     return record, samples
 
 
+def _scored(task: str, found: dict) -> dict:
+    """The part of a record that lmms-eval's own scores make."""
+    metrics = {
+        name.removesuffix(",none"): float(value)
+        for name, value in found.items()
+        if isinstance(value, Real) and "_stderr" not in name and name != "samples"
+    }
+    known = benchmarks.BENCHMARKS.get(task)
+    metric = known.metric if known else next(iter(metrics), None)  # None: the task only writes a file to submit
+    score = metrics[metric] * (known.scale if known else 1) if metric else None
+    return {"status": "success", "metric": metric, "score": score, "metrics": metrics}
+
+
 def _lmms_eval(model, task: str, folder: Path) -> dict:
     """What lmms-eval itself returns."""
+    import datasets
     from lmms_eval import evaluator
     from lmms_eval.tasks import TaskManager
     from tenacity import RetryError
 
-    config = model.session.config
+    config, questions = model.session.config, model.session.questions.get(task)
     try:
-        with patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)):
+        with ExitStack() as patches:
+            patches.enter_context(patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)))
+            if questions:  # lmms-eval knows data sets that datasets can load, and only those
+                loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(questions))
+                patches.enter_context(patch.object(datasets, "load_dataset", lambda **_: loaded))
             return evaluator.simple_evaluate(
                 model=model,
                 tasks=[task],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import fmean
 
 from zipeval import records
@@ -10,6 +10,7 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.budget import BUDGETS
 from zipeval.config import PACKINGS, ModelConfig
 from zipeval.errors import UsageError
+from zipeval.records import incomplete
 
 Record = dict
 UPPER_BOUND = "vanilla"
@@ -49,7 +50,8 @@ def _setting(record: Record) -> tuple:
     for name in ("quantization", "device_map"):
         held += [f"{name}={resolved[name]}"] if resolved[name] != getattr(ModelConfig, name) else []
     read = [f"{name}={config['model'][name]}" for name in ("prompt", "image_aspect")]
-    return config["model"]["name"], resolved["fingerprint"], *held, *read, config["limit"] or 0
+    judge = [f"judge={config['judge']['model']} at {config['judge']['url']}"] if "judge" in config else []
+    return config["model"]["name"], resolved["fingerprint"], *held, *read, *judge, config["limit"] or 0
 
 
 def _row(record: Record) -> tuple:
@@ -113,14 +115,20 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
         "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
         "entering the decoder's layers on average and its last one."
     )
-    failures = [_failure(record) for record in found if record["failed"]]
-    return "\n".join([f"{about}\n\n{markdown(lines)}\n\n{note}", *failures])
+    remarks = [remark for record in found for remark in _remarks(record)]
+    return "\n".join([f"{about}\n\n{markdown(lines)}\n\n{note}", *remarks])
 
 
-def _failure(record: Record) -> str:
+def _remarks(record: Record) -> Iterator[str]:
     row = " ".join(str(part) for part in _row(record) if part is not None)
-    count = f"{record['failed']} of the {record['samples']['count']} samples of {record['task']}"
-    return f"{row}: {count} could not be read and count as wrong."
+    total = f"of the {record['samples']['count']} samples of {record['task']}"
+    if record["failed"]:
+        yield f"{row}: {record['failed']} {total} could not be read and count as wrong."
+    if incomplete(record):
+        yield (
+            f"{row}: INCOMPLETE, {record['unscored']} {total} have no verdict and do not count. The command that "
+            "made it asks the judge for those."
+        )
 
 
 def _order(item) -> tuple:
@@ -143,19 +151,23 @@ def _metrics(found: list[Record]) -> dict[str, Callable[[dict[str, Record]], flo
     def pick(name):
         def value(row):
             (record,) = row.values()
-            main = record["metrics"][record["metric"]]
-            return record["metrics"][name] * (record["score"] / main if main else 1)
+            main, asked = (record["metrics"].get(metric) for metric in (record["metric"], name))
+            return asked and asked * (record["score"] / main if main else 1)  # None: no answer is judged yet
 
         return value
 
     main = found[0]["metric"]
-    return {name: pick(name) for name in sorted(found[0]["metrics"], key=lambda name: (name != main, name))}
+    names = {name for record in found for name in record["metrics"]}
+    return {name: pick(name) for name in sorted(names, key=lambda name: (name != main, name))}
 
 
 def _bound_command(record: Record, results: str) -> str:
     config = record["config"]
     given = [f"model={config['model']['name']}", "method=vanilla", f"tasks=[{record['task']}]"]
     given += [f"limit={config['limit']}"] if config["limit"] else []
+    if "judge" in config:
+        given += [f"judge.{name}={value}" for name, value in config["judge"].items()]
+        given += [f"data.videos={config['data']['videos']}"]
     given += [f"results={results}"] if results != "results/runs" else []
     names = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
     for name in (*names, "prompt", "image_aspect"):
