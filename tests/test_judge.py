@@ -18,10 +18,16 @@ from zipeval.errors import UsageError
 from zipeval.judge import Judge, JudgeError
 from zipeval.runner import Session, run
 from zipeval.tables import render
-from zipeval.videoqa import SETS, questions
+from zipeval.videoqa import questions
 
 KEY = "sk-canary-5Yk2pQ7"
 YES, NO = "{'pred': 'yes', 'score': 5}", "{'pred': 'no', 'score': 0}"
+LAYOUT = {  # of Video-LLaVA's evaluation data
+    "zipeval_tgif_qa": "TGIF_Zero_Shot_QA/mp4/{}.gif",
+    "zipeval_msvd_qa": "MSVD_Zero_Shot_QA/videos/{}.mp4",
+    "zipeval_msrvtt_qa": "MSRVTT_Zero_Shot_QA/videos/all/{}.avi",
+    "zipeval_activitynet_qa": "Activitynet_Zero_Shot_QA/all_test/v_{}.mp4",
+}
 MSVD = "tasks=[zipeval_msvd_qa]"
 
 
@@ -35,17 +41,17 @@ def environment(monkeypatch):
 def videos(tmp_path_factory):
     """Five questions of every set: about four videos, the fourth damaged, the fifth missing."""
     root = tmp_path_factory.mktemp("videos")
-    for task, place in SETS.items():
-        directory = root / place.folder / place.videos
-        directory.mkdir(parents=True)
-        suffix, codec = ("gif", "gif") if "tgif" in task else ("avi" if "msrvtt" in task else "mp4", "mpeg4")
+    for place in LAYOUT.values():
+        folder, path = place.split("/", 1)
+        (root / place).parent.mkdir(parents=True)
+        codec = "gif" if path.endswith("gif") else "mpeg4"
         for number in range(3):
-            write_video(directory / f"{place.prefix}clip{number}.{suffix}", [0, 80 * number] * 4, codec=codec)
-        (directory / f"{place.prefix}clip3.{suffix}").write_bytes(b"damaged")
+            write_video(root / folder / path.format(f"clip{number}"), [0, 80 * number] * 4, codec=codec)
+        (root / folder / path.format("clip3")).write_bytes(b"damaged")
         asked = [{"question_id": i, "video_name": f"clip{i}", "question": f"How many circles {i}?"} for i in range(5)]
-        (root / place.folder / "test_q.json").write_text(json.dumps(asked))
+        (root / folder / "test_q.json").write_text(json.dumps(asked))
         answers = [{"question_id": i, "answer": f"answer {i}"} for i in range(5)]
-        (root / place.folder / "test_a.json").write_text(json.dumps(answers))
+        (root / folder / "test_a.json").write_text(json.dumps(answers))
     return root
 
 
@@ -78,7 +84,7 @@ def test_every_video_benchmark_gives_a_number(asked, capsys):
     """Two of the three readable ones are right, the two others count as wrong: 40%."""
     with serving(by_number([YES, NO, "{'pred': 'yes', 'score': 3}"])) as server:
         paths = run(asked(server, "suite=paper_video"))
-    assert [path.stem for path in paths] == list(SETS)
+    assert [path.stem for path in paths] == list(LAYOUT)
     for path in paths:
         record, samples = read(path)
         assert (record["status"], record["failed"], record["unscored"]) == ("success", 2, 0)
