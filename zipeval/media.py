@@ -13,6 +13,9 @@ from PIL import Image, ImageFile
 
 from zipeval.errors import MediaError
 
+# What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF.
+BROKEN = (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError)
+
 
 @contextmanager
 def decoding() -> Iterator[None]:
@@ -20,7 +23,7 @@ def decoding() -> Iterator[None]:
     with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False):
         try:
             yield
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: PIL's, for a broken PNG
+        except BROKEN as error:
             raise MediaError(f"an image cannot be decoded ({error})") from error
 
 
@@ -65,7 +68,7 @@ def frames(path: str | os.PathLike, count: int) -> np.ndarray:
                 if seen == length:
                     return np.stack([found[i] for i in wanted])
             length = seen
-    except (av.error.FFmpegError, OSError, ValueError, TypeError) as error:
+    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
         raise MediaError(f"{path} cannot be decoded ({error})") from error
     raise MediaError(f"{path} holds no video frame")
 
@@ -75,6 +78,8 @@ def _packets(path) -> int:
     with av.open(os.fspath(path)) as container:
         if not container.streams.video:
             return 0
+        if container.streams.video[0].codec_context is None:  # PyAV would crash the process
+            raise ValueError("no decoder for its codec")
         return sum(packet.size > 0 for packet in container.demux(video=0))
 
 

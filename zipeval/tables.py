@@ -49,7 +49,8 @@ def _setting(record: Record) -> tuple:
     for name in ("quantization", "device_map"):
         held += [f"{name}={resolved[name]}"] if resolved[name] != getattr(ModelConfig, name) else []
     read = [f"{name}={config['model'][name]}" for name in ("prompt", "image_aspect")]
-    return config["model"]["name"], resolved["fingerprint"], *held, *read, config["limit"] or 0
+    model = config["model"]
+    return model["name"], resolved["fingerprint"], model["family"], *held, *read, config["limit"] or 0
 
 
 def _row(record: Record) -> tuple:
@@ -107,7 +108,7 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
             complete = len(percentages) == len(columns)
             line.append(f"{fmean(percentages):.1f}%" if complete else "-")
         lines.append(line)
-    model, fingerprint, *held, limit = _setting(found[0])
+    model, fingerprint, _, *held, limit = _setting(found[0])
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
     note = (
         "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
@@ -155,6 +156,7 @@ def _metrics(found: list[Record]) -> dict[str, Callable[[dict[str, Record]], flo
 def _bound_command(record: Record, results: str) -> str:
     config = record["config"]
     given = [f"model={config['model']['name']}", "method=vanilla", f"tasks=[{record['task']}]"]
+    given += [f"model.family={config['model']['family']}"] if config["model"]["path"] else []
     given += [f"limit={config['limit']}"] if config["limit"] else []
     given += [f"results={results}"] if results != "results/runs" else []
     names = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
