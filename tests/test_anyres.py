@@ -165,6 +165,8 @@ def test_row_ends_are_on_top_of_a_share_and_part_of_a_budget(method, budget):
         (["model=tiny_llava", "packing=newline"], "packing=newline: the images of tiny_llava have no row ends"),
         (["packing=newline", "budget=mean", "tokens=39"], "tokens=39: too few for an image of 4 crops and 36 row ends"),
         (["budget=mean", "tokens=3"], "tokens=3: too few for an image of 4 crops"),
+        (["packing=newline", "method=fastv", "tokens=300", "budget=mean"], "packing=newline is of methods before"),
+        (["method=pool", "budget=mean", "tokens=51"], "no height x width within 12 x 12"),
         (["packing=rows"], "packing=rows: expected one of published, newline"),
     ],
 )

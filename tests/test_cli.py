@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
-from zipeval import configs
+from zipeval import configs, runner
 from zipeval.cli import compose, main
+from zipeval.errors import UsageError
 from zipeval.models import EMBEDDED, find
 
 
@@ -175,6 +179,25 @@ def test_a_sweep_goes_on_after_a_refused_job(tmp_path):
     assert len(list(tmp_path.glob("results/runs/*-visionzip-16-*/zipeval_shapes.json"))) == 1
 
 
+def test_a_refused_job_of_a_sweep_gives_its_memory_back(monkeypatch, tmp_path):
+    """An error's traceback would hold its model while the next job looks for free memory."""
+    models, alive = [], []
+
+    def refuse(config):
+        gc.collect()
+        alive.extend(model() is not None for model in models)
+        model = torch.nn.Linear(1, 1)
+        models.append(weakref.ref(model))
+        raise UsageError(f"tokens={config.tokens}: no memory")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "run", refuse)
+    monkeypatch.setattr(sys, "argv", ["zipeval", "run", "-m", "method=visionzip", "tokens=1,2,3"])
+    with pytest.raises(SystemExit):
+        main()
+    assert (len(models), alive) == (3, [False] * 3)
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
@@ -205,6 +228,7 @@ def test_what_is_listed_of_a_model_is_so(name, monkeypatch, capsys):
     visual_tokens, layers = (int(re.search(rf"(\d+) {what}", about)[1]) for what in ("visual tokens", "layers"))
     model = compose([f"model={name}"]).model
     assert model.name == name
+    assert "ViT" in about
     if model.embedded:
         found = find(model)
         assert (source, visual_tokens, layers) == ("embedded", found.visual_tokens, found.layers)
@@ -213,8 +237,8 @@ def test_what_is_listed_of_a_model_is_so(name, monkeypatch, capsys):
         assert (source, model.family) == ("zipeval convert", "mini_gemini")
         return
     assert re.fullmatch(r"[\w-]+/[\w.-]+", model.hub)
-    assert re.fullmatch("[0-9a-f]{40}", model.revision or "0" * 40)
-    assert source == model.hub + (f"@{model.revision[:8]}" if model.revision else "")
+    assert re.fullmatch("[0-9a-f]{40}", model.revision)
+    assert source == f"{model.hub}@{model.revision[:8]}"
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from functools import partial
+from io import BytesIO
 
 import av
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 from tiny import save_llava15
 from transformers import LlavaImageProcessor
 
@@ -20,6 +26,7 @@ from zipeval.cli import compose
 from zipeval.engine.images import pictures
 from zipeval.errors import MediaError, UsageError
 from zipeval.methods.visionzip import VisionZip
+from zipeval.prompts import TEMPLATES
 from zipeval.runner import Session, evaluate, run
 
 GRAY = (127, 127, 127)
@@ -30,7 +37,7 @@ def write_video(path, levels, size=96, codec="mpeg4"):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=8)
         stream.width = stream.height = size
-        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        stream.pix_fmt = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
         for level in levels:
             frame = av.VideoFrame.from_ndarray(np.full((size, size, 3), level, np.uint8), format="rgb24")
             container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
@@ -63,6 +70,32 @@ def test_what_is_missing_at_the_end_is_not_part_of_a_video(tmp_path):
     assert (np.diff(found) > 5).all()
 
 
+def test_a_video_ends_where_it_can_be_decoded_no_more(tmp_path):
+    """Its index is whole and promises 20 frames."""
+    path = write_video(tmp_path / "a.avi", [i * 10 for i in range(20)], codec="mjpeg")
+    content = bytearray(path.read_bytes())
+    starts = [
+        i for i in range(len(content)) if content[i : i + 4] == b"00dc" and content[i + 8 : i + 10] == b"\xff\xd8"
+    ]
+    assert len(starts) == 20
+    for start in starts[12:]:
+        size = int.from_bytes(content[start + 4 : start + 8], "little")
+        content[start + 8 : start + 8 + size] = bytes(size)
+    path.write_bytes(content)
+    found = levels(media.frames(path, 8))
+    assert found == pytest.approx([int(i * 11 / 7) * 10 for i in range(8)], abs=4)
+
+
+def test_a_video_of_an_unknown_codec_is_a_media_error(tmp_path):
+    """In a process of its own: PyAV would end it."""
+    path = write_video(tmp_path / "a.mkv", [0, 50])
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_XXXXX/XXX/XXX"))
+    script = f"import zipeval.media as m\ntry:\n    m.frames({str(path)!r}, 8)\nexcept m.MediaError as e:\n    print(e)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert "no decoder" in done.stdout
+
+
 @pytest.mark.parametrize("content", [b"", b"not a video", None, "directory", "sound"])
 def test_a_damaged_video_is_a_media_error_that_names_it(tmp_path, content):
     path = tmp_path / "broken.wav"
@@ -90,7 +123,8 @@ def test_padding_is_that_of_llava(width, height):
     assert media.rgb(image, "crop", GRAY).size == (width, height)
 
 
-def test_a_damaged_image_is_a_media_error(tmp_path):
+def test_a_damaged_image_is_a_media_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as importing lmms-eval does
     path = tmp_path / "a.png"
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:500])
@@ -120,23 +154,56 @@ def test_an_image_that_is_not_square_is_padded_or_cropped():
     assert gray == pytest.approx(0, abs=0.02)  # the mean colour
 
 
-def test_vicuna_v1_is_the_prompt_of_llava(tmp_path):
-    """Written out from LLaVA's conversation format; images are where the task puts them, one line each."""
-    session = Session(compose(["model=llava15", f"model.path={save_llava15(tmp_path / 'llava', side=2)}"]))
-    image = Image.new("RGB", (28, 28))
-    conversation = [
-        *ask("What is it?", ("image", image)),
-        {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
-        *ask("Sure?"),
-    ]
-    inputs = session.inputs([session.decoded(conversation)])
-    text = session.load()[1].tokenizer.decode(inputs["input_ids"][0])
+@pytest.mark.parametrize("name, who", [("vicuna_v1", "user"), ("llava_v1", "human")])
+def test_conversations_are_those_of_llava(name, who):
+    """Written out from LLaVA's conversation formats; images are where the task puts them, one line each."""
     system = (
-        "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+        f"A chat between a curious {who} and an artificial intelligence assistant. "
+        f"The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
     )
-    expected = f"<s>{system} USER: {'<image>' * 4}\nWhat is it? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
-    assert text.replace(" ", "") == expected.replace(" ", "")
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
+    conversation = [*ask("What is it?\nTell me.", ("image", None), ("video", None)), answer, *ask("Sure?")]
+    render = partial(
+        Session(compose([])).load()[1].apply_chat_template,
+        chat_template=TEMPLATES[name],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    expected = "USER: <image>\n<video>\nWhat is it?\nTell me. ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:"
+    assert render(conversation) == f"{system} {expected}"
+    assert render([{"role": "system", "content": [{"type": "text", "text": "Be short."}]}, *ask("Sure?")]) == (
+        "Be short. USER: Sure? ASSISTANT:"
+    )
+
+
+def test_the_prompt_of_a_model_is_the_one_it_reads(tmp_path):
+    session = Session(compose(["model=llava15", f"model.path={save_llava15(tmp_path / 'llava', side=2)}"]))
+    inputs = session.inputs([session.decoded(ask("What?", ("image", Image.new("RGB", (28, 28)))))])
+    text = session.load()[1].tokenizer.decode(inputs["input_ids"][0])
+    assert "curious user" in text
+    assert text.count("<image>") == 4
+
+
+def test_a_placeholder_in_a_text_is_a_media_error():
+    """The processor would look for its image and end the task."""
+    for model, text, refused in (
+        ("tiny_llava", "<image>", True),
+        ("tiny_llava", "<video>", False),
+        ("tiny_video", "<video>", True),
+    ):
+        session = Session(compose([f"model={model}"]))
+        if refused:
+            with pytest.raises(MediaError, match=text):
+                session.decoded(ask(f"Is {text} here?"))
+        else:
+            session.decoded(ask(f"Is {text} here?"))
+
+
+@pytest.mark.parametrize("part", [{"url": {"path": "a.mp4", "video_start": 1}}, {"url": "a.mp4", "end_time": 3.0}])
+def test_parts_of_videos_are_refused(part):
+    messages = [{"role": "user", "content": [{"type": "video", **part}]}]
+    with pytest.raises(UsageError, match="whole videos"):
+        Session(compose(["model=tiny_video"])).decoded(messages)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +229,48 @@ def test_prompt_and_aspect_make_another_run_and_are_recorded(tmp_path):
 
 
 @pytest.fixture
+def photos(tmp_path):
+    """An lmms-eval task about four images as data sets hold them, one of which is cut short and one is none."""
+    images = []
+    for seed in range(4):
+        stream = BytesIO()
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)).save(stream, "png")
+        images.append(stream.getvalue())
+    images[1], images[2] = images[1][:500], b"not an image"
+    rows = {
+        "image": [{"bytes": image, "path": None} for image in images],
+        "question": ["How many circles are there?"] * 4,
+    }
+    features = Features({"image": ImageFeature(), "question": Value("string")})
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "test.parquet")
+    return write_task(tmp_path, "photos", "parquet", "test.parquet", "doc['image'].convert('RGB')")
+
+
+def test_a_damaged_image_of_a_data_set_is_one_recorded_failure(photos):
+    record, samples = evaluate(ZipEval(Session(compose([]))), "photos", photos)
+    assert ["error" in sample for sample in samples] == [False, True, True, False]
+    assert record["failed"] == 2
+    assert record["visual_tokens"]["mean"] == 144
+
+
+def write_task(folder, name, kind, file, visual):
+    (folder / "utils.py").write_text(
+        f"def visual(doc):\n    return [{visual}]\n\n\n"
+        "def process_results(doc, results):\n    return {'empty': float(not results[0])}\n"
+    )
+    (folder / f"{name}.yaml").write_text(
+        f"task: {name}\n"
+        f"dataset_path: {kind}\ndataset_kwargs: {{data_files: {{test: {folder / file}}}}}\n"
+        "test_split: test\noutput_type: generate_until\n"
+        "doc_to_visual: !function utils.visual\ndoc_to_text: question\ndoc_to_target: question\n"
+        "process_results: !function utils.process_results\n"
+        "generation_kwargs: {max_new_tokens: 4}\n"
+        "metric_list: [{metric: empty, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return folder
+
+
+@pytest.fixture
 def clips(tmp_path):
     """An lmms-eval task about four videos, two of which cannot be decoded."""
     write_video(tmp_path / "0.mp4", [0, 255] * 8)
@@ -170,20 +279,7 @@ def clips(tmp_path):
     (tmp_path / "3.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:700])
     docs = [{"video": str(path), "question": "How many circles are there?"} for path in sorted(tmp_path.glob("*.*"))]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    (tmp_path / "utils.py").write_text(
-        "def visual(doc):\n    return [{'type': 'video', 'path': doc['video']}]\n\n\n"
-        "def process_results(doc, results):\n    return {'empty': float(not results[0])}\n"
-    )
-    (tmp_path / "clips.yaml").write_text(
-        "task: clips\n"
-        f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'test.jsonl'}}}}}\n"
-        "test_split: test\noutput_type: generate_until\n"
-        "doc_to_visual: !function utils.visual\ndoc_to_text: question\ndoc_to_target: question\n"
-        "process_results: !function utils.process_results\n"
-        "generation_kwargs: {max_new_tokens: 4}\n"
-        "metric_list: [{metric: empty, aggregation: mean, higher_is_better: true}]\n"
-    )
-    return tmp_path
+    return write_task(tmp_path, "clips", "json", "test.jsonl", "{'type': 'video', 'path': doc['video']}")
 
 
 @pytest.mark.parametrize("overrides", [["method=vanilla"], ["method=visionzip", "tokens=80"]], ids=" ".join)

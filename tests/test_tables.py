@@ -19,6 +19,7 @@ def put(
     seed=0,
     device="cpu",
     prompt="hf",
+    family="llava",
     failed=0,
     quantization="none",
     device_map=None,
@@ -27,6 +28,7 @@ def put(
     config = {
         "model": {
             "name": model,
+            "family": family,
             "path": None,
             "revision": None,
             "dtype": "auto",
@@ -62,7 +64,7 @@ def put(
             "device_map": device_map,
         },
     }
-    setting = f"{limit}-{seed}-{device}-{prompt}-{quantization}-{device_map}"
+    setting = f"{family}-{limit}-{seed}-{device}-{prompt}-{quantization}-{device_map}"
     name = f"{model}-{method}-{tokens}-{setting}-{len(options)}"
     return records.write(root / name, record, [])
 
@@ -111,6 +113,13 @@ def test_prompts_do_not_mix(tmp_path):
         render(str(tmp_path))
     put(tmp_path, "vanilla", 75.0, prompt="vicuna_v1")
     assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+
+
+def test_an_upper_bound_of_another_architecture_is_none(tmp_path):
+    put(tmp_path, "vanilla", 80.0)
+    put(tmp_path, "visionzip", 60.0, 16, family="mini_gemini")
+    with pytest.raises(UsageError, match="no upper bound"):
+        render(str(tmp_path))
 
 
 def test_failed_samples_are_told(tmp_path):

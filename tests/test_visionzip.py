@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import IMAGE, Watched, llava, prompts
+from tiny import IMAGE, Watched, llava, mini_gemini, prompts, video_llava
 
+from zipeval.engine.vision import reduced_inputs
 from zipeval.methods.random import Random
 from zipeval.methods.vanilla import Vanilla
 from zipeval.methods.visionzip import VisionZip
@@ -17,12 +18,15 @@ def model():
     return llava()
 
 
-def transcription(model, pixels, dominant, contextual):
+def transcription(model, pixels, dominant, contextual, tower="vision_tower", selected=None):
     """Algorithms 1 and 2 for one image, token by token in float64, on what the stock model itself returns.
+
+    Args:
+        selected: patches that the projector gets where they are not those of the encoder.
 
     Returns positions kept in the encoder's sequence and the features before the projector.
     """
-    tower = model.model.vision_tower
+    tower = getattr(model.model, tower)
     with torch.no_grad():
         states = tower(pixels[None], output_hidden_states=True).hidden_states
         tower.set_attn_implementation("eager")  # only eager attention returns its weights, with a float32 softmax
@@ -31,6 +35,8 @@ def transcription(model, pixels, dominant, contextual):
     layer = len(attentions) - 2
     attention = attentions[layer][0].double().numpy()  # (H, S, S)
     hidden = states[-2][0].double().numpy()
+    if selected is not None:
+        hidden = np.array([*hidden[: len(hidden) - len(selected)], *selected.double().numpy()])
     block = tower.encoder.layers[layer]
     with torch.no_grad():
         keys = block.self_attn.k_proj(block.layer_norm1(states[layer]))[0].double().numpy()
@@ -94,6 +100,46 @@ def test_equals_transcription(exact_model, seed):
     kept, features = transcription(exact_model, inputs["pixel_values"][0], dominant, contextual)
     assert method.reduced.kept[0].tolist() == kept
     np.testing.assert_allclose(method.reduced.features[0].numpy(), features, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_frames_of_videos_equal_transcription(seed):
+    """With the CLS token of every frame, by the encoder for videos; an image in the same prompt by the other one."""
+    model = video_llava(side=4).double()
+    inputs = as_double(prompts(model, [[5]], [2], seed))
+    dominant, contextual = 2 + seed % 7, seed % 4
+    with torch.no_grad():
+        made = reduced_inputs(model, inputs, VisionZip(dominant=dominant, contextual=contextual))["mm_encoder_outputs"]
+        for kind, pixels in (("video", inputs["pixel_values_videos"][0]), ("image", inputs["pixel_values"])):
+            crops = [transcription(model, crop, dominant, contextual, f"{kind}_tower")[1] for crop in pixels]
+            expected = model.model.multi_modal_projector(torch.tensor(np.concatenate(crops)))
+            torch.testing.assert_close(made[kind].pooler_output[0], expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("grid", [1, 2])
+def test_mined_tokens_equal_transcription(grid, seed):
+    """Mini-Gemini: chosen by what CLIP attends to, merged as they are after mining; whole and tiles by themselves."""
+    model = mini_gemini(side=4, grid=grid).double()
+    inputs = as_double(prompts(model, [[5]], [2], seed))
+    dominant, contextual = 2 + seed % 7, seed % 4
+    mined = []
+    with torch.no_grad():
+        hook = model.model.multi_modal_projector.register_forward_pre_hook(lambda module, args: mined.append(args[0]))
+        model(**inputs)
+        hook.remove()
+        seen = model.model.low_resolution(inputs["pixel_values"])
+        made = reduced_inputs(model, inputs, VisionZip(dominant=dominant, contextual=contextual))["mm_encoder_outputs"]
+        crops = [
+            transcription(model, crop, dominant, contextual, selected=tokens)[1]
+            for crop, tokens in zip(seen, mined[0], strict=True)
+        ]
+        expected = model.model.multi_modal_projector(torch.tensor(np.concatenate(crops)))
+        torch.testing.assert_close(torch.cat(list(made["image"].pooler_output)), expected, atol=1e-6, rtol=0)
+
+
+def as_double(inputs):
+    return {name: tensor.double() if name.startswith("pixel") else tensor for name, tensor in inputs.items()}
 
 
 @pytest.mark.parametrize(

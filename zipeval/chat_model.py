@@ -150,8 +150,11 @@ class ZipEval(lmms):
                 )
 
     def _messages(self, request: Instance) -> list[dict]:
+        from zipeval import media
+
         _, to_messages, _, doc_id, task, split = request.args
-        return to_messages(self.task_dict[task][split][doc_id])
+        with media.decoding():  # data sets decode an image when its document is read
+            return to_messages(self.task_dict[task][split][doc_id])
 
 
 def _pictures(model, inputs, conversations: list) -> list[list[Picture]]:

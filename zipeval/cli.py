@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> None:
         try:
             evaluate(OmegaConf.to_object(config))
         except (UsageError, BudgetError) as error:  # the other jobs of a sweep go on
-            refused.append(error)
+            refused.append(type(error)(str(error)))  # without its traceback, which would keep the model
 
     sys.argv = ["zipeval run", *arguments]
     try:

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from zipeval.budget import BUDGETS
 from zipeval.errors import UsageError
+from zipeval.prompts import TEMPLATES
 from zipeval.videoqa import SETS
 
 
@@ -30,7 +31,7 @@ class ModelConfig:
         dtype: auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16 or float16.
         device: auto, cpu, cuda or cuda:N.
         attn_implementation: auto (FlashAttention 2 on CUDA where installed, else SDPA), sdpa, eager, flash_attention_2.
-        prompt: hf (the checkpoint's chat template) or vicuna_v1 (LLaVA's, with the system prompt; for Vicuna decoders).
+        prompt: hf (the checkpoint's template), vicuna_v1 (LLaVA's, with a system prompt) or llava_v1 (Video-LLaVA's).
         image_aspect: pad (to a square, with the mean colour, as LLaVA does) or crop (to the middle square, as
             transformers does); anyres for models that cut an image in tiles, and only for them.
         quantization: none, or 8bit or 4bit (NF4) for the language model's layers, by bitsandbytes.
@@ -116,7 +117,7 @@ CHOICES = {
     "packing": PACKINGS,
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.attn_implementation": ("auto", "sdpa", "eager", "flash_attention_2"),
-    "model.prompt": ("hf", "vicuna_v1"),
+    "model.prompt": tuple(TEMPLATES),
     "model.image_aspect": ("pad", "crop", "anyres"),
     "model.quantization": ("none", "8bit", "4bit"),
     "model.device_map": (None, "auto"),
@@ -212,7 +213,8 @@ def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
     identity = recorded(config, judged)
     for name in ("data", "batch_size"):  # a task's hash holds its questions; answers should not depend on the batch
         identity.pop(name)
-    identity["model"].pop("path")
+    for name in ("path", "hub", "revision"):  # where the weights came from; the fingerprint says which they are
+        identity["model"].pop(name)
     identity["model"] |= resolved | {"device": resolved["device"].partition(":")[0]}
     identity["model"].pop("method")  # follows from the rest; its repr may hold an address
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]

@@ -150,6 +150,9 @@ def _settings(source: Path) -> dict:
             f"{source} holds a {kind!r} checkpoint that is not an official one of Mini-Gemini "
             f"({', '.join(DECODERS)}). If it is in the Hugging Face layout, use it with model.path={source}."
         )
+    for name in ("image_size_aux", "image_grid"):
+        if not isinstance(raw.get(name, 1), int):
+            raise UsageError(f"{source}: its config.json says {name}={raw[name]!r}, which is no whole number.")
     for name, value in {**KNOWN, "image_global": raw.get("image_grid", 1) > 1}.items():
         if raw.get(name, value) != value:
             raise UsageError(f"{source}: its config.json says {name}={raw[name]!r}, and only {value!r} is known.")

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from zipeval.errors import MediaError
+
+# What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF.
+BROKEN = (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """While open, a broken image is a MediaError; lmms-eval lets half an image pass, the rest of it gray."""
+    with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False):
+        try:
+            yield
+        except BROKEN as error:
+            raise MediaError(f"an image cannot be decoded ({error})") from error
 
 
 def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int]) -> Image.Image:
@@ -23,10 +38,8 @@ def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int])
     Raises:
         MediaError: if it is not an image, or damaged.
     """
-    try:
+    with decoding():
         image = (Image.open(image) if isinstance(image, str) else image).convert("RGB")
-    except (OSError, ValueError, AttributeError, SyntaxError) as error:  # PIL's word for a broken PNG is SyntaxError
-        raise MediaError(f"an image cannot be decoded ({error})") from error
     width, height = image.size
     if aspect != "pad" or width == height:
         return image
@@ -55,7 +68,7 @@ def frames(path: str | os.PathLike, count: int) -> np.ndarray:
                 if seen == length:
                     return np.stack([found[i] for i in wanted])
             length = seen
-    except (av.error.FFmpegError, OSError, ValueError, TypeError) as error:
+    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
         raise MediaError(f"{path} cannot be decoded ({error})") from error
     raise MediaError(f"{path} holds no video frame")
 
@@ -65,6 +78,8 @@ def _packets(path) -> int:
     with av.open(os.fspath(path)) as container:
         if not container.streams.video:
             return 0
+        if container.streams.video[0].codec_context is None:  # PyAV would crash the process
+            raise ValueError("no decoder for its codec")
         return sum(packet.size > 0 for packet in container.demux(video=0))
 
 

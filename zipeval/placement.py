@@ -59,6 +59,11 @@ def place(config: ModelConfig) -> Placement:
     if attention == "auto":
         flash = on_cuda and dtype != "float32" and is_flash_attn_2_available()
         attention = "flash_attention_2" if flash else "sdpa"
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise UsageError(
+            f"model.attn_implementation={attention}: it is not installed, or there is no GPU for it. "
+            "Leave it out, or `pip install flash-attn`."
+        )
     return Placement(device, dtype, attention, config.quantization, config.device_map)
 
 

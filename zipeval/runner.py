@@ -16,7 +16,7 @@ from unittest.mock import patch
 from zipeval import benchmarks, methods, models, prompts, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
-from zipeval.errors import BudgetError, UsageError
+from zipeval.errors import BudgetError, MediaError, UsageError
 from zipeval.placement import place
 from zipeval.progress import progress
 
@@ -135,11 +135,16 @@ class Session:
 
         def decode(part: dict) -> dict:
             if part["type"] == "text":
+                for kind in family.MEDIA:
+                    if f"<{kind}>" in part["text"]:
+                        raise MediaError(f"its text holds <{kind}>, which the processor takes for one")
                 return part
             if part["type"] not in family.MEDIA:
                 takes = ", ".join(family.MEDIA)
                 raise UsageError(f"model={config.name}: it takes text and {takes}, a task gave it {part['type']}.")
             if part["type"] == "video":
+                if isinstance(part["url"], dict) or part.get("start_time") or part.get("end_time"):
+                    raise UsageError(f"model={config.name}: it takes whole videos, a task gave it a part of one.")
                 return {**part, "url": media.frames(part["url"], family.FRAMES)}
             return {**part, "url": media.rgb(part["url"], config.image_aspect, background)}
 

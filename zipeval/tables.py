@@ -51,7 +51,8 @@ def _setting(record: Record) -> tuple:
         held += [f"{name}={resolved[name]}"] if resolved[name] != getattr(ModelConfig, name) else []
     read = [f"{name}={config['model'][name]}" for name in ("prompt", "image_aspect")]
     judge = [f"judge={config['judge']['model']} at {config['judge']['url']}"] if "judge" in config else []
-    return config["model"]["name"], resolved["fingerprint"], *held, *read, *judge, config["limit"] or 0
+    model = config["model"]
+    return model["name"], resolved["fingerprint"], model["family"], *held, *read, *judge, config["limit"] or 0
 
 
 def _row(record: Record) -> tuple:
@@ -109,7 +110,7 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
             complete = len(percentages) == len(columns)
             line.append(f"{fmean(percentages):.1f}%" if complete else "-")
         lines.append(line)
-    model, fingerprint, *held, limit = _setting(found[0])
+    model, fingerprint, _, *held, limit = _setting(found[0])
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
     note = (
         "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
@@ -164,6 +165,7 @@ def _metrics(found: list[Record]) -> dict[str, Callable[[dict[str, Record]], flo
 def _bound_command(record: Record, results: str) -> str:
     config = record["config"]
     given = [f"model={config['model']['name']}", "method=vanilla", f"tasks=[{record['task']}]"]
+    given += [f"model.family={config['model']['family']}"] if config["model"]["path"] else []
     given += [f"limit={config['limit']}"] if config["limit"] else []
     if "judge" in config:
         given += [f"judge.{name}={value}" for name, value in config["judge"].items()]

@@ -42,4 +42,10 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
 def _packed(method, shape: Shape):
     from zipeval.engine.vision import RowEnds, VisionMethod
 
-    return RowEnds(method) if shape.row_ends and isinstance(method, VisionMethod) else method
+    if not shape.row_ends or hasattr(method, "first"):
+        return method
+    if not isinstance(method, VisionMethod):
+        raise ValueError(
+            "packing=newline is of methods before the language model; inside it the model packs as it does"
+        )
+    return RowEnds(method)

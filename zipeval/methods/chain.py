@@ -47,7 +47,8 @@ class Chain:
         left = before.left_of(shape.picture)
         if left <= tokens < shape.entering:
             raise ValueError(f"tokens={tokens}: the second one gets {left} and removes nothing")
-        return cls(before, build(second, budget, replace(shape, entering=left)))
+        behind = replace(shape, entering=left, grids=tuple((crops, 0) for crops, _ in shape.grids))
+        return cls(before, build(second, budget, behind))
 
     @contextmanager
     def applied(self, model) -> Iterator[None]:
