@@ -11,6 +11,7 @@ from lmms_eval.api.model import lmms
 from zipeval.budget import Picture
 from zipeval.engine import flops
 from zipeval.errors import BudgetError, MediaError, UsageError
+from zipeval.media import decoding
 
 SAMPLING = ("temperature", "top_p", "top_k")
 DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
@@ -151,7 +152,8 @@ class ZipEval(lmms):
 
     def _messages(self, request: Instance) -> list[dict]:
         _, to_messages, _, doc_id, task, split = request.args
-        return to_messages(self.task_dict[task][split][doc_id])
+        with decoding():  # what a data set holds is decoded as soon as its row is looked up
+            return to_messages(self.task_dict[task][split][doc_id])
 
 
 def _pictures(model, inputs, conversations: list) -> list[list[Picture]]:

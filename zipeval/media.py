@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from zipeval.errors import MediaError
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Raises MediaError for what the block raises where an image is damaged, cut off or not there."""
+    try:
+        with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False):  # lmms-eval sets it: the rest would be grey
+            yield
+    except (OSError, ValueError, AttributeError, SyntaxError) as error:  # PIL's word for a broken PNG is SyntaxError
+        raise MediaError(f"an image cannot be decoded ({error})") from error
 
 
 def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int]) -> Image.Image:
@@ -23,10 +35,8 @@ def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int])
     Raises:
         MediaError: if it is not an image, or damaged.
     """
-    try:
+    with decoding():
         image = (Image.open(image) if isinstance(image, str) else image).convert("RGB")
-    except (OSError, ValueError, AttributeError, SyntaxError) as error:  # PIL's word for a broken PNG is SyntaxError
-        raise MediaError(f"an image cannot be decoded ({error})") from error
     width, height = image.size
     if aspect != "pad" or width == height:
         return image
