@@ -52,6 +52,17 @@ class ModelConfig:
 
 
 @dataclass
+class DataConfig:
+    """Where data sets are read from.
+
+    Attributes:
+        root: directory of local copies, ORGANISATION/NAME in the hub's layout, read in place of the hub's.
+    """
+
+    root: str | None = None
+
+
+@dataclass
 class RunConfig:
     """One run: a model under a method on some tasks.
 
@@ -63,6 +74,7 @@ class RunConfig:
         packing: how a method before the language model packs LLaVA-NeXT's tiles: published (VisionZip's, without row
             ends) or newline (with them).
         tasks: lmms-eval task names.
+        data: see DataConfig.
         limit: samples of each task, all by default.
         batch_size: prompts in one generate call.
         seed: of everything random.
@@ -75,6 +87,7 @@ class RunConfig:
     budget: str = "paper"
     packing: str = "published"
     tasks: list[str] = field(default_factory=list)
+    data: DataConfig = field(default_factory=DataConfig)
     limit: int | None = None
     batch_size: int = 32
     seed: int = 0
@@ -153,7 +166,8 @@ def run_id(config: RunConfig, resolved: dict) -> str:
         resolved: what `auto`, the path of the weights and the budget came to.
     """
     identity = asdict(config)
-    for name in ("tasks", "results", "batch_size"):  # a record is per task; answers should not depend on the batch
+    # A record is per task and holds a hash of its data, wherever that lies; answers should not depend on the batch.
+    for name in ("tasks", "results", "batch_size", "data"):
         identity.pop(name)
     identity["model"].pop("path")
     identity["model"] |= resolved | {"device": resolved["device"].partition(":")[0]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from copy import deepcopy
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
 
-from zipeval import benchmarks, methods, models, prompts, records
+from zipeval import benchmarks, data, methods, models, prompts, records
 from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, UsageError
@@ -155,27 +156,44 @@ class Session:
 def run(config: RunConfig) -> list[Path]:
     """Evaluate what is not finished yet; returns the paths of all the run's records."""
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
+    for task in config.tasks:
+        benchmarks.check_limit(task, config.limit)
+    data.check_root(config.data.root)
     results = records.prepare(config.results)
     session = Session(config)
     directory = results / session.run_id
-    model = None
-    written = []
-    for task, folder in folders.items():
-        path = directory / f"{task}.json"
+    paths = {task: directory / f"{task}.json" for task in folders}
+    for task, path in paths.items():
         if path.exists():
-            if records.read(path)["task_hash"] != benchmarks.task_hash(folder):
-                raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
+            _check_kept(path, task, folders[task], config.data.root)
+        else:
+            data.require(task, config.data.root)
+    model = None
+    for task, path in paths.items():
+        if path.exists():
             print(f"{session.run_id} {task}: finished before, kept. Delete {path} to run it again.")
         else:
             from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
 
             model = model or ZipEval(session)
-            record, samples = evaluate(model, task, folder)
-            path = records.write(directory, record, samples)
+            record, samples = evaluate(model, task, folders[task])
+            records.write(directory, record, samples)
             failed = f", {record['failed']} samples could not be read" if record["failed"] else ""
             print(f"{session.run_id} {task}: {record['metric']} {record['score'] or 0:.4g}{failed} -> {path}")
-        written.append(path)
-    return written
+    return list(paths.values())
+
+
+def _check_kept(path: Path, task: str, folder: Path, root: str | None) -> None:
+    """Raises UsageError where a finished task is not what would be run now."""
+    kept = records.read(path)
+    if kept["task_hash"] != benchmarks.task_hash(task, folder):
+        raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
+    then, now = kept.get("data_hash"), data.fingerprint(task, root)
+    if then != now:
+        raise UsageError(
+            f"data.root={root or 'null'}: {path} is of other data (data_hash {then}, now {now}). "
+            "Move it away and run this again, or choose another results=DIR."
+        )
 
 
 def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
@@ -187,7 +205,8 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     """
     config = model.session.config
     started, clock = datetime.now(timezone.utc), time.monotonic()
-    results = _lmms_eval(model, task, folder)
+    with data.copies_below(config.data.root):
+        results = _lmms_eval(model, task, folder)
     samples = [_sample(s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
     read = [s for s in samples if "error" not in s]
     if not read:
@@ -198,12 +217,16 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
         if isinstance(value, Real) and "_stderr" not in name and name != "samples"
     }
     known = benchmarks.BENCHMARKS.get(task)
+    if known and known.derive:
+        failed = {s["doc_id"] for s in samples if "error" in s}
+        metrics |= known.derive(metrics, results["samples"][task], failed)
     metric = known.metric if known else next(iter(metrics), None)  # None: the task only writes a file to submit
     visual = [s["visual_tokens"] for s in read]
     record = {
         "run_id": model.session.run_id,
         "task": task,
-        "task_hash": benchmarks.task_hash(folder),
+        "task_hash": benchmarks.task_hash(task, folder),
+        "data_hash": data.fingerprint(task, config.data.root),  # None: from the hub, or beside the task
         "status": "success",
         "failed": len(samples) - len(read),  # they count as wrong
         "metric": metric,
@@ -233,18 +256,25 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
     from lmms_eval.tasks import TaskManager
     from tenacity import RetryError
 
-    config = model.session.config
+    config, known = model.session.config, benchmarks.BENCHMARKS.get(task)
+    ours = {**known.settings, **(known.functions() if known.functions else {})} if known else {}
+
+    class Tasks(TaskManager):
+        def _get_config(self, name):
+            return {**super()._get_config(name), **deepcopy(ours)}  # lmms-eval changes them
+
     try:
         with patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)):
             return evaluator.simple_evaluate(
                 model=model,
                 tasks=[task],
-                task_manager=TaskManager(include_defaults=False, include_path=str(folder)),
+                task_manager=Tasks(include_defaults=False, include_path=str(folder)),
                 limit=config.limit,
                 bootstrap_iters=0,  # our own statistics come from the samples
                 random_seed=config.seed,
                 numpy_random_seed=config.seed,
                 torch_random_seed=config.seed,
+                process_docs_parallel=1,  # or a seeded guess, as of MMMU, would be another one every time
                 # Score from the answers alone: otherwise every image is decoded a second time.
                 cli_args=argparse.Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
             )
