@@ -99,6 +99,11 @@ REFUSED = [
     (["judge.key=sk-canary"], "judge.key: no such setting", "model, url"),
     (["data.vidoes=DIR"], "data.vidoes=DIR", "Did you mean videos?"),
     (["limit=-3"], "limit=-3", "limit=16"),
+    (["tasks=[mme]", "limit=3"], "limit=3: tasks=[mme]", "limit=4"),
+    (["tasks=[gqa]"], "lmms-lab-encoder/GQA is missing", "hf download --repo-type dataset lmms-lab-encoder/GQA"),
+    (["tasks=[gqa]", "data.root=."], "not below data.root=.", "--local-dir ./lmms-lab-encoder/GQA"),
+    (["data.root=nowhere"], "data.root=nowhere: no such directory", "ORGANISATION/NAME"),
+    (["data.rot=nowhere"], "data.rot=nowhere: no such setting of data", "Did you mean root?"),
     (["seed=-1"], "seed=-1", "0 to"),
     (["results=file/below"], "results=file/below", "Choose another results=DIR"),
     (["-m", "tokens=16,abc", "method=visionzip"], "abc", "`zipeval run --help`"),
@@ -166,6 +171,7 @@ def test_refusals_import_nothing_heavy(tmp_path):
         "tokns=1",
         "method=visonzip",
         "tasks=[nothing]",
+        "data.root=nowhere",
         "results=/dev/null/x",
     ):
         done = subprocess.run([sys.executable, "-c", script, bad], cwd=tmp_path, capture_output=True, text=True)
@@ -260,9 +266,9 @@ def test_other_refusals(arguments, named, tmp_path):
 
 
 def test_a_data_set_that_cannot_be_fetched(tmp_path):
-    done = zipeval("run", "tasks=[pope]", cwd=tmp_path, HF_HOME=str(tmp_path))
+    done = zipeval("run", "tasks=[pope_adv]", cwd=tmp_path, HF_HOME=str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.startswith("zipeval: tasks=[pope]: its data set does not load")
+    assert done.stderr.startswith("zipeval: tasks=[pope_adv]: its data set does not load")
     assert len(done.stderr.splitlines()) == 1
 
 

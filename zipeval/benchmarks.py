@@ -1,22 +1,37 @@
-"""Tasks: where lmms-eval finds one, and which of its metrics is the number a table shows."""
+"""Tasks: where lmms-eval finds one, which data it reads, and which number it gives a table, as the papers print it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import zipeval.tasks
+from zipeval import scoring
 from zipeval.errors import UsageError, closest
 from zipeval.records import digest_files
 
 OURS = Path(zipeval.tasks.__path__[0])
 NAME = re.compile(r"""^(task|group)\s*:\s*["']?([\w\-.]+)["']?\s*(?:#.*)?$""", re.M)
+DATASET = re.compile(r"""^dataset_path\s*:\s*["']?([\w\-./]+)""", re.M)
+INCLUDE = re.compile(r"""^include\s*:\s*["']?([\w\-./]+)""", re.M)
 
 JUDGE = re.compile(r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part of a data set on the hub, or of a copy of it."""
+
+    dataset: str
+    split: str
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,24 +39,126 @@ class Benchmark:
     """How a task's result becomes a number in a table.
 
     Attributes:
-        metric: lmms-eval's name of it.
-        scale: what turns lmms-eval's value into the number that papers print.
-        about: one line for `zipeval list tasks`.
+        column: heading in tables, as in the papers.
+        metric: what the number is: lmms-eval's name of it, or one that `derive` adds.
+        scale: what turns the metric into the number that papers print.
+        about: one line for `zipeval list tasks`: what differs from the papers' protocol.
+        sources: what it reads, the samples first; nothing for data beside the task.
+        needs: `server` where the papers' split is scored by one, to which answers are submitted; here another split is
+            read, whose answers are public.
+        multiple: samples that are scored together; a limit has to be a multiple of it.
+        settings: what replaces lmms-eval's own in the task's YAML.
+        functions: makes what replaces functions of the task, anew for every evaluation.
+        derive: (metrics, lmms-eval's samples, ids of failed ones) -> metrics to add or correct.
     """
 
+    column: str
     metric: str
     scale: float
     about: str
+    sources: tuple[Source, ...] = ()
+    needs: str = ""
+    multiple: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    functions: Callable[[], dict[str, Any]] | None = None
+    derive: Callable[[dict[str, float], list[dict], set[int]], dict[str, float]] | None = None
 
+
+HUB = "lmms-lab-encoder"
+SHORT = "\nAnswer the question using a single word or phrase."
+LLAVA_LENGTH = {"until": ["ASSISTANT:"], "max_new_tokens": 128}  # lmms-eval sets none here, LLaVA's evaluation does
+
+VIDEO = "as Video-LLaVA, with the judge that you name; questions and videos of data.videos=DIR"
 
 BENCHMARKS = {
-    "zipeval_shapes": Benchmark("accuracy", 100, "embedded: 1,499 questions of six types about 300 synthetic images"),
-    "zipeval_tgif_qa": Benchmark("accuracy", 1, "TGIF-QA, GIFs; a judge scores, data.videos= has them"),
-    "zipeval_msvd_qa": Benchmark("accuracy", 1, "MSVD-QA, short videos; a judge scores, data.videos= has them"),
-    "zipeval_msrvtt_qa": Benchmark("accuracy", 1, "MSRVTT-QA, short videos; a judge scores, data.videos= has them"),
-    "zipeval_activitynet_qa": Benchmark(
-        "accuracy", 1, "ActivityNet-QA, minutes; a judge scores, data.videos= has them"
+    "zipeval_shapes": Benchmark(
+        "zipeval_shapes", "accuracy", 100, "embedded: 1,499 questions of six types about 300 synthetic images"
     ),
+    "gqa": Benchmark(
+        "GQA",
+        "exact_match",
+        100,
+        "as the papers: testdev-balanced",
+        (
+            Source(f"{HUB}/GQA", "testdev", "testdev_balanced_instructions"),
+            Source(f"{HUB}/GQA", "testdev", scoring.GQA_IMAGES),
+        ),
+        functions=partial(scoring.gqa_functions, f"{HUB}/GQA"),
+    ),
+    "mme": Benchmark(
+        "MME",
+        "mme_total",
+        1,
+        "perception + cognition; LLaVA's own table prints perception alone",
+        (Source(f"{HUB}/MME", "test"),),
+        multiple=2,
+        derive=scoring.mme,
+    ),
+    "pope": Benchmark(
+        "POPE",
+        "pope_f1_llava",
+        100,
+        "mean F1 of adversarial, popular and random under LLaVA's rule for yes and no; pope_f1_exact is lmms-eval's",
+        (Source(f"{HUB}/POPE", "test"),),
+        derive=scoring.pope,
+    ),
+    "scienceqa_img": Benchmark(
+        "SQA",
+        "exact_match",
+        100,
+        "as the papers: the questions with an image",
+        (Source(f"{HUB}/ScienceQA", "test", "ScienceQA-IMG"),),
+    ),
+    "vqav2_val": Benchmark(
+        "VQAv2",
+        "exact_match",
+        100,
+        "as the papers on the validation split",
+        (Source(f"{HUB}/VQAv2", "validation"),),
+        needs="server",
+    ),
+    "textvqa_val": Benchmark(
+        "TextVQA",
+        "exact_match",
+        100,
+        "as LLaVA: validation, OCR tokens in the prompt",
+        (Source(f"{HUB}/textvqa", "validation"),),
+        settings={
+            "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": SHORT, "ocr": True}},
+            "generation_kwargs": LLAVA_LENGTH,
+            # Without lmms-eval's second metric, a file to submit that it writes into the working directory.
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        },
+    ),
+    "mmmu_val": Benchmark(
+        "MMMU",
+        "mmmu_acc",
+        100,
+        "as MMMU: validation, images in their places, a seeded guess where no option is named",
+        (Source(f"{HUB}/MMMU", "validation"),),
+        derive=scoring.mmmu,
+    ),
+    "seedbench": Benchmark(
+        "SEED",
+        "seed_all",
+        100,
+        "images and videos; lmms-eval gives all frames of a video that the data set has, LLaVA the middle one",
+        (Source(f"{HUB}/SEED-Bench", "test"),),
+        settings={"generation_kwargs": LLAVA_LENGTH},
+    ),
+    "vizwiz_vqa_val": Benchmark(
+        "VizWiz",
+        "exact_match",
+        100,
+        "as the papers on the validation split",
+        (Source(f"{HUB}/VizWiz-VQA", "val"),),
+        needs="server",
+        settings={"generation_kwargs": LLAVA_LENGTH},
+    ),
+    "zipeval_tgif_qa": Benchmark("TGIF", "accuracy", 1, VIDEO, needs="judge"),
+    "zipeval_msvd_qa": Benchmark("MSVD", "accuracy", 1, VIDEO, needs="judge"),
+    "zipeval_msrvtt_qa": Benchmark("MSRVTT", "accuracy", 1, VIDEO, needs="judge"),
+    "zipeval_activitynet_qa": Benchmark("ActivityNet", "accuracy", 1, VIDEO, needs="judge"),
 }
 
 
@@ -81,14 +198,39 @@ def task_folder(name: str) -> Path:
     return file.parent
 
 
+def check_limit(name: str, limit: int | None) -> None:
+    """Raises UsageError where the limit would cut between samples that are scored together."""
+    multiple = BENCHMARKS[name].multiple if name in BENCHMARKS else 1
+    if limit and limit % multiple:
+        raise UsageError(
+            f"limit={limit}: tasks=[{name}] scores {multiple} questions about an image together. Choose a multiple of "
+            f"{multiple}, such as limit={limit + multiple - limit % multiple}."
+        )
+
+
+def dataset(name: str) -> str | None:
+    """The data set's id on the hub, of any task; None where the data lies beside the task."""
+    file = task_files()[name][1]
+    while file.is_file():
+        text = file.read_text(encoding="utf-8", errors="ignore")
+        if found := DATASET.search(text):
+            return found[1] if "/" in found[1] else None
+        file = file.parent / (included[1] if (included := INCLUDE.search(text)) else "")
+    return None
+
+
 def _sources(folder: Path) -> list[Path]:
     return [f for f in sorted(folder.iterdir()) if f.suffix in (".yaml", ".py") or f.name.startswith("_default")]
 
 
-def task_hash(folder: Path, questions: list[dict] | None = None) -> str:
-    """Hash of a task's definition, and of its data where that lies beside it or is given."""
-    defined = digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl")])
-    if not questions:
-        return defined
-    asked = [{**row, "video": Path(row["video"]).stem} for row in questions]  # wherever the videos lie
-    return hashlib.sha256(f"{defined}{asked}".encode()).hexdigest()[:16]
+def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> str:
+    """Hash of a task's definition, of what replaces parts of it here, and of its data where that lies beside it or is
+    given.
+    """
+    digest = digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl")])
+    if name not in BENCHMARKS:
+        return digest
+    known = BENCHMARKS[name]
+    ours = json.dumps([known.metric, known.scale, known.settings], sort_keys=True)
+    asked = [{**row, "video": Path(row["video"]).stem} for row in questions or []]  # wherever the videos lie
+    return hashlib.sha256(f"{digest}{ours}{asked}".encode()).hexdigest()[:16]

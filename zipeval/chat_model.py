@@ -11,6 +11,7 @@ from lmms_eval.api.model import lmms
 from zipeval.budget import Picture
 from zipeval.engine import flops
 from zipeval.errors import BudgetError, MediaError, UsageError
+from zipeval.media import decoding
 
 SAMPLING = ("temperature", "top_p", "top_k")
 DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
@@ -150,10 +151,8 @@ class ZipEval(lmms):
                 )
 
     def _messages(self, request: Instance) -> list[dict]:
-        from zipeval import media
-
         _, to_messages, _, doc_id, task, split = request.args
-        with media.decoding():  # data sets decode an image when its document is read
+        with decoding():  # what a data set holds is decoded as soon as its row is looked up
             return to_messages(self.task_dict[task][split][doc_id])
 
 

@@ -15,6 +15,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval run model=MODEL method=METHOD tokens=N   evaluate; -m sweeps, e.g. zipeval run -m tokens=48,32,16
   zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
+  zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
   zipeval list models|methods|tasks|suites         what there is to choose from
   zipeval doctor                                   what will work on this machine and what will not
 
@@ -115,7 +116,7 @@ def list_choices(arguments: list[str]) -> None:
     if what == "tasks":
         from zipeval.benchmarks import BENCHMARKS, OURS, task_files
 
-        rows = [(name, b.about) for name, b in BENCHMARKS.items()]
+        rows = [(name, b.column, f"{b.metric} x {b.scale}", *_data(b), _note(b)) for name, b in BENCHMARKS.items()]
         others = sum(kind == "task" for kind, _ in task_files().values()) - len(rows)
         footer = (
             f"Of lmms-eval's own {others} those work by their names that generate answers to images and need no judge; "
@@ -133,6 +134,22 @@ def list_choices(arguments: list[str]) -> None:
     print("\n".join(lines) + f"\n\n{footer}")
 
 
+def data(arguments: list[str]) -> None:
+    """`zipeval data check`: exit code 1 where something is not there."""
+    from zipeval.benchmarks import task_folder
+    from zipeval.data import report
+
+    if arguments[:1] != ["check"]:
+        raise UsageError(f"data {' '.join(arguments)}: say `zipeval data check suite=paper_image [data.root=DIR]`.")
+    config = compose(arguments[1:])
+    for task in config.tasks:
+        task_folder(task)
+    lines, complete = report(config.tasks, config.data.root)
+    print(lines or f"tasks=[{', '.join(config.tasks)}]: all of their data is beside them.")
+    if not complete:
+        sys.exit(FAILED)
+
+
 def doctor(arguments: list[str]) -> None:
     """`zipeval doctor`."""
     from zipeval.doctor import examine
@@ -145,6 +162,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "table": table,
     "convert": convert,
     "list": list_choices,
+    "data": data,
     "doctor": doctor,
 }
 
@@ -209,6 +227,18 @@ def _register_schema() -> None:
     from zipeval.config import RunConfig
 
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def _data(benchmark) -> tuple[str, str]:
+    """Data set and split of the samples; empty where they are beside the task."""
+    if not benchmark.sources:
+        return "", ""
+    source = benchmark.sources[0]
+    return source.dataset, source.split
+
+
+def _note(benchmark) -> str:
+    return benchmark.about + (f"; theirs is scored by a {benchmark.needs}" if benchmark.needs else "")
 
 
 def _choices(group: str) -> list[Path]:

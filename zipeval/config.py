@@ -68,12 +68,14 @@ class JudgeConfig:
 
 @dataclass
 class DataConfig:
-    """Where data lie that do not come from the hub.
+    """Where data are read from.
 
     Attributes:
+        root: directory of local copies of data sets, ORGANISATION/NAME in the hub's layout, read in place of the hub's.
         videos: directory of the video question answering sets: see zipeval/videoqa.py.
     """
 
+    root: str | None = None
     videos: str | None = None
 
 
@@ -89,6 +91,7 @@ class RunConfig:
         packing: how a method before the language model packs LLaVA-NeXT's tiles: published (VisionZip's, without row
             ends) or newline (with them).
         tasks: lmms-eval task names.
+        data: see DataConfig.
         limit: samples of each task, all by default.
         batch_size: prompts in one generate call.
         seed: of everything random.
@@ -103,6 +106,7 @@ class RunConfig:
     budget: str = "paper"
     packing: str = "published"
     tasks: list[str] = field(default_factory=list)
+    data: DataConfig = field(default_factory=DataConfig)
     limit: int | None = None
     batch_size: int = 32
     seed: int = 0
@@ -211,7 +215,8 @@ def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
         judged: the judge is part of it.
     """
     identity = recorded(config, judged)
-    for name in ("data", "batch_size"):  # a task's hash holds its questions; answers should not depend on the batch
+    # A record is per task and holds hashes of its data, wherever they lie; answers should not depend on the batch.
+    for name in ("data", "batch_size"):
         identity.pop(name)
     for name in ("path", "hub", "revision"):  # where the weights came from; the fingerprint says which they are
         identity["model"].pop(name)

@@ -13,18 +13,19 @@ from PIL import Image, ImageFile
 
 from zipeval.errors import MediaError
 
-# What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF.
-BROKEN = (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError)
+# What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF; AttributeError
+# is a row of a data set without its image.
+BROKEN = (OSError, ValueError, AttributeError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """While open, a broken image is a MediaError; lmms-eval lets half an image pass, the rest of it gray."""
-    with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False):
-        try:
+    """Raises MediaError for what the block raises where an image is damaged, cut off or not there."""
+    try:
+        with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False):  # lmms-eval sets it: the rest would be grey
             yield
-        except BROKEN as error:
-            raise MediaError(f"an image cannot be decoded ({error})") from error
+    except BROKEN as error:
+        raise MediaError(f"an image cannot be decoded ({error})") from error
 
 
 def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int]) -> Image.Image:

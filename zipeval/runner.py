@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
 
-from zipeval import benchmarks, methods, models, prompts, records, videoqa
+from zipeval import benchmarks, data, methods, models, prompts, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, MediaError, UsageError
@@ -115,7 +116,7 @@ class Session:
 
     def task_hash(self, task: str, folder: Path) -> str:
         """Of the task's definition and of its questions."""
-        return benchmarks.task_hash(folder, self.questions.get(task))
+        return benchmarks.task_hash(task, folder, self.questions.get(task))
 
     def load(self):
         """(model, processor)."""
@@ -175,9 +176,15 @@ class Session:
 def run(config: RunConfig) -> list[Path]:
     """Evaluate what is not finished yet; returns the paths of all the run's records."""
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
+    for task in config.tasks:
+        benchmarks.check_limit(task, config.limit)
+    data.check_root(config.data.root)
     results = records.prepare(config.results)
     session = Session(config)
     found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
+    for task, record in found.items():
+        if record is None:
+            data.require(task, config.data.root)
     judge = None
     if any(task in session.questions and (not r or records.incomplete(r)) for task, r in found.items()):
         from zipeval.judge import Judge  # imports the client
@@ -210,9 +217,15 @@ def _found(session: Session, task: str, folder: Path, results: Path) -> dict | N
     path = results / session.record_id(task) / f"{task}.json"
     if not path.exists():
         return None
-    record = records.read(path)
+    record, root = records.read(path), session.config.data.root
     if record["task_hash"] != session.task_hash(task, folder):
         raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
+    then, now = record["data_hash"], data.fingerprint(task, root)
+    if then != now:
+        raise UsageError(
+            f"data.root={root or 'null'}: {path} is of other data (data_hash {then}, now {now}). "
+            "Move it away and run this again, or choose another results=DIR."
+        )
     return record
 
 
@@ -249,7 +262,8 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     """
     config = model.session.config
     started, clock = datetime.now(timezone.utc), time.monotonic()
-    results = _lmms_eval(model, task, folder)
+    with data.copies_below(config.data.root):
+        results = _lmms_eval(model, task, folder)
     samples = [_sample(s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
     read = [s for s in samples if "error" not in s]
     if not read:
@@ -261,12 +275,13 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
         samples = [pending(sample, texts[sample["doc_id"]]) for sample in samples]
         scored = summary(samples)
     else:
-        scored = _scored(task, results["results"][task])
+        scored = _scored(task, results, {s["doc_id"] for s in samples if "error" in s})
     visual = [s["visual_tokens"] for s in read]
     record = {
         "run_id": model.session.record_id(task),
         "task": task,
         "task_hash": model.session.task_hash(task, folder),
+        "data_hash": data.fingerprint(task, config.data.root),  # None: from the hub, or beside the task
         "failed": len(samples) - len(read),  # they count as wrong
         **scored,
         "visual_tokens": {
@@ -287,14 +302,16 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     return record, samples
 
 
-def _scored(task: str, found: dict) -> dict:
+def _scored(task: str, results: dict, failed: set[int]) -> dict:
     """The part of a record that lmms-eval's own scores make."""
     metrics = {
         name.removesuffix(",none"): float(value)
-        for name, value in found.items()
+        for name, value in results["results"][task].items()
         if isinstance(value, Real) and "_stderr" not in name and name != "samples"
     }
     known = benchmarks.BENCHMARKS.get(task)
+    if known and known.derive:
+        metrics |= known.derive(metrics, results["samples"][task], failed)
     metric = known.metric if known else next(iter(metrics), None)  # None: the task only writes a file to submit
     score = metrics[metric] * (known.scale if known else 1) if metric else None
     return {"status": "success", "metric": metric, "score": score, "metrics": metrics}
@@ -308,6 +325,13 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
     from tenacity import RetryError
 
     config, questions = model.session.config, model.session.questions.get(task)
+    known = benchmarks.BENCHMARKS.get(task)
+    ours = {**known.settings, **(known.functions() if known.functions else {})} if known else {}
+
+    class Tasks(TaskManager):
+        def _get_config(self, name):
+            return {**super()._get_config(name), **deepcopy(ours)}  # lmms-eval changes them
+
     try:
         with ExitStack() as patches:
             patches.enter_context(patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)))
@@ -317,12 +341,13 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
             return evaluator.simple_evaluate(
                 model=model,
                 tasks=[task],
-                task_manager=TaskManager(include_defaults=False, include_path=str(folder)),
+                task_manager=Tasks(include_defaults=False, include_path=str(folder)),
                 limit=config.limit,
                 bootstrap_iters=0,  # our own statistics come from the samples
                 random_seed=config.seed,
                 numpy_random_seed=config.seed,
                 torch_random_seed=config.seed,
+                process_docs_parallel=1,  # or a seeded guess, as of MMMU, would be another one every time
                 # Score from the answers alone: otherwise every image is decoded a second time.
                 cli_args=argparse.Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
             )

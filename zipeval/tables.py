@@ -88,7 +88,7 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
     bounds = {r["task"]: r for r in found if r["config"]["method"]["name"] == UPPER_BOUND}
     for record in found:
         bound = bounds.get(record["task"])
-        if bound is None or bound["task_hash"] != record["task_hash"]:
+        if bound is None or any(bound.get(h) != record.get(h) for h in ("task_hash", "data_hash")):
             raise UsageError(f"{record['path']} has no upper bound. Make it with `{_bound_command(record, results)}`.")
     columns = _metrics(found) if task else {_heading(bounds[t]): _main(t) for t in bounds}
     header = ["method", "tokens", "mean", "final", *columns, *(["average"] if len(columns) > 1 and not task else [])]
@@ -138,8 +138,9 @@ def _order(item) -> tuple:
 
 
 def _heading(record: Record) -> str:
-    """The task; with its metric where that is lmms-eval's first one and not the known number of a benchmark."""
-    return record["task"] if record["task"] in BENCHMARKS else f"{record['task']} ({record['metric']})"
+    """The papers' name of a benchmark; of any other task its own, with its metric, lmms-eval's first one."""
+    known = BENCHMARKS.get(record["task"])
+    return known.column if known else f"{record['task']} ({record['metric']})"
 
 
 def _main(task: str) -> Callable[[dict[str, Record]], float | None]:
@@ -170,6 +171,7 @@ def _bound_command(record: Record, results: str) -> str:
     if "judge" in config:
         given += [f"judge.{name}={value}" for name, value in config["judge"].items()]
         given += [f"data.videos={config['data']['videos']}"]
+    given += [f"data.root={config['data']['root']}"] if config["data"]["root"] else []
     given += [f"results={results}"] if results != "results/runs" else []
     names = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
     for name in (*names, "prompt", "image_aspect"):

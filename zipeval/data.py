@@ -1,0 +1,157 @@
+"""Data sets of tasks: local copies read in place of the hub's, and what is wrong with one before anything is loaded.
+
+A copy of `org/name` is the folder `data.root/org/name` in the hub's layout, as `hf download` makes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+from zipeval import benchmarks
+from zipeval.benchmarks import Source
+from zipeval.errors import UsageError
+
+PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
+
+
+def check_root(root: str | None) -> None:
+    """Raises UsageError if there is no such directory."""
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise UsageError(f"data.root={root}: no such directory. Give the one that holds ORGANISATION/NAME folders.")
+
+
+def copy_of(dataset: str, root: str | None) -> Path | None:
+    """The local copy of a data set, if there is one."""
+    if root is None:
+        return None
+    return folder if (folder := Path(root).expanduser().absolute() / dataset).is_dir() else None
+
+
+def fingerprint(task: str, root: str | None) -> str | None:
+    """Hash of the names and contents of the local copy that a task reads; None where it reads none."""
+    dataset = benchmarks.dataset(task) if root else None
+    folder = copy_of(dataset, root) if dataset else None
+    return _digest(folder) if folder else None
+
+
+def require(task: str, root: str | None) -> None:
+    """Raises UsageError where a task's data is damaged, or neither here nor can be downloaded; says how to get it."""
+    from huggingface_hub import constants
+
+    for source in _sources(task):
+        state, reason = examine(source, root)
+        downloadable = not constants.HF_HUB_OFFLINE and copy_of(source.dataset, root) is None
+        if state != PRESENT and not downloadable:
+            raise UsageError(f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}.")
+
+
+def examine(source: Source, root: str | None) -> tuple[str, str]:
+    """(present | missing | damaged, where it is or what is wrong). Of parquet files the footers are read, not rows."""
+    folder = copy_of(source.dataset, root)
+    if folder is None:
+        prepared = _prepared(source)
+        return (PRESENT, str(prepared)) if prepared else (MISSING, _nowhere(root))
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with TemporaryDirectory() as nothing:  # it makes folders for rows that are not read here
+            builder = datasets.load_dataset_builder(str(folder), name=source.config, cache_dir=nothing)
+    except (ValueError, FileNotFoundError) as error:  # no such config; nothing matches what its README names
+        return MISSING, str(error).split("\n")[0]
+    files = builder.config.data_files or {}
+    if source.split not in files:
+        return MISSING, f"{folder} has no split {source.split}, only {', '.join(map(str, files)) or 'nothing'}"
+    for file in files[source.split]:
+        try:
+            parquet.read_metadata(file)
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            return DAMAGED, f"{file}: {str(error).splitlines()[0]}"
+    return PRESENT, str(folder)
+
+
+def report(tasks: list[str], root: str | None) -> tuple[str, bool]:
+    """(a line for each part of a data set that the tasks read, whether all are present)."""
+    check_root(root)
+    found = {source: examine(source, root) for task in tasks for source in _sources(task)}
+    lines = []
+    for source, (state, detail) in found.items():
+        name = " ".join(filter(None, (source.dataset, source.config, source.split)))
+        lines.append(f"{state:<8} {name}: {detail}" + ("" if state == PRESENT else f". {_advice(source, root)}"))
+    return "\n".join(lines), all(state == PRESENT for state, _ in found.values())
+
+
+@contextmanager
+def copies_below(root: str | None) -> Iterator[None]:
+    """Within the block datasets.load_dataset reads local copies, whoever calls it; also ids that a task hard-codes."""
+    import datasets
+
+    load = datasets.load_dataset
+
+    @functools.wraps(load)
+    def load_dataset(path, *args, **kwargs):
+        folder = copy_of(path, root) if path.count("/") == 1 else None
+        if folder is None:
+            return load(path, *args, **kwargs)
+        kwargs.pop("token", None)  # lmms-eval asks for one, which needs a login
+        return load(str(folder), *args, **{**kwargs, "cache_dir": _cache(folder)})
+
+    with patch.object(datasets, "load_dataset", load_dataset):
+        yield
+
+
+def _sources(task: str) -> tuple[Source, ...]:
+    return benchmarks.BENCHMARKS[task].sources if task in benchmarks.BENCHMARKS else ()
+
+
+def _cache(folder: Path) -> str:
+    """Where rows of a copy are kept: datasets tells copies of one name apart neither by place nor by content."""
+    from datasets import config
+
+    return str(Path(config.HF_DATASETS_CACHE) / "zipeval" / _digest(folder))
+
+
+def _prepared(source: Source) -> Path | None:
+    """The folder in the Hugging Face cache with the rows of a data set that was loaded before."""
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    organisation, name = source.dataset.split("/")
+    folder = Path(config.HF_DATASETS_CACHE) / f"{organisation}___{camelcase_to_snakecase(name)}"
+    return folder if any(folder.glob(f"{source.config or '*'}/*/*/dataset_info.json")) else None
+
+
+def _nowhere(root: str | None) -> str:
+    return "not in the Hugging Face cache" + (f", not below data.root={root}" if root else "")
+
+
+def _advice(source: Source, root: str | None) -> str:
+    place = root or "data"
+    command = f"hf download --repo-type dataset {source.dataset} --local-dir {place}/{source.dataset}"
+    return f"Where the hub can be reached, `{command}` makes a copy to use with data.root={place}"
+
+
+def _digest(folder: Path) -> str:
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and ".cache" not in f.relative_to(folder).parts)
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.relative_to(folder)}\0{_file_digest(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _file_digest(file: Path, size: int, modified: int) -> str:
+    """Of the whole content; once in a process for a file that does not change, as these are of gigabytes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
