@@ -160,6 +160,9 @@ def run(config: RunConfig) -> list[Path]:
         benchmarks.check_limit(task, config.limit)
     data.check_root(config.data.root)
     results = records.prepare(config.results)
+    for task in config.tasks:
+        if not any(results.glob(f"*/{task}.json")):  # nor has this run one: refused before torch is imported
+            data.require(task, config.data.root)
     session = Session(config)
     directory = results / session.run_id
     paths = {task: directory / f"{task}.json" for task in folders}
