@@ -172,6 +172,7 @@ def test_refusals_import_nothing_heavy(tmp_path):
         "method=visonzip",
         "tasks=[nothing]",
         "data.root=nowhere",
+        "tasks=[gqa]",
         "results=/dev/null/x",
     ):
         done = subprocess.run([sys.executable, "-c", script, bad], cwd=tmp_path, capture_output=True, text=True)
@@ -269,6 +270,15 @@ def test_a_data_set_that_cannot_be_fetched(tmp_path):
     done = zipeval("run", "tasks=[pope_adv]", cwd=tmp_path, HF_HOME=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("zipeval: tasks=[pope_adv]: its data set does not load")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_data_set_without_a_network(tmp_path):
+    """Nothing listens at the port. Refused at once, and not after the hub's own retries, which take a minute."""
+    offline = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = zipeval("run", "tasks=[gqa]", cwd=tmp_path, **offline)
+    assert done.returncode == 2
+    assert done.stderr.startswith("zipeval: tasks=[gqa]: lmms-lab-encoder/GQA is missing")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -84,6 +84,16 @@ def test_load_dataset_is_redirected_within_the_block_only(miniatures):
     assert datasets.load_dataset is before
 
 
+def test_public_data_sets_need_no_login(monkeypatch):
+    """lmms-eval's tasks give token=True, which is refused where nobody is logged in."""
+    seen = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **given: seen.append((path, given)))
+    with data.copies_below(None):
+        datasets.load_dataset(f"{HUB}/POPE", name="Full", token=True)
+        datasets.load_dataset(f"{HUB}/POPE", token="mine")
+    assert seen == [(f"{HUB}/POPE", {"name": "Full"}), (f"{HUB}/POPE", {"token": "mine"})]
+
+
 def test_any_task_of_lmms_eval_reads_copies(copy, tmp_path):
     """pope_adv is in no table of ours; its data set is found in its YAML, vizwiz_vqa_test's in what that includes."""
     assert "pope_adv" not in BENCHMARKS

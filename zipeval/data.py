@@ -16,6 +16,7 @@ from unittest.mock import patch
 from zipeval import benchmarks
 from zipeval.benchmarks import Source
 from zipeval.errors import UsageError
+from zipeval.hub import reachable
 
 PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
 
@@ -42,12 +43,9 @@ def fingerprint(task: str, root: str | None) -> str | None:
 
 def require(task: str, root: str | None) -> None:
     """Raises UsageError where a task's data is damaged, or neither here nor can be downloaded; says how to get it."""
-    from huggingface_hub import constants
-
     for source in _sources(task):
         state, reason = examine(source, root)
-        downloadable = not constants.HF_HUB_OFFLINE and copy_of(source.dataset, root) is None
-        if state != PRESENT and not downloadable:
+        if state != PRESENT and (copy_of(source.dataset, root) or not reachable()):
             raise UsageError(f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}.")
 
 
@@ -97,10 +95,11 @@ def copies_below(root: str | None) -> Iterator[None]:
 
     @functools.wraps(load)
     def load_dataset(path, *args, **kwargs):
+        if kwargs.get("token") is True:  # lmms-eval's tasks insist on a login; without this one is used if there is one
+            del kwargs["token"]
         folder = copy_of(path, root) if path.count("/") == 1 else None
         if folder is None:
             return load(path, *args, **kwargs)
-        kwargs.pop("token", None)  # lmms-eval asks for one, which needs a login
         return load(str(folder), *args, **{**kwargs, "cache_dir": _cache(folder)})
 
     with patch.object(datasets, "load_dataset", load_dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.request import urlopen
 
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
@@ -22,6 +23,19 @@ def snapshot(config: ModelConfig) -> Path:
         return Path(snapshot_download(**wanted))
     except (HTTPError, HFValidationError, OSError) as error:
         raise UsageError(_explain(error, config)) from error
+
+
+def reachable() -> bool:
+    """Whether the hub answers, within five seconds."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(constants.ENDPOINT, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _explain(error: Exception, config: ModelConfig) -> str:

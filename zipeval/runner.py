@@ -180,6 +180,9 @@ def run(config: RunConfig) -> list[Path]:
         benchmarks.check_limit(task, config.limit)
     data.check_root(config.data.root)
     results = records.prepare(config.results)
+    for task in config.tasks:
+        if not any(results.glob(f"*/{task}.json")):  # nor has this run one: refused before torch is imported
+            data.require(task, config.data.root)
     session = Session(config)
     found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
     for task, record in found.items():
