@@ -43,6 +43,7 @@ def put(
         "tokens": tokens,
         "budget": "paper",
         "packing": "published",
+        "data": {"root": None},
         "limit": limit,
         "seed": seed,
     }

@@ -13,8 +13,8 @@ from PIL import Image, ImageFile
 
 from zipeval.errors import MediaError
 
-# What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF; AttributeError
-# is a row of a data set without its image.
+# What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF.
+# AttributeError is that of a row without its image.
 BROKEN = (OSError, ValueError, AttributeError, SyntaxError, RuntimeError, Image.DecompressionBombError)
 
 

@@ -188,12 +188,7 @@ def run(config: RunConfig) -> list[Path]:
     for task, record in found.items():
         if record is None:
             data.require(task, config.data.root)
-    judge = None
-    if any(task in session.questions and (not r or records.incomplete(r)) for task, r in found.items()):
-        from zipeval.judge import Judge  # imports the client
-
-        judge = Judge(session.config.judge)
-        judge.check()
+    judge = _tried_judge(session, found)
     model = None
     written = []
     for task, folder in folders.items():
@@ -213,6 +208,17 @@ def run(config: RunConfig) -> list[Path]:
             print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
         written.append(path)
     return written
+
+
+def _tried_judge(session: Session, found: dict[str, dict | None]):
+    """A judge that answers, where one is needed; asked before the model is loaded."""
+    if not any(task in session.questions and (not r or records.incomplete(r)) for task, r in found.items()):
+        return None
+    from zipeval.judge import Judge  # imports the client
+
+    judge = Judge(session.config.judge)
+    judge.check()
+    return judge
 
 
 def _found(session: Session, task: str, folder: Path, results: Path) -> dict | None:
