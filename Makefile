@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## install, evaluate the embedded model, print the tab
 	@echo "The records are in results/runs: one folder per run, a JSON file per task and its samples beside it."
 
 test: $(VENV)/.installed  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -155,10 +155,10 @@ BENCHMARKS = {
         needs="server",
         settings={"generation_kwargs": LLAVA_LENGTH},
     ),
-    "zipeval_tgif_qa": Benchmark("TGIF", "accuracy", 1, VIDEO, needs="judge"),
-    "zipeval_msvd_qa": Benchmark("MSVD", "accuracy", 1, VIDEO, needs="judge"),
-    "zipeval_msrvtt_qa": Benchmark("MSRVTT", "accuracy", 1, VIDEO, needs="judge"),
-    "zipeval_activitynet_qa": Benchmark("ActivityNet", "accuracy", 1, VIDEO, needs="judge"),
+    "zipeval_tgif_qa": Benchmark("TGIF", "accuracy", 1, VIDEO),
+    "zipeval_msvd_qa": Benchmark("MSVD", "accuracy", 1, VIDEO),
+    "zipeval_msrvtt_qa": Benchmark("MSRVTT", "accuracy", 1, VIDEO),
+    "zipeval_activitynet_qa": Benchmark("ActivityNet", "accuracy", 1, VIDEO),
 }
 
 
