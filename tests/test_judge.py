@@ -218,6 +218,21 @@ def test_no_verdict_no_number(asked, tmp_path):
         assert "INCOMPLETE, 3 of the 5" in render(f"{tmp_path}/runs", task)
 
 
+def test_a_run_without_all_verdicts_is_red(videos, tmp_path, monkeypatch, capsys):
+    """Exit code 1 and the record's path; 0 once they are there."""
+    common = ["model=tiny_video", f"data.videos={videos}", f"results={tmp_path}/runs", "judge.model=m", "limit=2", MSVD]
+    monkeypatch.chdir(tmp_path)
+    with serving(by_number([YES, (500, "")])) as server:
+        monkeypatch.setattr(sys, "argv", ["zipeval", "run", *common, f"judge.url={server.url}"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 1
+        assert "zipeval_msvd_qa.json: answers have no verdict" in capsys.readouterr().err
+        server.reply = by_number([YES, NO])
+        monkeypatch.setattr(sys, "argv", ["zipeval", "run", *common, f"judge.url={server.url}"])
+        main()
+
+
 def test_a_run_that_dies_while_it_judges_keeps_answers_and_verdicts(asked, monkeypatch):
     """The disk is full between a record's samples and the record itself."""
     monkeypatch.setattr("zipeval.runner.JUDGED_AT_ONCE", 1)

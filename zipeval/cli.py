@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zipeval import __version__
-from zipeval.errors import BudgetError, UsageError, did_you_mean
+from zipeval.errors import RunError, UsageError, did_you_mean
 
 HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 
@@ -39,7 +39,7 @@ def main() -> None:
     except UsageError as error:
         print(f"zipeval: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
-    except BudgetError as error:
+    except RunError as error:
         print(f"zipeval: {error}", file=sys.stderr)
         sys.exit(FAILED)
     except BrokenPipeError:  # `zipeval table | head`
@@ -58,14 +58,19 @@ def run(arguments: list[str]) -> None:
     for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
-    refused: list[UsageError | BudgetError] = []
+    refused: list[UsageError | RunError] = []
 
     def job(config) -> None:
+        from zipeval.records import incomplete, read
         from zipeval.runner import run as evaluate
 
         try:
-            evaluate(OmegaConf.to_object(config))
-        except (UsageError, BudgetError) as error:  # the other jobs of a sweep go on
+            waiting = [str(path) for path in evaluate(OmegaConf.to_object(config)) if incomplete(read(path))]
+            if waiting:
+                raise RunError(
+                    f"{', '.join(waiting)}: answers have no verdict. Run this again to ask the judge for those."
+                )
+        except (UsageError, RunError) as error:  # the other jobs of a sweep go on
             refused.append(type(error)(str(error)))  # without its traceback, which would keep the model
 
     sys.argv = ["zipeval run", *arguments]
@@ -74,7 +79,7 @@ def run(arguments: list[str]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
     if refused:
-        kind = BudgetError if any(isinstance(error, BudgetError) for error in refused) else UsageError
+        kind = RunError if any(isinstance(error, RunError) for error in refused) else UsageError
         raise kind("\nzipeval: ".join(dict.fromkeys(map(str, refused))))
 
 

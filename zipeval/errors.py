@@ -10,8 +10,12 @@ class UsageError(Exception):
     """A refused request; exit code 2. Its message names the argument, the value and the next command."""
 
 
-class BudgetError(Exception):
-    """What was measured contradicts what was asked for; exit code 1. The fault is the method's, not the user's."""
+class RunError(Exception):
+    """A run that ended without its result; exit code 1."""
+
+
+class BudgetError(RunError):
+    """What was measured contradicts what was asked for. The fault is the method's, not the user's."""
 
 
 class MediaError(Exception):
