@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from zipeval import models
+from zipeval.cli import compose
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.models import EMBEDDED
@@ -190,6 +191,21 @@ def test_too_little_memory_on_a_gpu(free, advice, checkpoint, monkeypatch):
 def test_a_missing_device_is_refused():
     with pytest.raises(UsageError, match=r"model\.device=cuda:3: 0 CUDA devices"):
         place(ModelConfig(device="cuda:3"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="may have it")
+def test_flash_attention_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match=r"model\.attn_implementation=flash_attention_2: it is not installed"):
+        place(ModelConfig(attn_implementation="flash_attention_2"))
+
+
+def test_a_checkpoint_of_ones_own_is_no_stand_in(tmp_path):
+    """Its grids are its own, and it may be quantised."""
+    tiny.llava_next(side=4).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copy(EMBEDDED / "tiny_llava" / name, tmp_path)
+    config = compose(["model=tiny_next", f"model.path={tmp_path}", "model.device_map=auto"]).model
+    assert models.find(config).grids == ((3, 4), (3, 8), (4, 4), (4, 12), (5, 8))
 
 
 def test_placement_on_the_cpu():

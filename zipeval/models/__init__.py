@@ -59,7 +59,7 @@ def find(config: ModelConfig) -> Checkpoint:
         raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {fetch(config)}.")
     sizes = [_check_safetensors(file, where, config) for file in weights]
     parameters, quantizable = map(sum, zip(*sizes, strict=True))
-    if config.embedded and hasattr(its, "of_llava"):
+    if config.embedded and not config.path and hasattr(its, "of_llava"):
         _refuse_for_stand_in(config)
         settings = its.of_llava(settings)
     if settings.get("model_type") != its.MODEL_TYPE:

@@ -73,6 +73,15 @@ def load_stock(model_class, processor_class, path: Path, placement: Placement):
     return model.eval(), processor
 
 
+def stand_in(model_class, config, source, weights: dict, placement: Placement):
+    """A model of another family in evaluation mode: `weights` of an embedded LLaVA, `source`, and the rest as made."""
+    config._attn_implementation = placement.attn_implementation
+    model = model_class(config).to(source.device, source.dtype)
+    model.load_state_dict({**model.state_dict(), **weights})
+    model.generation_config = source.generation_config
+    return model.eval()
+
+
 def _quantization(placement: Placement):
     """transformers' BitsAndBytesConfig for the language model alone: methods read what the encoder attends to."""
     import torch

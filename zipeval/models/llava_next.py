@@ -56,12 +56,9 @@ def _load_stand_in(path: Path, placement: Placement):
 
     source, its = llava.load(path, placement)
     config = LlavaNextConfig.from_dict(of_llava(source.config.to_dict()))
-    config._attn_implementation = placement.attn_implementation
-    model = LlavaNextForConditionalGeneration(config).to(source.device, source.dtype)
-    weights = source.state_dict()
-    weights["model.image_newline"] = torch.zeros_like(model.model.image_newline)
-    model.load_state_dict(weights)
-    model.generation_config = source.generation_config
+    row_end = torch.zeros(config.text_config.hidden_size)
+    weights = {**source.state_dict(), "model.image_newline": row_end}
+    model = llava.stand_in(LlavaNextForConditionalGeneration, config, source, weights, placement)
     images = its.image_processor
     processor = Processor(
         LlavaNextImageProcessor(
@@ -77,4 +74,4 @@ def _load_stand_in(path: Path, placement: Placement):
         num_additional_image_tokens=its.num_additional_image_tokens,
         chat_template=its.chat_template,
     )
-    return model.eval(), processor
+    return model, processor

@@ -75,14 +75,11 @@ def _load_stand_in(path: Path, placement: Placement):
     source, its = llava.load(path, placement)
     settings = of_llava(source.config.to_dict())
     config = MiniGeminiConfig.from_dict(settings)
-    config._attn_implementation = placement.attn_implementation
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MiniGeminiForConditionalGeneration(config).to(source.device, source.dtype)
-    model.load_state_dict({**model.state_dict(), **source.state_dict()})
+        model = llava.stand_in(MiniGeminiForConditionalGeneration, config, source, source.state_dict(), placement)
     for nothing in model.model.patch_info_mining.value[1].parameters():
         torch.nn.init.zeros_(nothing)
-    model.generation_config = source.generation_config
     images, size = its.image_processor, config.image_size_aux
     processor = LlavaProcessor(
         CLIPImageProcessor(
@@ -95,4 +92,4 @@ def _load_stand_in(path: Path, placement: Placement):
         chat_template=its.chat_template,
         **placeholders(settings),
     )
-    return model.eval(), processor
+    return model, processor

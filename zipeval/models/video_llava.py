@@ -63,16 +63,13 @@ def _load_stand_in(path: Path, placement: Placement):
 
     source, its = llava.load(path, placement)
     config = VideoLlavaConfig.from_dict(of_llava(source.config.to_dict()))
-    config._attn_implementation = placement.attn_implementation
-    model = VideoLlavaForConditionalGeneration(config).to(source.device, source.dtype)
     weights = {}
     for name, weight in source.state_dict().items():
         if name in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
             weight = torch.cat([weight, weight.mean(0, keepdim=True)])  # the mean of all logits is never the largest
         for tower in ("image_tower", "video_tower"):
             weights[name.replace("vision_tower", tower)] = weight
-    model.load_state_dict(weights)
-    model.generation_config = source.generation_config
+    model = llava.stand_in(VideoLlavaForConditionalGeneration, config, source, weights, placement)
     images = its.image_processor
     seen = {name: getattr(images, name) for name in ("size", "crop_size", "image_mean", "image_std")}
     its.tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]})
@@ -88,4 +85,4 @@ def _load_stand_in(path: Path, placement: Placement):
             "{% if part['type'] == 'video' %}<video>\n{% elif part['type'] == 'image' %}",
         ),
     )
-    return model.eval(), processor
+    return model, processor
