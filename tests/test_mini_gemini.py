@@ -459,8 +459,9 @@ GONE = "model.vision_tower_aux.vision_stages.1.blocks.1.norm.bias"
         (set_config(mm_projector_type="linear"), r"mm_projector_type='linear'"),
         (set_config(image_grid=2), r"image_global=False"),
         (set_config(image_size_aux=84), r"image_size_aux=84"),
+        (set_config(image_grid="2"), r"image_grid='2', which is no whole number"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_a_bad_source_is_refused(damage, named, tmp_path):
     source, options, _ = official(tmp_path)

@@ -180,6 +180,7 @@ def test_run_ids_tell_apart_what_changes_answers(tmp_path):
 
     base = identity()
     assert base == identity(f"results={tmp_path}", "batch_size=1", "tasks=[pope]", "model.device=cpu")
+    assert base == identity("model.revision=abc", "model.hub=a/b")  # the fingerprint says which weights they are
     changes = [
         "tokens=32",
         "budget=mean",

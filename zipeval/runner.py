@@ -180,13 +180,14 @@ def run(config: RunConfig) -> list[Path]:
         benchmarks.check_limit(task, config.limit)
     data.check_root(config.data.root)
     results = records.prepare(config.results)
-    for task in config.tasks:
-        if not any(results.glob(f"*/{task}.json")):  # nor has this run one: refused before torch is imported
-            data.require(task, config.data.root)
+    # Where no run has a record this one has none either, and is refused before torch is imported.
+    new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
+    for task in new:
+        data.require(task, config.data.root)
     session = Session(config)
     found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
     for task, record in found.items():
-        if record is None:
+        if record is None and task not in new:
             data.require(task, config.data.root)
     judge = _tried_judge(session, found)
     model = None

@@ -99,18 +99,19 @@ def pack(
         base, strategy = model.base_model, model.config.vision_feature_select_strategy
         stock = partial(type(base).pack_image_features, base, image_newline=base.image_newline)
         return stock([torch.stack(crops)], [size], strategy)[0][0]
-    rows, columns = (count * width for count in grid(model, size))
-    end, places = columns, []  # of a row, behind its columns
+    tile_rows, tile_columns = grid(model, size)
+    rows, columns = tile_rows * width, tile_columns * width
+    places = []
     for tile, (features, positions) in enumerate(zip(crops[1:], kept[1:], strict=True)):
         patch = positions - prefix
-        top, left = tile * width // columns * width, tile * width % columns
+        top, left = tile // tile_columns * width, tile % tile_columns * width
         place = (top + patch // width) * (columns + 1) + left + patch % width
         place = torch.where(patch < 0, rows * (columns + 1), place)  # CLS: behind all patches
         merged = place.new_full((len(features) - len(patch),), rows * (columns + 1) + 1)
         places.append(torch.cat([place, merged]))
     tiles_tokens = torch.cat(crops[1:])
     if row_ends:
-        places.append(torch.arange(rows, device=places[0].device) * (columns + 1) + end)
+        places.append(torch.arange(rows, device=places[0].device) * (columns + 1) + columns)
         tiles_tokens = torch.cat([tiles_tokens, model.base_model.image_newline.to(tiles_tokens).expand(rows, -1)])
     order = torch.cat(places).argsort(stable=True)
     return torch.cat([crops[0], tiles_tokens[order]])

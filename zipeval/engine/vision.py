@@ -262,10 +262,10 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
         mask = torch.ones_like(ids)
     encoded = {}
     for kind in kinds:
-        features = _encode(model, inputs, method, kind)
+        images = pictures(model, inputs, kind)
+        features = _encode(model, inputs, method, kind, images)
         placeholder = getattr(model.config, f"{kind}_token_id")
-        before = [picture.tokens for picture in pictures(model, inputs, kind)]
-        ids, mask = shrink(ids, mask, placeholder, before, [len(f) for f in features])
+        ids, mask = shrink(ids, mask, placeholder, [image.tokens for image in images], [len(f) for f in features])
         # A fresh object for every call: generate() rewrites it in place for num_beams > 1.
         encoded[kind] = BaseModelOutputWithPooling(pooler_output=features)
     for name in ("image_sizes", *chain.from_iterable(PIXELS.values())):
@@ -289,9 +289,11 @@ def shrink(ids, mask, placeholder: int, before: list[int], after: list[int]):
     return take(ids, index).masked_fill(~valid, 0), valid.to(mask.dtype)
 
 
-def _encode(model, inputs: dict, method: VisionMethod, kind: str) -> list[torch.Tensor] | torch.Tensor:
+def _encode(
+    model, inputs: dict, method: VisionMethod, kind: str, images: list[Picture]
+) -> list[torch.Tensor] | torch.Tensor:
     """What `method` leaves of every image or video, (k, D) each, held as the model holds them."""
-    images, sizes = pictures(model, inputs, kind), inputs.get("image_sizes")
+    sizes = inputs.get("image_sizes")
     sized = {} if sizes is None else {"image_sizes": sizes}
     get_features = getattr(model.base_model, f"get_{kind}_features")
     with _at_projector(model, method, kind, images) as crops:
