@@ -23,6 +23,7 @@ from zipeval.errors import UsageError
 from zipeval.methods.uniform import Uniform
 from zipeval.models import EMBEDDED
 from zipeval.placement import Placement
+from zipeval.prompts import TEMPLATES
 from zipeval.runner import Session, run
 
 CPU = Placement("cpu", "float32", "sdpa")
@@ -366,6 +367,22 @@ def test_prompts_and_placeholders(converted):
     assert inputs["pixel_values"].shape == (2, 3, config["image_size_aux"], config["image_size_aux"])
     crops = 5 if config["image_grid"] == 2 else 1
     assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [SIDE**2 * crops] * 2
+
+
+@pytest.mark.parametrize(
+    "decoder, grid, model", [("llama", 1, "gemini"), ("llama", 2, "gemini_hd"), ("gemma", 1, "gemini_2b")]
+)
+def test_the_model_that_is_named_asks_in_the_checkpoints_own_conversation(decoder, grid, model, tmp_path):
+    source, options, _ = official(tmp_path, decoder, grid)
+    named = convert.mini_gemini(source, tmp_path / "made", **options)
+    assert named == f"mini_{model}"
+    session = Session(compose([f"model={named}", f"model.path={tmp_path / 'made'}"]))
+    parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    template = TEMPLATES[session.config.model.prompt]
+    text = session.load()[1].apply_chat_template(
+        [{"role": "user", "content": parts}], chat_template=template, add_generation_prompt=True
+    )
+    assert text == PROMPTS["mgm_gemma" if decoder == "gemma" else "mgm"]
 
 
 def test_a_space_is_put_before_the_text_behind_an_image(tmp_path):

@@ -111,8 +111,8 @@ def convert(arguments: list[str]) -> None:
             raise UsageError(f"{directory}: no such directory.")
     from zipeval.convert import mini_gemini
 
-    mini_gemini(source, target, **dict(zip(towers, directories, strict=True)))
-    print(f"{target} is made: zipeval run model=mini_gemini model.path={target}")
+    model = mini_gemini(source, target, **dict(zip(towers, directories, strict=True)))
+    print(f"{target} is made: zipeval run model={model} model.path={target}")
 
 
 def list_choices(arguments: list[str]) -> None:

@@ -88,12 +88,15 @@ class Stored:
             return tensors.get_tensor(self.name)
 
 
-def mini_gemini(source: Path, target: Path, **towers: Path) -> None:
+def mini_gemini(source: Path, target: Path, **towers: Path) -> str:
     """Write the Mini-Gemini checkpoint in `source` (YanweiLi/MGM-*) to the new directory `target`, shard by shard.
 
     Args:
         towers: directories of those that `source` leaves out because they were frozen, with safetensors: `vision_tower`
             is OpenAI's CLIP in the Hugging Face layout, `vision_tower_aux` open_clip's ConvNeXt.
+
+    Returns:
+        the `model=` to run it with.
 
     Raises:
         UsageError: for a source that is not such a checkpoint or is not complete; nothing is left of the target.
@@ -125,6 +128,16 @@ def mini_gemini(source: Path, target: Path, **towers: Path) -> None:
         GenerationConfig(**special).save_pretrained(made)
         _write(stored, expected, config.text_config.vocab_size, made)
         made.rename(target)
+    return _model(config)
+
+
+def _model(config: MiniGeminiConfig) -> str:
+    """The configuration that asks a checkpoint as it was trained: not every one has a Vicuna decoder."""
+    if isinstance(config.text_config, GemmaConfig):
+        return "mini_gemini_2b"
+    if config.image_grid > 1:
+        return "mini_gemini_hd"
+    return "mini_gemini_13b" if config.text_config.num_hidden_layers == 40 else "mini_gemini"
 
 
 def official(name: str) -> str:
