@@ -20,5 +20,26 @@ def miniatures(tmp_path_factory):
         yield make(tmp_path_factory.mktemp("miniatures"))
 
 
+@pytest.fixture
+def scripted(miniatures, tmp_path, monkeypatch):
+    """(task, answers, overrides) -> (record, samples): all as in a run, but for what the model says."""
+    from zipeval import chat_model, records
+    from zipeval.cli import compose
+    from zipeval.runner import Session, run
+
+    def evaluate(task, answers, *overrides):
+        queue = iter(answers)
+        short = {"max_new_tokens": 1, "do_sample": False}
+        monkeypatch.setattr(chat_model, "_generation_options", lambda given: short)
+        monkeypatch.setattr(Session, "decode", lambda self, ids: [next(queue) for _ in ids])
+        settings = [f"tasks=[{task}]", f"data.root={miniatures}", f"results={tmp_path}", *overrides]
+        (path,) = run(compose(settings))
+        assert list(queue) == []
+        record = records.read(path)
+        return record, records.read_samples(path.parent, record)
+
+    return evaluate
+
+
 def pytest_addoption(parser):
     parser.addoption("--goldens", help="folder with what the official implementations answer (see test_goldens.py)")

@@ -154,9 +154,49 @@ def vizwiz(root: Path) -> None:
     put(root, "VizWiz-VQA", "val", columns, rows)
 
 
+def mmbench(root: Path) -> None:
+    """Three questions: of four options, in two rotations; of two options, in two rotations; with a hint, in one."""
+    options = dict.fromkeys("ABCD", TEXT)
+    columns = dict(index=NUMBER, question=TEXT, hint=TEXT, answer=TEXT, **options, category=TEXT, image=IMAGE)
+    columns |= dict(source=TEXT, comment=TEXT, split=TEXT) | {"L2-category": TEXT}
+    trees, fruit = ("oak", "elm", "ash", "fir"), ("banana", "cherry", "nan", "nan")
+    asked = [
+        (7, "nan", "A", trees),
+        (8, "nan", "A", fruit),
+        (9, "It is tall.", "C", trees),
+        (1_000_007, "nan", "D", (*trees[1:], trees[0])),
+        (1_000_008, "nan", "B", ("cherry", "banana", "nan", "nan")),
+    ]
+    rest = ("src", "nan", "dev", "perception")
+    rows = [(i, "Which?", hint, answer, *letters, "c", picture(i % 97), *rest) for i, hint, answer, letters in asked]
+    put(root, "MMBench", "dev", columns, rows, "en")
+
+
+def mmvet(root: Path) -> None:
+    columns = dict(question_id=TEXT, image=IMAGE, question=TEXT, answer=TEXT, image_source=TEXT, capability=TEXT)
+    asked = [
+        ("What is x?", "-1<AND>-5", "ocr,math"),
+        ("What colour is it?", "red<OR>crimson", "rec"),
+        ("What is funny?", "A dog in a hat.", "rec,know,gen"),
+        ("Where is it?", "left", "rec,spat"),
+    ]
+    rows = [(f"v1_{i}", picture(i), question, answer, "", c) for i, (question, answer, c) in enumerate(asked)]
+    put(root, "MMVet", "test", columns, rows)
+
+
+def llava_bench(root: Path) -> None:
+    """Two questions of a conversation, one for a description, one that takes reasoning."""
+    columns = dict(question_id=TEXT, question=TEXT, image=IMAGE, category=TEXT, image_id=TEXT, gpt_answer=TEXT)
+    columns |= dict(caption=TEXT)
+    kinds = ("conv", "conv", "detail", "complex")
+    rows = [(str(i), f"What is {i}?", picture(i), k, f"{i}", f"It is {i}.", "A lawn.") for i, k in enumerate(kinds)]
+    put(root, "llava-bench-in-the-wild", "train", columns, rows)
+
+
 def make(root: Path) -> Path:
     """All of them below a directory."""
-    for miniature in (gqa, mme, pope, scienceqa, vqav2, textvqa, mmmu, seed, vizwiz):
+    images = (gqa, mmbench, mme, pope, scienceqa, vqav2, textvqa, mmmu, seed, mmvet, llava_bench, vizwiz)
+    for miniature in images:
         miniature(root)
     return root
 

@@ -8,33 +8,18 @@ import shutil
 import datasets
 import pyarrow.parquet
 import pytest
+from judge_server import likes_all, serving
 from miniatures import HUB
 
 from zipeval import benchmarks, chat_model, records, scoring
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.cli import compose
-from zipeval.runner import Session, run
+from zipeval.protocols import PROTOCOLS
+from zipeval.runner import Session, _sample, run
 from zipeval.tables import render
+from zipeval.videoqa import SETS
 
 PAPER = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources]
-
-
-@pytest.fixture
-def scripted(miniatures, tmp_path, monkeypatch):
-    """(task, answers, overrides) -> (record, samples): all as in a run, but for what the model says."""
-
-    def evaluate(task, answers, *overrides):
-        queue = iter(answers)
-        short = {"max_new_tokens": 1, "do_sample": False}
-        monkeypatch.setattr(chat_model, "_generation_options", lambda given: short)
-        monkeypatch.setattr(Session, "decode", lambda self, ids: [next(queue) for _ in ids])
-        settings = [f"tasks=[{task}]", f"data.root={miniatures}", f"results={tmp_path}", *overrides]
-        (path,) = run(compose(settings))
-        assert list(queue) == []
-        record = records.read(path)
-        return record, records.read_samples(path.parent, record)
-
-    return evaluate
 
 
 # task: answers that are all right, all wrong, and mixed; the score of the mixed ones, computed by hand from what
@@ -96,7 +81,7 @@ def test_the_number_of_the_papers(task, answers, expected, scripted):
 
 
 def test_every_benchmark_of_the_papers_is_here():
-    assert set(SCRIPTS) == set(PAPER) == set(compose(["suite=paper_image"]).tasks)
+    assert {*SCRIPTS, *PROTOCOLS} - set(SETS) == set(PAPER) == set(compose(["suite=paper_image"]).tasks)
     assert set(compose(["suite=smoke"]).tasks) < set(PAPER)
     for task in PAPER:
         assert benchmarks.dataset(task) == BENCHMARKS[task].sources[0].dataset
@@ -108,13 +93,19 @@ def test_a_suite_gives_a_number_for_every_column(miniatures, tmp_path, monkeypat
     monkeypatch.setattr(chat_model, "_generation_options", lambda given: {**options(given), "max_new_tokens": 4})
     monkeypatch.chdir(tmp_path)
     settings = ["suite=paper_image", f"data.root={miniatures}", "results=results"]
-    for method in (["method=vanilla"], ["method=visionzip", "tokens=16"]):
-        for path in run(compose([*settings, *method])):
-            record = records.read(path)
-            assert math.isfinite(record["score"])
-            assert record["data_hash"]
+    with serving(likes_all) as judge:
+        settings += [f"judge.url={judge.url}", "judge.model=m"]
+        for method in (["method=vanilla"], ["method=visionzip", "tokens=16"]):
+            for path in run(compose([*settings, *method])):
+                record = records.read(path)
+                assert math.isfinite(record["score"])
+                assert record["data_hash"]
+                for sample in records.read_samples(path.parent, record):
+                    assert math.isfinite(sample["score"])
+                    assert sample["latency"] > 0
+                    assert len(sample["question_hash"]) == 16
     header, _, *rows = [line.strip("|").split("|") for line in render("results").splitlines() if line.startswith("|")]
-    columns = ["GQA", "MME", "MMMU", "POPE", "SEED", "SQA", "TextVQA", "VQAv2", "VizWiz"]
+    columns = ["GQA", "LLaVA-B", "MM-Vet", "MMB", "MME", "MMMU", "POPE", "SEED", "SQA", "TextVQA", "VQAv2", "VizWiz"]
     assert sorted(cell.strip() for cell in header[4:-1]) == columns
     for row in rows:
         assert all(math.isfinite(float(cell.split()[0])) for cell in row[4:-1])
@@ -165,10 +156,10 @@ def test_gqa_encodes_no_image(scripted, monkeypatch):
 
 def test_mmmu_guesses_for_an_answer_and_not_for_a_failure():
     """What MMMU's rule guessed for the second sample is right."""
-    shared = {"subdomain": "Art", "question_type": "multiple-choice", "answer": "B", "parsed_pred": ["B"]}
-    samples = [{"doc_id": n, "mmmu_acc": {"id": f"validation_Art_{n}", **shared}} for n in range(4)]
-    assert scoring.mmmu({}, samples, set()) == {"mmmu_acc": 1.0}
-    assert scoring.mmmu({}, samples, {1}) == {"mmmu_acc": 0.75}
+    guess = {"question_type": "multiple-choice", "answer": "B", "parsed_pred": ["B"], "id": "validation_Art_1"}
+    logged = {"doc_id": 1, "target": "B", "arguments": ["Which?"], "filtered_resps": [""], "mmmu_acc": guess}
+    samples = [_sample("mmmu_val", logged, measured) for measured in ({}, {"error": "cannot be decoded"})]
+    assert scoring.mmmu({}, samples) == {"mmmu_acc": 0.5}
 
 
 def test_textvqa_shows_the_ocr_tokens(scripted, monkeypatch):

@@ -172,7 +172,7 @@ def test_data_check_of_what_is_there(miniatures, tmp_path):
     done = zipeval("data", "check", "suite=paper_image", f"data.root={miniatures}", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert len(lines) == 10  # GQA has two parts
+    assert len(lines) == 13  # GQA has two parts
     assert all(line.startswith("present  ") for line in lines)
 
 
@@ -183,7 +183,7 @@ def test_data_check_without_copies(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
     states = [line.split()[:2] for line in done.stdout.splitlines()]
     assert ["present", f"{HUB}/POPE"] in states
-    assert len([state for state, _ in states if state == "missing"]) == 9
+    assert len([state for state, _ in states if state == "missing"]) == 12
     assert f"`hf download --repo-type dataset {HUB}/MME --local-dir data/{HUB}/MME`" in done.stdout
 
 

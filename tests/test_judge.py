@@ -16,6 +16,7 @@ from zipeval.cli import compose, main
 from zipeval.config import JudgeConfig, public_url
 from zipeval.errors import UsageError
 from zipeval.judge import Judge, JudgeError
+from zipeval.protocols import VideoQA
 from zipeval.runner import Session, run
 from zipeval.tables import render
 from zipeval.videoqa import questions
@@ -91,7 +92,8 @@ def test_every_video_benchmark_gives_a_number(asked, capsys):
         assert record["score"] == record["metrics"]["accuracy"] == 40.0
         assert record["metrics"]["score"] == pytest.approx(8 / 5)
         assert record["visual_tokens"]["mean"] == 80
-        assert [sample["scores"]["score"] for sample in samples] == [5, 0, 3, 0, 0]
+        assert [sample["score"] for sample in samples] == [1, 0, 1, 0, 0]
+        assert [sample["scores"]["grade"] for sample in samples] == [5, 0, 3, 0, 0]
         assert "clip3" in samples[3]["error"]
         assert "clip4.mp4 cannot be decoded" in samples[4]["error"]
         assert samples[0]["question"] == "How many circles 0?"
@@ -157,7 +159,7 @@ def test_the_protocol_is_video_llavas(asked, monkeypatch):
 )
 def test_what_is_no_verdict(reply, reason):
     with serving(lambda prompt: reply) as server, pytest.raises(JudgeError, match=reason):
-        Judge(JudgeConfig(server.url, "m")).verdict("Who?", "a", "b")
+        Judge(JudgeConfig(server.url, "m")).verdict(VideoQA(), VideoQA.probe)
 
 
 @pytest.mark.parametrize("trouble", [(500, "out of order"), "I cannot say.", "slow"])
@@ -197,7 +199,8 @@ def test_a_judge_that_fails_midway_is_asked_again_for_the_rest_only(asked, troub
         assert (record["status"], record["unscored"]) == ("success", 0)
         assert record["score"] == 50
         assert after[1] == {k: v for k, v in before[1].items() if k != "unscored"} | {
-            "scores": {"accuracy": 100.0, "score": 5.0}
+            "score": 1.0,
+            "scores": {"grade": 5.0},
         }
         assert [after[i] for i in (0, 2, 3)] == [before[i] for i in (0, 2, 3)]
         assert [f.name for f in sorted(path.parent.iterdir())] == [path.name, "zipeval_msvd_qa.samples.jsonl"]
@@ -262,7 +265,7 @@ def test_a_judge_that_is_gone_is_not_asked_for_every_answer(monkeypatch):
     monkeypatch.setattr(judge, "THREADS", 1)
     samples = [{"question": str(i), "target": "a", "prediction": "b", "unscored": "not asked yet"} for i in range(40)]
     with serving(lambda prompt: YES if "Question: 3\n" in prompt else (500, "gone")) as server:
-        Judge(JudgeConfig(server.url, "m")).score(samples, lambda _: None)
+        Judge(JudgeConfig(server.url, "m")).score(VideoQA(), samples, lambda _: None)
         assert len(server.prompts) == 14
     assert sum("unscored" in sample for sample in samples) == 39
     assert samples[-1]["unscored"] == "not asked: the judge failed 10 times in a row"
@@ -290,9 +293,10 @@ def test_the_key_is_nowhere_but_in_the_request(asked, monkeypatch, tmp_path, cap
 
 
 @pytest.mark.parametrize("given", [[], ["judge.model=m"], ["judge.url=http://127.0.0.1:9/v1"]], ids=" ".join)
-def test_without_a_judge_its_tasks_are_refused_at_once(given, videos, tmp_path, monkeypatch, capsys):
-    said, seconds = refusal([*given, "suite=paper_video", f"data.videos={videos}"], tmp_path, monkeypatch, capsys)
-    assert said.startswith("zipeval: tasks=[zipeval_tgif_qa]: a judge model scores its answers. Set judge.url=")
+@pytest.mark.parametrize("suite, task", [("paper_video", "zipeval_tgif_qa"), ("paper_image", "mmbench_en_dev")])
+def test_without_a_judge_its_tasks_are_refused_at_once(given, suite, task, videos, tmp_path, monkeypatch, capsys):
+    said, seconds = refusal([*given, f"suite={suite}", f"data.videos={videos}"], tmp_path, monkeypatch, capsys)
+    assert said.startswith(f"zipeval: tasks=[{task}]: a judge model scores its answers. Set judge.url=")
     assert "judge.model=" in said
     assert "OPENAI_API_KEY" in said
     assert seconds < 5

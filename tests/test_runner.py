@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from tiny import save_llava15
@@ -24,10 +25,10 @@ LIMIT = 48
 
 
 def evaluate(root, *overrides):
-    """(record, samples) of a run on the first few questions."""
+    """(record, samples) of a run on the first few questions; of the samples what equal runs agree on."""
     (path,) = run(compose([f"results={root}", f"limit={LIMIT}", *overrides]))
     record = records.read(path)
-    return record, records.read_samples(path.parent, record)
+    return record, [records.essence(sample) for sample in records.read_samples(path.parent, record)]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_reduction_changes_answers_and_not_the_prompt(vanilla, visionzip):
 def test_two_equal_runs_give_equal_records(visionzip, tmp_path):
     again, samples = evaluate(tmp_path, "method=visionzip", "tokens=16")
     assert samples == visionzip[1]
-    assert records.without_times(again) == records.without_times(visionzip[0])
+    assert records.essence(again) == records.essence(visionzip[0])
 
 
 def test_vanilla_after_visionzip_equals_vanilla_alone(vanilla, visionzip, tmp_path):
@@ -82,6 +83,24 @@ def test_vanilla_after_visionzip_equals_vanilla_alone(vanilla, visionzip, tmp_pa
     again, samples = evaluate(tmp_path, "method=vanilla")
     assert samples == vanilla[1]
     assert again["metrics"] == vanilla[0]["metrics"]
+
+
+def test_a_sample_tells_how_long_its_batch_took(tmp_path):
+    (path,) = run(compose([f"results={tmp_path}", "limit=5", "batch_size=3"]))
+    record = records.read(path)
+    samples = records.read_samples(path.parent, record)
+    assert [sample["batch"] for sample in samples] == [3, 3, 3, 2, 2]
+    first, *_, last = (sample["latency"] for sample in samples)
+    assert [sample["latency"] for sample in samples] == [first] * 3 + [last] * 2
+    assert 0 < first + last < record["seconds"]
+
+
+def test_questions_are_told_apart_by_their_hash(vanilla, visionzip):
+    hashes = [sample["question_hash"] for sample in vanilla[1]]
+    assert hashes == [sample["question_hash"] for sample in visionzip[1]]
+    table = datasets.Dataset.from_parquet(f"{zipeval.tasks.__path__[0]}/shapes/test.parquet").select(range(LIMIT))
+    asked = list(zip(table["question"], table["answer"], strict=True))
+    assert len(set(asked)) == len(set(hashes)) == len(set(zip(asked, hashes, strict=True))) > 1
 
 
 def test_answers_do_not_depend_on_the_batch(visionzip, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import zipeval.tasks
 from zipeval import scoring
 from zipeval.errors import UsageError, closest
+from zipeval.protocols import PROTOCOLS
 from zipeval.records import digest_files
 
 OURS = Path(zipeval.tasks.__path__[0])
@@ -49,7 +50,8 @@ class Benchmark:
         multiple: samples that are scored together; a limit has to be a multiple of it.
         settings: what replaces lmms-eval's own in the task's YAML.
         functions: makes what replaces functions of the task, anew for every evaluation.
-        derive: (metrics, lmms-eval's samples, ids of failed ones) -> metrics to add or correct.
+        sample: see zipeval/scoring.py; without it a sample's score is its `metric`.
+        derive: see zipeval/scoring.py.
     """
 
     column: str
@@ -61,12 +63,14 @@ class Benchmark:
     multiple: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     functions: Callable[[], dict[str, Any]] | None = None
-    derive: Callable[[dict[str, float], list[dict], set[int]], dict[str, float]] | None = None
+    sample: Callable[[dict], dict] | None = None
+    derive: Callable[[dict[str, float], list[dict]], dict[str, float]] | None = None
 
 
 HUB = "lmms-lab-encoder"
 SHORT = "\nAnswer the question using a single word or phrase."
 LLAVA_LENGTH = {"until": ["ASSISTANT:"], "max_new_tokens": 128}  # lmms-eval sets none here, LLaVA's evaluation does
+JUDGED = {"metric_list": [{"metric": "answered", "aggregation": "mean", "higher_is_better": True}]}
 
 VIDEO = "as Video-LLaVA, with the judge that you name; questions and videos of data.videos=DIR"
 
@@ -92,6 +96,7 @@ BENCHMARKS = {
         "perception + cognition; LLaVA's own table prints perception alone",
         (Source(f"{HUB}/MME", "test"),),
         multiple=2,
+        sample=scoring.mme_sample,
         derive=scoring.mme,
     ),
     "pope": Benchmark(
@@ -100,6 +105,7 @@ BENCHMARKS = {
         100,
         "mean F1 of adversarial, popular and random under LLaVA's rule for yes and no; pope_f1_exact is lmms-eval's",
         (Source(f"{HUB}/POPE", "test"),),
+        sample=scoring.pope_sample,
         derive=scoring.pope,
     ),
     "scienceqa_img": Benchmark(
@@ -136,6 +142,7 @@ BENCHMARKS = {
         100,
         "as MMMU: validation, images in their places, a seeded guess where no option is named",
         (Source(f"{HUB}/MMMU", "validation"),),
+        sample=scoring.mmmu_sample,
         derive=scoring.mmmu,
     ),
     "seedbench": Benchmark(
@@ -145,6 +152,35 @@ BENCHMARKS = {
         "images and videos; lmms-eval gives all frames of a video that the data set has, LLaVA the middle one",
         (Source(f"{HUB}/SEED-Bench", "test"),),
         settings={"generation_kwargs": LLAVA_LENGTH},
+        sample=scoring.seed_sample,
+    ),
+    "mmbench_en_dev": Benchmark(
+        "MMB",
+        "gpt_eval_score",
+        1,
+        "as LLaVA: validation, a question is right in all rotations of its options; the judge reads answers that name "
+        "no option",
+        (Source(f"{HUB}/MMBench", "dev", "en"),),
+        settings=JUDGED,
+        functions=scoring.mmbench_functions,
+    ),
+    "mmvet": Benchmark(
+        "MM-Vet",
+        "gpt_eval_score",
+        1,
+        "as LLaVA, without lmms-eval's preamble, graded once by the judge that you name; theirs is GPT-4 (0613)",
+        (Source(f"{HUB}/MMVet", "test"),),
+        settings={**JUDGED, "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}}},
+        functions=scoring.judged_functions,
+    ),
+    "llava_in_the_wild": Benchmark(
+        "LLaVA-B",
+        "gpt_eval_llava_all",
+        1,
+        "as LLaVA, in the wild, up to 1024 tokens, graded by the judge that you name; theirs is GPT-4 (0613)",
+        (Source(f"{HUB}/llava-bench-in-the-wild", "train"),),
+        settings={**JUDGED, "generation_kwargs": {**LLAVA_LENGTH, "max_new_tokens": 1024}},
+        functions=scoring.judged_functions,
     ),
     "vizwiz_vqa_val": Benchmark(
         "VizWiz",
@@ -181,7 +217,7 @@ def task_folder(name: str) -> Path:
     """The folder that defines a task.
 
     Raises:
-        UsageError: if there is no such task, if it is a group, or if a judge model scores it.
+        UsageError: if there is no such task, if it is a group, or if a judge scores it by a protocol unknown here.
     """
     found = task_files()
     if name not in found:
@@ -190,10 +226,11 @@ def task_folder(name: str) -> Path:
     kind, file = found[name]
     if kind == "group":
         raise UsageError(f"tasks=[{name}]: that is a group of tasks; name its members, listed in {file}.")
-    if any(JUDGE.search(f.read_text(encoding="utf-8", errors="ignore")) for f in _sources(file.parent)):
+    judged = any(JUDGE.search(f.read_text(encoding="utf-8", errors="ignore")) for f in _sources(file.parent))
+    if judged and name not in PROTOCOLS:
         raise UsageError(
-            f"tasks=[{name}]: its answers are scored by a judge model, which zipeval does not support yet; "
-            "without one lmms-eval makes numbers up. Choose another task, such as tasks=[zipeval_shapes]."
+            f"tasks=[{name}]: a judge model scores its answers, and zipeval knows no protocol for it; without a judge "
+            f"lmms-eval makes numbers up. It knows those of {', '.join(PROTOCOLS)}."
         )
     return file.parent
 
@@ -231,6 +268,7 @@ def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> s
     if name not in BENCHMARKS:
         return digest
     known = BENCHMARKS[name]
-    ours = json.dumps([known.metric, known.scale, known.settings], sort_keys=True)
+    protocol = PROTOCOLS[name].version if name in PROTOCOLS else None
+    ours = json.dumps([known.metric, known.scale, known.settings, protocol], sort_keys=True)
     asked = [{**row, "video": Path(row["video"]).stem} for row in questions or []]  # wherever the videos lie
     return hashlib.sha256(f"{digest}{ours}{asked}".encode()).hexdigest()[:16]

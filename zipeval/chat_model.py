@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -37,7 +38,8 @@ class ZipEval(lmms):
             overrides |= {"model.device": device} if device else {}
             session = Session(compose([f"{k}={v}" for k, v in overrides.items()]))
         self.session = session
-        self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample
+        self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample;
+        # its `latency` is the seconds from its batch's first image to its batch's last token
 
     def __repr__(self) -> str:
         """Part of the key of lmms-eval's response cache: has to tell methods and budgets apart."""
@@ -74,7 +76,11 @@ class ZipEval(lmms):
         ):
             for batch in _batches(requests, self.session.config.batch_size):
                 prefills.clear()
+                start = time.perf_counter()
                 answers += self._answers(model, batch, prefills)
+                seconds = time.perf_counter() - start
+                for request in batch:
+                    self.measured[request.args[4], request.args[3]] |= {"latency": seconds, "batch": len(batch)}
                 advance(len(batch))
         return answers
 

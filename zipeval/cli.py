@@ -124,8 +124,8 @@ def list_choices(arguments: list[str]) -> None:
         rows = [(name, b.column, f"{b.metric} x {b.scale}", *_data(b), _note(b)) for name, b in BENCHMARKS.items()]
         others = sum(kind == "task" for kind, _ in task_files().values()) - len(rows)
         footer = (
-            f"Of lmms-eval's own {others} those work by their names that generate answers to images and need no judge; "
-            f"a table then shows their first metric as it is. Ours are defined in {OURS}."
+            f"Of lmms-eval's own {others} those work by their names that generate answers to images and need no judge "
+            f"of their own; a table then shows their first metric as it is. Ours are defined in {OURS}."
         )
     elif what in GROUPS.values():
         group = next(g for g, plural in GROUPS.items() if plural == what)

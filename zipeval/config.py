@@ -15,6 +15,7 @@ from omegaconf import MISSING
 from zipeval.budget import BUDGETS
 from zipeval.errors import UsageError
 from zipeval.prompts import TEMPLATES
+from zipeval.protocols import PROTOCOLS
 from zipeval.videoqa import SETS
 
 
@@ -91,7 +92,6 @@ class RunConfig:
         packing: how a method before the language model packs LLaVA-NeXT's tiles: published (VisionZip's, without row
             ends) or newline (with them).
         tasks: lmms-eval task names.
-        data: see DataConfig.
         limit: samples of each task, all by default.
         batch_size: prompts in one generate call.
         seed: of everything random.
@@ -106,7 +106,6 @@ class RunConfig:
     budget: str = "paper"
     packing: str = "published"
     tasks: list[str] = field(default_factory=list)
-    data: DataConfig = field(default_factory=DataConfig)
     limit: int | None = None
     batch_size: int = 32
     seed: int = 0
@@ -159,8 +158,8 @@ def check(config: RunConfig) -> RunConfig:
 
 
 def _with_judge(config: RunConfig) -> RunConfig:
-    """With the judge's address in its normal form; refuses what the video tasks lack."""
-    judge, judged = config.judge, [task for task in config.tasks if task in SETS]
+    """With the judge's address in its normal form; refuses what judged tasks and the video tasks lack."""
+    judge, judged = config.judge, [task for task in config.tasks if task in PROTOCOLS]
     if judge.url is not None:
         url = judge.url.strip().rstrip("/").removesuffix("/chat/completions")
         if not ADDRESS.fullmatch(url):
@@ -172,8 +171,9 @@ def _with_judge(config: RunConfig) -> RunConfig:
             "such as judge.url=http://localhost:8000/v1) and judge.model=; its key goes into the environment as "
             "OPENAI_API_KEY."
         )
-    if judged and not config.data.videos:
-        raise UsageError(f"tasks=[{judged[0]}]: its videos are not on the hub. Set data.videos=DIR: see README.md.")
+    videos = [task for task in config.tasks if task in SETS]
+    if videos and not config.data.videos:
+        raise UsageError(f"tasks=[{videos[0]}]: its videos are not on the hub. Set data.videos=DIR: see README.md.")
     return replace(config, judge=judge)
 
 

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from zipeval.errors import UsageError
 
-SCHEMA = 3
+SCHEMA = 4
 PACKAGES = (
     "zipeval",
     "lmms-eval",
@@ -35,7 +35,8 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-TIMES = ("started", "seconds", "path")  # all that differs between two equal runs
+# What differs between two equal runs, in records and in samples; `samples` has the digest of the latter.
+CIRCUMSTANCES = ("started", "seconds", "path", "samples", "latency", "batch")
 
 
 def atomic_write(path: Path, text: str) -> None:
@@ -126,9 +127,9 @@ def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]
     return [json.loads(line) for line in content.decode().split("\n")[:-1]]
 
 
-def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    """What two equal runs agree on."""
-    return {k: v for k, v in record.items() if k not in TIMES}
+def essence(kept: dict[str, Any]) -> dict[str, Any]:
+    """What two equal runs agree on, of a record or of a sample."""
+    return {k: v for k, v in kept.items() if k not in CIRCUMSTANCES}
 
 
 def versions() -> dict[str, str | None]:

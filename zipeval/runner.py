@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import time
 from contextlib import ExitStack
 from copy import deepcopy
@@ -20,6 +22,7 @@ from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, MediaError, UsageError
 from zipeval.placement import place
 from zipeval.progress import progress
+from zipeval.protocols import PROTOCOLS, no_key, pending, summary
 
 COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a sample's prompt, averaged in the record
 JUDGED_AT_ONCE = 2000  # answers between two writes: verdicts cost money, and so do not get lost with the process
@@ -112,7 +115,7 @@ class Session:
 
     def record_id(self, task: str) -> str:
         """Of everything that a task's record depends on, its judge too."""
-        return run_id(self.config, self.resolved, judged=True) if task in self.questions else self.run_id
+        return run_id(self.config, self.resolved, judged=True) if task in PROTOCOLS else self.run_id
 
     def task_hash(self, task: str, folder: Path) -> str:
         """Of the task's definition and of its questions."""
@@ -175,6 +178,7 @@ class Session:
 
 def run(config: RunConfig) -> list[Path]:
     """Evaluate what is not finished yet; returns the paths of all the run's records."""
+    config = check(config)
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
     for task in config.tasks:
         benchmarks.check_limit(task, config.limit)
@@ -204,7 +208,7 @@ def run(config: RunConfig) -> list[Path]:
                 model = model or ZipEval(session)
                 record, samples = evaluate(model, task, folder)
                 records.write(directory, record, samples)
-            if task in session.questions:
+            if task in PROTOCOLS:
                 record = _judge(judge, directory, records.read(path))
             print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
         written.append(path)
@@ -213,12 +217,13 @@ def run(config: RunConfig) -> list[Path]:
 
 def _tried_judge(session: Session, found: dict[str, dict | None]):
     """A judge that answers, where one is needed; asked before the model is loaded."""
-    if not any(task in session.questions and (not r or records.incomplete(r)) for task, r in found.items()):
+    waiting = [task for task, r in found.items() if task in PROTOCOLS and (not r or records.incomplete(r))]
+    if not waiting:
         return None
     from zipeval.judge import Judge  # imports the client
 
     judge = Judge(session.config.judge)
-    judge.check()
+    judge.check({PROTOCOLS[task]: None for task in waiting})  # of each kind one
     return judge
 
 
@@ -241,15 +246,14 @@ def _found(session: Session, task: str, folder: Path, results: Path) -> dict | N
 
 def _judge(judge, directory: Path, record: dict) -> dict:
     """The record with what a judge says of its unscored answers, written now and then."""
-    from zipeval.judge import summary
-
     record.pop("path")
+    task = record["task"]
     samples = records.read_samples(directory, record)
     unscored = [sample for sample in samples if "unscored" in sample]
-    with progress(f"{directory.name} {record['task']} judge", len(unscored)) as advance:
+    with progress(f"{directory.name} {task} judge", len(unscored)) as advance:
         for start in range(0, len(unscored), JUDGED_AT_ONCE):
-            judge.score(unscored[start : start + JUDGED_AT_ONCE], advance)
-            record |= summary(samples)
+            judge.score(PROTOCOLS[task], unscored[start : start + JUDGED_AT_ONCE], advance)
+            record |= summary(task, samples)
             records.write(directory, record, samples)
     return record
 
@@ -274,18 +278,11 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     started, clock = datetime.now(timezone.utc), time.monotonic()
     with data.copies_below(config.data.root):
         results = _lmms_eval(model, task, folder)
-    samples = [_sample(s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
+    samples = [_sample(task, s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
     read = [s for s in samples if "error" not in s]
     if not read:
         raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")
-    if task in model.session.questions:
-        from zipeval.judge import pending, summary
-
-        texts = [row["question"] for row in model.session.questions[task]]
-        samples = [pending(sample, texts[sample["doc_id"]]) for sample in samples]
-        scored = summary(samples)
-    else:
-        scored = _scored(task, results, {s["doc_id"] for s in samples if "error" in s})
+    scored = summary(task, samples) if task in PROTOCOLS else _scored(task, results["results"][task], samples)
     visual = [s["visual_tokens"] for s in read]
     record = {
         "run_id": model.session.record_id(task),
@@ -302,7 +299,7 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
             "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
         },
         "prefill": {name: fmean(s[name] for s in read) for name in COSTS},
-        "config": recorded(config, task in model.session.questions),
+        "config": recorded(config, task in PROTOCOLS),
         "resolved": model.session.resolved,
         "versions": records.versions(),
         "git": records.git_revision(),
@@ -312,16 +309,16 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     return record, samples
 
 
-def _scored(task: str, results: dict, failed: set[int]) -> dict:
+def _scored(task: str, results: dict, samples: list[dict]) -> dict:
     """The part of a record that lmms-eval's own scores make."""
     metrics = {
         name.removesuffix(",none"): float(value)
-        for name, value in results["results"][task].items()
+        for name, value in results.items()
         if isinstance(value, Real) and "_stderr" not in name and name != "samples"
     }
     known = benchmarks.BENCHMARKS.get(task)
     if known and known.derive:
-        metrics |= known.derive(metrics, results["samples"][task], failed)
+        metrics |= known.derive(metrics, samples)
     metric = known.metric if known else next(iter(metrics), None)  # None: the task only writes a file to submit
     score = metrics[metric] * (known.scale if known else 1) if metric else None
     return {"status": "success", "metric": metric, "score": score, "metrics": metrics}
@@ -344,6 +341,7 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
 
     try:
         with ExitStack() as patches:
+            patches.enter_context(no_key())
             patches.enter_context(patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)))
             if questions:  # lmms-eval knows data sets that datasets can load, and only those
                 loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(questions))
@@ -373,10 +371,23 @@ def _without_bar(tqdm, *args, **kwargs):
     return tqdm(*args, **{**kwargs, "disable": True})
 
 
-def _sample(logged: dict, measured: dict) -> dict:
-    """What is kept of a sample: the answer and its scores, not the document."""
-    ours = ("doc_id", "target")
-    skipped = {*ours, "doc", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
-    scores = {k: v for k, v in logged.items() if k not in skipped and isinstance(v, (Real, dict))}
-    prediction = logged["filtered_resps"][0]
-    return {**{k: logged[k] for k in ours}, "prediction": prediction, "scores": scores, **measured}
+def _sample(task: str, logged: dict, measured: dict) -> dict:
+    """What is kept of a sample: the answer, its scores and what they came of, not the document."""
+    known, asked = benchmarks.BENCHMARKS.get(task), [logged["arguments"][0], logged["target"]]
+    sample = {
+        "doc_id": logged["doc_id"],
+        "question_hash": hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16],
+        "target": logged["target"],
+        "prediction": logged["filtered_resps"][0],
+        **measured,
+    }
+    if task in PROTOCOLS:
+        return pending(task, sample, logged["doc"])
+    if known and known.sample:
+        sample |= known.sample(logged)
+    else:
+        skipped = {*sample, "doc", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
+        scores = {k: v for k, v in logged.items() if k not in skipped and isinstance(v, (Real, dict))}
+        main = known.metric if known else next(iter(scores), None)
+        sample |= {"score": scores.get(main) if isinstance(scores.get(main), Real) else None, "scores": scores}
+    return sample | {"score": 0.0} if "error" in sample else sample

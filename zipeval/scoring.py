@@ -1,7 +1,10 @@
-"""What the papers compute and lmms-eval does not: numbers from its samples, and functions that replace a task's own.
+"""What the papers compute and lmms-eval does not: scores of samples, numbers from them, and functions that replace a
+task's own.
 
-Every `derive` function takes the task's metrics, lmms-eval's samples and the ids of failed ones, whose image could not
-be decoded and whose answer is empty, and returns metrics to add or correct. Failed samples count as wrong.
+Every function `*_sample` takes a sample as lmms-eval logs it and returns the `score` of its answer, 0 or 1; `kind`,
+where the kinds of questions are scored apart; `group`, of questions that are scored together. Every `derive` function
+takes the task's metrics and our samples and returns metrics to add or correct. Where an image could not be decoded a
+sample has an `error` and the score 0.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 GQA_IMAGES = "testdev_balanced_images"
+MISSING = ("nan", "None", "")  # what MMBench has where there is no hint or option
 
 
 def llava_yes_no(answer: str) -> str:
@@ -19,42 +23,59 @@ def llava_yes_no(answer: str) -> str:
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
-def pope(metrics: dict[str, float], samples: list[dict], failed: set[int]) -> dict[str, float]:
+def pope_sample(logged: dict) -> dict:
+    right = llava_yes_no(logged["filtered_resps"][0]) == logged["target"]
+    return {"score": float(right), "scores": {}, "kind": logged["doc"]["category"]}
+
+
+def pope(metrics: dict[str, float], samples: list[dict]) -> dict[str, float]:
     """Mean F1 of the three kinds of questions, from 0 to 1: under LLaVA's rule, and under lmms-eval's.
 
     lmms-eval's own pope_f1_score pools the three; it takes nothing but `yes` and `no` for an answer.
     """
     from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
-    rules = {"pope_f1_llava": lambda s: llava_yes_no(s["filtered_resps"][0]), "pope_f1_exact": _exact_prediction}
+    def llava(sample: dict) -> str:
+        return sample["target"] if sample["score"] else {"yes": "no", "no": "yes"}[sample["target"]]
+
+    def exact(sample: dict) -> str:
+        return llava(sample) if "error" in sample else sample["prediction"].strip().lower()
+
     derived = {}
-    for name, rule in rules.items():
+    for name, rule in (("pope_f1_llava", llava), ("pope_f1_exact", exact)):
         kinds: dict[str, list[dict]] = {}
         for sample in samples:
-            truth = sample["pope_f1_score"]["ground_truth"]
-            wrong = "no" if truth == "yes" else "yes"  # LLaVA's rule takes an empty answer for a yes
-            prediction = wrong if sample["doc_id"] in failed else rule(sample)
-            kinds.setdefault(sample["doc"]["category"], []).append({"prediction": prediction, "ground_truth": truth})
+            said = {"prediction": rule(sample), "ground_truth": sample["target"]}
+            kinds.setdefault(sample["kind"], []).append(said)
         derived[name] = fmean(pope_aggregate_f1_score(kind) for kind in kinds.values())
     return derived
 
 
-def _exact_prediction(sample: dict) -> str:
-    return sample["pope_f1_score"]["prediction"]
+def mme_sample(logged: dict) -> dict:
+    (found,) = (logged[f"mme_{half}_score"] for half in ("perception", "cognition") if f"mme_{half}_score" in logged)
+    return {"score": found["score"], "scores": {}, "kind": found["category"], "group": found["question_id"]}
 
 
-def mme(metrics: dict[str, float], samples: list[dict], failed: set[int]) -> dict[str, float]:
+def mme(metrics: dict[str, float], samples: list[dict]) -> dict[str, float]:
     """Perception (up to 2000) + cognition (up to 800); a limit may leave one of them without questions."""
     return {"mme_total": sum(metrics.get(f"mme_{half}_score", 0.0) for half in ("perception", "cognition"))}
 
 
-def mmmu(metrics: dict[str, float], samples: list[dict], failed: set[int]) -> dict[str, float]:
-    """Accuracy from 0 to 1 where failed samples are wrong: MMMU's own rule guesses an option for an empty answer."""
+def mmmu_sample(logged: dict) -> dict:
     from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
 
-    answered = [sample["mmmu_acc"] for sample in samples if sample["doc_id"] not in failed]
-    _, result = evaluate_mmmu(answered)
-    return {"mmmu_acc": result["acc"] * len(answered) / len(samples)}
+    _, result = evaluate_mmmu([logged["mmmu_acc"]])
+    return {"score": result["acc"], "scores": {}}
+
+
+def mmmu(metrics: dict[str, float], samples: list[dict]) -> dict[str, float]:
+    """Accuracy from 0 to 1 where failed samples are wrong: MMMU's own rule guesses an option for an empty answer."""
+    return {"mmmu_acc": fmean(s["score"] for s in samples)}
+
+
+def seed_sample(logged: dict) -> dict:
+    said, truth = (logged["seed_all"][name].strip().lower() for name in ("pred", "answer"))
+    return {"score": float(said == truth), "scores": {}, "kind": logged["doc"]["data_type"]}
 
 
 def gqa_functions(dataset: str) -> dict[str, Any]:
@@ -72,3 +93,19 @@ def gqa_functions(dataset: str) -> dict[str, Any]:
         return [found[rows[doc["imageId"]]]["image"].convert("RGB")]
 
     return {"process_docs": None, "doc_to_visual": doc_to_visual}
+
+
+def judged_functions() -> dict[str, Any]:
+    """Nothing is scored before the judge is asked: lmms-eval's tasks would ask one of their own."""
+    return {"process_results": lambda doc, results: {"answered": float(bool(results[0].strip()))}}
+
+
+def mmbench_functions() -> dict[str, Any]:
+    """LLaVA's prompt: hint, question and options on lines of their own. lmms-eval introduces the options."""
+
+    def doc_to_text(doc, lmms_eval_specific_kwargs):
+        lines = [doc["hint"], doc["question"], *(f"{c}. {doc[c]}" for c in "ABCD" if str(doc[c]) not in MISSING)]
+        shown = "\n".join(line for line in lines if str(line) not in MISSING)
+        return shown + lmms_eval_specific_kwargs["post_prompt"]
+
+    return {"doc_to_text": doc_to_text, **judged_functions()}

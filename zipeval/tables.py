@@ -39,7 +39,18 @@ def render(results: str, task: str | None = None) -> str:
             settings.setdefault(_setting(record), []).append(record)
         except KeyError as error:
             raise UsageError(f"{record['path']}: lacks {error}. Move it away and run its command again.") from error
-    return "\n\n".join(_table(rs, task, results) for rs in settings.values())
+    return "\n\n".join(_table(rs, task, results) for of in settings.values() for rs in _by_judge(of))
+
+
+def _by_judge(found: list[Record]) -> list[list[Record]]:
+    """Once for each judge that scored some of them, with those that no judge scored."""
+    judges = {_judge(record): None for record in found if _judge(record)}
+    return [[r for r in found if _judge(r) in (None, judge)] for judge in judges] or [found]
+
+
+def _judge(record: Record) -> str | None:
+    judge = record["config"].get("judge")
+    return judge and f"judge={judge['model']} at {judge['url']}"
 
 
 def _setting(record: Record) -> tuple:
@@ -50,9 +61,8 @@ def _setting(record: Record) -> tuple:
     for name in ("quantization", "device_map"):
         held += [f"{name}={resolved[name]}"] if resolved[name] != getattr(ModelConfig, name) else []
     read = [f"{name}={config['model'][name]}" for name in ("prompt", "image_aspect")]
-    judge = [f"judge={config['judge']['model']} at {config['judge']['url']}"] if "judge" in config else []
     model = config["model"]
-    return model["name"], resolved["fingerprint"], model["family"], *held, *read, *judge, config["limit"] or 0
+    return model["name"], resolved["fingerprint"], model["family"], *held, *read, config["limit"] or 0
 
 
 def _row(record: Record) -> tuple:
@@ -111,6 +121,7 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
             line.append(f"{fmean(percentages):.1f}%" if complete else "-")
         lines.append(line)
     model, fingerprint, _, *held, limit = _setting(found[0])
+    held += {judge: None for record in found if (judge := _judge(record))}
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
     note = (
         "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
