@@ -15,8 +15,9 @@ from zipeval import benchmarks, chat_model, records, scoring
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.cli import compose
 from zipeval.protocols import PROTOCOLS
+from zipeval.render import render
 from zipeval.runner import Session, _sample, run
-from zipeval.tables import render
+from zipeval.tables import tables
 from zipeval.videoqa import SETS
 
 PAPER = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources]
@@ -104,11 +105,13 @@ def test_a_suite_gives_a_number_for_every_column(miniatures, tmp_path, monkeypat
                     assert math.isfinite(sample["score"])
                     assert sample["latency"] > 0
                     assert len(sample["question_hash"]) == 16
-    header, _, *rows = [line.strip("|").split("|") for line in render("results").splitlines() if line.startswith("|")]
-    columns = ["GQA", "LLaVA-B", "MM-Vet", "MMB", "MME", "MMMU", "POPE", "SEED", "SQA", "TextVQA", "VQAv2", "VizWiz"]
-    assert sorted(cell.strip() for cell in header[4:-1]) == columns
+    header, _, *rows = [
+        line.strip("|").split("|") for line in render(tables("results")).splitlines() if line.startswith("|")
+    ]
+    columns = ["GQA", "MMB", "MME", "POPE", "SQA", "VQAv2", "TextVQA", "MMMU", "SEED", "MM-Vet", "LLaVA-B", "VizWiz"]
+    assert [cell.strip() for cell in header[5:-1]] == columns  # Table 1's, in its order
     for row in rows:
-        assert all(math.isfinite(float(cell.split()[0])) for cell in row[4:-1])
+        assert all(math.isfinite(float(cell.split()[0])) for cell in row[5:-1])
     assert [path.name for path in tmp_path.iterdir()] == ["results"]  # no file to submit, no log
 
 
@@ -117,6 +120,13 @@ def test_pope_is_reported_under_both_rules(scripted):
     # lmms-eval's: `Yes.` is no answer at all (0 of adversarial), nor is an empty one (random: precision 1/2, recall 1).
     assert record["metrics"]["pope_f1_exact"] == pytest.approx((0 + 1 + 2 / 3) / 3)
     assert record["metrics"]["pope_f1_llava"] == pytest.approx(record["score"] / 100)
+
+
+def test_a_failed_question_of_pope_is_wrong_under_both_rules():
+    """lmms-eval's rule counts an answer that is neither yes nor no nowhere."""
+    asked = {"target": "yes", "kind": "random"}
+    samples = [{**asked, "prediction": "yes", "score": 1.0}, {**asked, "prediction": "", "score": 0.0, "error": "x"}]
+    assert scoring.pope({}, samples) == pytest.approx({"pope_f1_llava": 2 / 3, "pope_f1_exact": 2 / 3})
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.cli import compose, main
 from zipeval.errors import UsageError
 from zipeval.models import _loaded
+from zipeval.render import render
 from zipeval.runner import run
-from zipeval.tables import render
+from zipeval.tables import tables
 
 QUESTIONS = f"{HUB}/GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet"
 
@@ -73,7 +74,7 @@ def test_a_table_does_not_compare_other_data(miniatures, copy, tmp_path):
     gqa(miniatures, tmp_path / "results")
     gqa(copy, tmp_path / "results", "method=visionzip", "tokens=16")
     with pytest.raises(UsageError, match=rf"no upper bound. Make it with `.* data.root={copy} "):
-        render(str(tmp_path / "results"))
+        render(tables(str(tmp_path / "results")))
 
 
 def test_load_dataset_is_redirected_within_the_block_only(miniatures):

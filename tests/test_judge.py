@@ -17,8 +17,9 @@ from zipeval.config import JudgeConfig, public_url
 from zipeval.errors import UsageError
 from zipeval.judge import Judge, JudgeError
 from zipeval.protocols import VideoQA
+from zipeval.render import render
 from zipeval.runner import Session, run
-from zipeval.tables import render
+from zipeval.tables import tables
 from zipeval.videoqa import questions
 
 KEY = "sk-canary-5Yk2pQ7"
@@ -187,7 +188,7 @@ def test_a_judge_that_fails_midway_is_asked_again_for_the_rest_only(asked, troub
         shutil.copytree(tmp_path / "runs", tmp_path / "vanilla")
         for copy in (tmp_path / "vanilla").glob("*/*a.json"):
             copy.write_text(copy.read_text().replace('"name": "visionzip"', '"name": "vanilla"'))
-        shown = render(str(tmp_path / "vanilla"))
+        shown = render(tables(str(tmp_path / "vanilla")))
         assert "INCOMPLETE, 1 of the 4 samples of zipeval_msvd_qa have no verdict" in shown
 
         monkeypatch.setattr(models, "load", no_model)
@@ -218,7 +219,7 @@ def test_no_verdict_no_number(asked, tmp_path):
     record, _ = read(path)
     assert (record["status"], record["unscored"], record["score"], record["metrics"]) == ("incomplete", 3, None, {})
     for task in (None, "zipeval_msvd_qa"):
-        assert "INCOMPLETE, 3 of the 5" in render(f"{tmp_path}/runs", task)
+        assert "INCOMPLETE, 3 of the 5" in render(tables(f"{tmp_path}/runs", task))
 
 
 def test_a_run_without_all_verdicts_is_red(videos, tmp_path, monkeypatch, capsys):
@@ -386,13 +387,13 @@ def test_tables_do_not_mix_judges_and_name_theirs(asked, tmp_path):
         for model in ("m", "n"):
             run(asked(server, MSVD, "limit=1", "method=vanilla", f"judge.model={model}"))
         run(asked(server, MSVD, "limit=1", "judge.model=n"))
-        shown = render(f"{tmp_path}/runs")
+        shown = render(tables(f"{tmp_path}/runs"))
         assert shown.count(f"at {server.url}") == 2
         assert shown.count("100.0 (100.0%)") == 3
-        assert " 5 (100.0%)" in render(f"{tmp_path}/runs", "zipeval_msvd_qa")
+        assert " 5 (100.0%)" in render(tables(f"{tmp_path}/runs", "zipeval_msvd_qa"))
         run(asked(server, MSVD, "limit=1", "judge.model=o"))
     with pytest.raises(UsageError, match=rf"judge.url={server.url} judge.model=o data.videos=/"):
-        render(f"{tmp_path}/runs")
+        render(tables(f"{tmp_path}/runs"))
 
 
 def test_questions_that_change_make_another_version_of_the_task(asked, videos, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 
 from zipeval import records
 from zipeval.errors import UsageError
-from zipeval.tables import render
+from zipeval.render import render
+from zipeval.tables import tables
 
 
 def put(
@@ -55,6 +56,7 @@ def put(
         "score": score,
         "metrics": {"accuracy": score / 100, "accuracy_exist": score / 200},
         "visual_tokens": {"requested": tokens, "mean": float(tokens or 144), "final": 9.0},
+        "prefill": {"flops_exact": 1000.0 * (tokens or 144)},
         "config": config,
         "resolved": {
             "fingerprint": "f",
@@ -80,21 +82,21 @@ def test_percentages_of_the_upper_bound(tmp_path):
     put(tmp_path, "visionzip", 70.0, 48)
     put(tmp_path, "vanilla", 50.0, task="other")
     put(tmp_path, "visionzip", 45.0, 48, task="other")
-    assert cells(render(str(tmp_path)))[2:] == [
-        ["vanilla", "all", "144.0", "9.0", "50.0 (100.0%)", "80.0 (100.0%)", "100.0%"],
-        ["visionzip", "48", "48.0", "9.0", "45.0 (90.0%)", "70.0 (87.5%)", "88.8%"],
-        ["visionzip", "16", "16.0", "9.0", "-", "60.0 (75.0%)", "-"],
+    assert cells(render(tables(str(tmp_path))))[2:] == [
+        ["vanilla", "all", "144.0", "9.0", "100.0%", "50.0 (100.0%)", "80.0 (100.0%)", "100.0%"],
+        ["visionzip", "48", "48.0", "9.0", "33.3%", "45.0 (90.0%)", "70.0 (87.5%)", "88.8%"],
+        ["visionzip", "16", "16.0", "9.0", "11.1%", "-", "60.0 (75.0%)", "-"],
     ]
 
 
 def test_all_metrics_of_one_task(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16)
-    assert cells(render(str(tmp_path), "shapes")) == [
-        ["method", "tokens", "mean", "final", "accuracy", "accuracy_exist"],
-        ["-" * n if i == 0 else "-" * n + ":" for i, n in enumerate((11, 7, 6, 6, 14, 15))],
-        ["vanilla", "all", "144.0", "9.0", "80.0 (100.0%)", "40.0 (100.0%)"],
-        ["visionzip", "16", "16.0", "9.0", "60.0 (75.0%)", "30.0 (75.0%)"],
+    assert cells(render(tables(str(tmp_path), "shapes"))) == [
+        ["method", "tokens", "mean", "final", "flops", "accuracy", "accuracy_exist"],
+        ["-" * n if i == 0 else "-" * n + ":" for i, n in enumerate((11, 7, 6, 6, 7, 14, 15))],
+        ["vanilla", "all", "144.0", "9.0", "100.0%", "80.0 (100.0%)", "40.0 (100.0%)"],
+        ["visionzip", "16", "16.0", "9.0", "11.1%", "60.0 (75.0%)", "30.0 (75.0%)"],
     ]
 
 
@@ -103,30 +105,30 @@ def test_settings_do_not_mix(tmp_path):
     put(tmp_path, "vanilla", 40.0, limit=100)
     put(tmp_path, "visionzip", 40.0, 16)
     put(tmp_path, "visionzip", 20.0, 16, limit=100)
-    found = cells(render(str(tmp_path)))
-    assert [row[4] for row in found if row[0] == "visionzip"] == ["20.0 (50.0%)", "40.0 (50.0%)"]
+    found = cells(render(tables(str(tmp_path))))
+    assert [row[5] for row in found if row[0] == "visionzip"] == ["20.0 (50.0%)", "40.0 (50.0%)"]
 
 
 def test_prompts_do_not_mix(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, prompt="vicuna_v1")
     with pytest.raises(UsageError, match=r"no upper bound.*model.prompt=vicuna_v1"):
-        render(str(tmp_path))
+        render(tables(str(tmp_path)))
     put(tmp_path, "vanilla", 75.0, prompt="vicuna_v1")
-    assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    assert [row[5] for row in cells(render(tables(str(tmp_path)))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
 
 
 def test_an_upper_bound_of_another_architecture_is_none(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, family="mini_gemini")
     with pytest.raises(UsageError, match="no upper bound"):
-        render(str(tmp_path))
+        render(tables(str(tmp_path)))
 
 
 def test_failed_samples_are_told(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, failed=2)
-    assert render(str(tmp_path)).endswith(
+    assert render(tables(str(tmp_path))).endswith(
         "visionzip 16: 2 of the 0 samples of shapes could not be read and count as wrong."
     )
 
@@ -135,9 +137,9 @@ def test_an_upper_bound_from_another_device_is_none(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, device="cuda:1")
     with pytest.raises(UsageError, match="no upper bound"):
-        render(str(tmp_path))
+        render(tables(str(tmp_path)))
     put(tmp_path, "vanilla", 75.0, device="cuda:0")
-    assert [row[4] for row in cells(render(str(tmp_path))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    assert [row[5] for row in cells(render(tables(str(tmp_path)))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
 
 
 @pytest.mark.parametrize("held", [{"quantization": "4bit"}, {"device_map": "auto"}], ids=str)
@@ -146,10 +148,10 @@ def test_weights_that_are_held_otherwise_have_their_own_upper_bound(held, tmp_pa
     put(tmp_path, "visionzip", 60.0, 16, **held)
     ((name, value),) = held.items()
     with pytest.raises(UsageError, match=rf"no upper bound.*method=vanilla.* model\.{name}={value} "):
-        render(str(tmp_path))
+        render(tables(str(tmp_path)))
     put(tmp_path, "vanilla", 75.0, **held)
-    rendered = render(str(tmp_path))
-    assert [row[4] for row in cells(rendered) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    rendered = render(tables(str(tmp_path)))
+    assert [row[5] for row in cells(rendered) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
     titles = [line for line in rendered.splitlines() if line.startswith("m (f), ")]
     assert set(titles) == {
         "m (f), float32, cpu, sdpa, prompt=hf, image_aspect=pad",
@@ -160,28 +162,28 @@ def test_weights_that_are_held_otherwise_have_their_own_upper_bound(held, tmp_pa
 def test_a_metric_that_is_not_known_is_named_and_keeps_its_digits(tmp_path):
     put(tmp_path, "vanilla", 0.8612)
     put(tmp_path, "visionzip", 0.8239, 16)
-    header, _, _, row = cells(render(str(tmp_path)))
-    assert (header[4], row[4]) == ("shapes (accuracy)", "0.824 (95.7%)")
+    header, _, _, row = cells(render(tables(str(tmp_path))))
+    assert (header[5], row[5]) == ("shapes (accuracy)", "0.824 (95.7%)")
 
 
 def test_a_record_without_its_parts_is_named(tmp_path):
     path = records.write(tmp_path / "run", {"task": "t"}, [])
     with pytest.raises(UsageError, match=f"{path}: lacks 'config'"):
-        render(str(tmp_path))
+        render(tables(str(tmp_path)))
 
 
 def test_a_missing_upper_bound_names_the_command(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, limit=100)
     with pytest.raises(UsageError, match=r"`zipeval run model=m method=vanilla tasks=\[shapes\] limit=100 results=.*`"):
-        render(str(tmp_path))
+        render(tables(str(tmp_path)))
 
 
 def test_an_upper_bound_on_another_version_of_the_task_is_none(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, task_hash="changed")
     with pytest.raises(UsageError, match="no upper bound"):
-        render(str(tmp_path))
+        render(tables(str(tmp_path)))
 
 
 def test_options_and_seeds_make_rows(tmp_path):
@@ -189,7 +191,7 @@ def test_options_and_seeds_make_rows(tmp_path):
     put(tmp_path, "visionzip", 60.0, 16)
     put(tmp_path, "visionzip", 50.0, 16, dominant=16, contextual=None)
     put(tmp_path, "visionzip", 61.0, 16, seed=3)
-    labels = [row[0] for row in cells(render(str(tmp_path)))[2:]]
+    labels = [row[0] for row in cells(render(tables(str(tmp_path))))[2:]]
     assert labels == ["vanilla", "visionzip", "visionzip dominant=16", "visionzip seed=3"]
 
 
@@ -197,11 +199,11 @@ def test_two_records_for_one_cell_are_both_named(tmp_path):
     first = put(tmp_path, "vanilla", 80.0)
     second = put(tmp_path, "vanilla", 81.0, dominant=None)
     with pytest.raises(UsageError, match="two records") as refused:
-        render(str(tmp_path))
+        render(tables(str(tmp_path)))
     assert str(first) in str(refused.value)
     assert str(second) in str(refused.value)
 
 
 def test_no_records(tmp_path):
     with pytest.raises(UsageError, match="no records"):
-        render(str(tmp_path / "nowhere"))
+        render(tables(str(tmp_path / "nowhere")))

@@ -89,6 +89,16 @@ BENCHMARKS = {
         ),
         functions=partial(scoring.gqa_functions, f"{HUB}/GQA"),
     ),
+    "mmbench_en_dev": Benchmark(
+        "MMB",
+        "gpt_eval_score",
+        1,
+        "as LLaVA: validation, a question is right in all rotations of its options; the judge reads answers that name "
+        "no option",
+        (Source(f"{HUB}/MMBench", "dev", "en"),),
+        settings=JUDGED,
+        functions=scoring.mmbench_functions,
+    ),
     "mme": Benchmark(
         "MME",
         "mme_total",
@@ -153,16 +163,6 @@ BENCHMARKS = {
         (Source(f"{HUB}/SEED-Bench", "test"),),
         settings={"generation_kwargs": LLAVA_LENGTH},
         sample=scoring.seed_sample,
-    ),
-    "mmbench_en_dev": Benchmark(
-        "MMB",
-        "gpt_eval_score",
-        1,
-        "as LLaVA: validation, a question is right in all rotations of its options; the judge reads answers that name "
-        "no option",
-        (Source(f"{HUB}/MMBench", "dev", "en"),),
-        settings=JUDGED,
-        functions=scoring.mmbench_functions,
     ),
     "mmvet": Benchmark(
         "MM-Vet",

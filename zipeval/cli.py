@@ -14,6 +14,8 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 
   zipeval run model=MODEL method=METHOD tokens=N   evaluate; -m sweeps, e.g. zipeval run -m tokens=48,32,16
   zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
+                [statistics=true] [format=latex]   with intervals; also csv, html, json
+                [table=paper/table1 [source=paper]]  in the paper's layout, beside its numbers; or those alone
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
   zipeval list models|methods|tasks|suites         what there is to choose from
@@ -85,12 +87,45 @@ def run(arguments: list[str]) -> None:
 
 def table(arguments: list[str]) -> None:
     """`zipeval table`."""
-    from zipeval.tables import render
+    from zipeval import paper
+    from zipeval.render import render
+    from zipeval.tables import tables
 
+    given = settings("table", arguments, ("results", "task", "table", "source", "format", "statistics"))
+    results, source, layout = given.get("results", "results/runs"), given.get("source", "records"), given.get("table")
+    statistics = choice(given, "statistics", ("false", "true")) == "true"
+    if choice({"source": source}, "source", ("records", "paper")) == "paper" and not layout:
+        raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
+    if layout:
+        name = layout.removeprefix("paper/")
+        found = [paper.published(name)] if source == "paper" else paper.measured(name, results, statistics)
+    else:
+        found = tables(results, given.get("task"), statistics=statistics)
+    print(render(found, given.get("format", "markdown")))
+
+
+def settings(command: str, arguments: list[str], known: tuple[str, ...]) -> dict[str, str]:
+    """The NAME=VALUE of a command that Hydra has no part in.
+
+    Raises:
+        UsageError: for a name that it does not know.
+    """
     given = dict(a.partition("=")[::2] for a in arguments)
-    for name in given.keys() - {"results", "task"}:
-        raise UsageError(f"{name}: no such setting of `zipeval table`.{did_you_mean(name, ('results', 'task'))}")
-    print(render(given.get("results", "results/runs"), given.get("task")))
+    for name in given.keys() - set(known):
+        raise UsageError(f"{name}: no such setting of `zipeval {command}`.{did_you_mean(name, known)}")
+    return given
+
+
+def choice(given: dict[str, str], name: str, known: tuple[str, ...]) -> str:
+    """A setting, the first of the known values by default.
+
+    Raises:
+        UsageError: for another value.
+    """
+    value = given.get(name, known[0])
+    if value not in known:
+        raise UsageError(f"{name}={value}: expected one of {', '.join(known)}.")
+    return value
 
 
 def convert(arguments: list[str]) -> None:

@@ -1,9 +1,13 @@
-"""Tables from records: raw scores and percentages of the upper bound. Imports no torch."""
+"""Tables from records: raw scores and percentages of the upper bound, as data. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from zipeval import records
 from zipeval.benchmarks import BENCHMARKS
@@ -12,45 +16,117 @@ from zipeval.config import PACKINGS, ModelConfig
 from zipeval.errors import UsageError
 from zipeval.records import incomplete
 
+if TYPE_CHECKING:
+    from zipeval.stats import Comparison
+
 Record = dict
 UPPER_BOUND = "vanilla"
+MEASURED, PUBLISHED, DIFFERENCE = "measured", "published", "difference"
 OF_EVERY_ROW = ("name", "_target_", "tokens", "seed")
 
 
-def render(results: str, task: str | None = None) -> str:
-    """Markdown: one table per model setting, a row per method and budget.
+@dataclass(frozen=True)
+class Cell:
+    """A number of a benchmark.
+
+    Attributes:
+        score: on the papers' scale; None while no answer is judged.
+        percent: of the upper bound's score; None where one of them is missing, nan where the bound's is 0.
+        record: where it comes from; None for a published one.
+        comparison: with the upper bound, sample by sample.
+        tied: with the best of the same budget, or the best itself.
+    """
+
+    score: float | None
+    percent: float | None
+    record: Record | None = None
+    comparison: Comparison | None = None
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a budget.
+
+    Attributes:
+        kind: measured, published, or the difference of the two.
+        label: the method and its options that are not at their default.
+        tokens: visual tokens an image was to be left with; None for all.
+        mean, final: visual tokens that entered the decoder's layers on average, and its last one.
+        flops: of reading the prompts, as a share of the upper bound's.
+        cells: by the headings of their columns.
+        average: of the percentages, where there is one for every column.
+        average_comparison: its interval.
+    """
+
+    label: str
+    tokens: int | None
+    cells: dict[str, Cell]
+    mean: float | None = None
+    final: float | None = None
+    flops: float | None = None
+    average: float | None = None
+    average_comparison: Comparison | None = None
+    kind: str = MEASURED
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with one upper bound, which is the first of them.
+
+    Attributes:
+        about: what its runs have in common.
+        columns: headings, the benchmarks.
+        notes: what has to be said about some rows.
+    """
+
+    about: str
+    columns: list[str]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    def groups(self) -> list[list[Row]]:
+        """Rows of the same budget."""
+        return [list(rows) for _, rows in groupby(self.rows, key=lambda row: row.tokens)]
+
+
+def tables(
+    results: str,
+    task: str | None = None,
+    model: str | None = None,
+    columns: list[str] | None = None,
+    statistics: bool = False,
+) -> list[Table]:
+    """One for each setting in which models ran.
 
     Args:
         results: directory of runs.
         task: show all metrics of this task instead of the main one of every task.
+        model: of runs of this model only.
+        columns: of these benchmarks only, in this order.
+        statistics: compare every run with its upper bound, sample by sample.
 
     Raises:
         UsageError: without records, without their upper bound, or with two records for one cell.
     """
-    found = [r for r in records.read_all(results) if task in (None, r["task"])]
-    if not found:
-        wanted = f" of task={task}" if task else ""
+    settings: dict[tuple, list[Record]] = {}
+    for record in records.read_all(results):
+        try:
+            if (
+                task in (None, record["task"])
+                and model in (None, record["config"]["model"]["name"])
+                and (columns is None or heading(record) in columns)
+            ):
+                settings.setdefault(_setting(record), []).append(record)
+        except KeyError as error:
+            raise UsageError(f"{record['path']}: lacks {error}. Move it away and run its command again.") from error
+    if not settings:
+        wanted = "".join(f" of {name}={value}" for name, value in (("task", task), ("model", model)) if value)
         raise UsageError(
             f"results={results}: no records{wanted}. `zipeval run` makes them; results=DIR looks elsewhere."
         )
-    settings: dict[tuple, list[Record]] = {}
-    for record in found:
-        try:
-            settings.setdefault(_setting(record), []).append(record)
-        except KeyError as error:
-            raise UsageError(f"{record['path']}: lacks {error}. Move it away and run its command again.") from error
-    return "\n\n".join(_table(rs, task, results) for of in settings.values() for rs in _by_judge(of))
-
-
-def _by_judge(found: list[Record]) -> list[list[Record]]:
-    """Once for each judge that scored some of them, with those that no judge scored."""
-    judges = {_judge(record): None for record in found if _judge(record)}
-    return [[r for r in found if _judge(r) in (None, judge)] for judge in judges] or [found]
-
-
-def _judge(record: Record) -> str | None:
-    judge = record["config"].get("judge")
-    return judge and f"judge={judge['model']} at {judge['url']}"
+    made = [_table(rs, task, columns, results) for of in settings.values() for rs in _by_judge(of)]
+    return [_compared(table) for table in made] if statistics else made
 
 
 def _setting(record: Record) -> tuple:
@@ -65,7 +141,18 @@ def _setting(record: Record) -> tuple:
     return model["name"], resolved["fingerprint"], model["family"], *held, *read, config["limit"] or 0
 
 
-def _row(record: Record) -> tuple:
+def _by_judge(found: list[Record]) -> list[list[Record]]:
+    """Once for each judge that scored some of them, with those that no judge scored."""
+    judges = {_judge(record): None for record in found if _judge(record)}
+    return [[r for r in found if _judge(r) in (None, judge)] for judge in judges] or [found]
+
+
+def _judge(record: Record) -> str | None:
+    judge = record["config"].get("judge")
+    return judge and f"judge={judge['model']} at {judge['url']}"
+
+
+def _key(record: Record) -> tuple[str, int | None]:
     """(method and its options that are not at their default, budget)."""
     config = record["config"]
     label = _label(config["method"])
@@ -86,10 +173,10 @@ def _label(method: dict) -> str:
     return label
 
 
-def _table(found: list[Record], task: str | None, results: str) -> str:
-    cells: dict[tuple, dict[str, Record]] = {}
+def _table(found: list[Record], task: str | None, order: list[str] | None, results: str) -> Table:
+    by_row: dict[tuple, dict[str, Record]] = {}
     for record in found:
-        row = cells.setdefault(_row(record), {})
+        row = by_row.setdefault(_key(record), {})
         if record["task"] in row:
             raise UsageError(
                 f"two records for one cell: {row[record['task']]['path']} and {record['path']}. Move one of them away."
@@ -100,39 +187,33 @@ def _table(found: list[Record], task: str | None, results: str) -> str:
         bound = bounds.get(record["task"])
         if bound is None or any(bound.get(h) != record.get(h) for h in ("task_hash", "data_hash")):
             raise UsageError(f"{record['path']} has no upper bound. Make it with `{_bound_command(record, results)}`.")
-    columns = _metrics(found) if task else {_heading(bounds[t]): _main(t) for t in bounds}
-    header = ["method", "tokens", "mean", "final", *columns, *(["average"] if len(columns) > 1 and not task else [])]
-    lines = [header]
-    for (label, tokens), row in sorted(cells.items(), key=_order):
-        counts = [f"{fmean(r['visual_tokens'][which] for r in row.values()):.1f}" for which in ("mean", "final")]
-        asked = "-" if tokens is None else str(tokens)
-        line = [label, "all" if label == UPPER_BOUND else asked, *counts]
-        percentages = []
-        for pick in columns.values():
-            value, bound = pick(row), pick(bounds)
-            if value is None or bound is None:
-                line.append("-")
-                continue
-            percentages.append(100 * value / bound if bound else float("nan"))
-            shown = f"{value:.1f}" if abs(bound) > 10 else f"{value:.3g}"  # a metric from 0 to 1 needs its digits
-            line.append(f"{shown} ({percentages[-1]:.1f}%)" if bound else f"{shown} (of 0)")
-        if "average" in header:
-            complete = len(percentages) == len(columns)
-            line.append(f"{fmean(percentages):.1f}%" if complete else "-")
-        lines.append(line)
+    picks = _metrics(found) if task else {heading(bounds[t]): _main(t) for t in sorted(bounds, key=_place)}
+    if order is not None:
+        picks = {name: picks[name] for name in order if name in picks}
+    rows = []
+    for (label, tokens), row in sorted(by_row.items(), key=_order):
+        cells = {name: cell for name, pick in picks.items() if (cell := pick(row, bounds))}
+        percentages = [cell.percent for cell in cells.values()]
+        complete = len(cells) == len(picks) > 1 and None not in percentages and not task
+        rows.append(
+            Row(
+                label,
+                tokens,
+                cells,
+                mean=fmean(r["visual_tokens"]["mean"] for r in row.values()),
+                final=fmean(r["visual_tokens"]["final"] for r in row.values()),
+                flops=fmean(r["prefill"]["flops_exact"] / bounds[t]["prefill"]["flops_exact"] for t, r in row.items()),
+                average=fmean(percentages) if complete else None,
+            )
+        )
     model, fingerprint, _, *held, limit = _setting(found[0])
     held += {judge: None for record in found if (judge := _judge(record))}
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
-    note = (
-        "Score (% of the upper bound, vanilla). tokens: visual tokens asked for; mean, final: measured, "
-        "entering the decoder's layers on average and its last one."
-    )
-    remarks = [remark for record in found for remark in _remarks(record)]
-    return "\n".join([f"{about}\n\n{markdown(lines)}\n\n{note}", *remarks])
+    return Table(about, list(picks), rows, [note for record in found for note in _notes(record)])
 
 
-def _remarks(record: Record) -> Iterator[str]:
-    row = " ".join(str(part) for part in _row(record) if part is not None)
+def _notes(record: Record) -> Iterator[str]:
+    row = " ".join(str(part) for part in _key(record) if part is not None)
     total = f"of the {record['samples']['count']} samples of {record['task']}"
     if record["failed"]:
         yield f"{row}: {record['failed']} {total} could not be read and count as wrong."
@@ -148,30 +229,78 @@ def _order(item) -> tuple:
     return label != UPPER_BOUND, -(tokens or 0), label
 
 
-def _heading(record: Record) -> str:
+def _place(task: str) -> tuple:
+    """Columns stand in the papers' order, and others behind them."""
+    known = list(BENCHMARKS)
+    return known.index(task) if task in known else len(known), task
+
+
+def heading(record: Record) -> str:
     """The papers' name of a benchmark; of any other task its own, with its metric, lmms-eval's first one."""
     known = BENCHMARKS.get(record["task"])
     return known.column if known else f"{record['task']} ({record['metric']})"
 
 
-def _main(task: str) -> Callable[[dict[str, Record]], float | None]:
-    return lambda row: row[task]["score"] if task in row else None
+Pick = Callable[[dict[str, Record], dict[str, Record]], "Cell | None"]
 
 
-def _metrics(found: list[Record]) -> dict[str, Callable[[dict[str, Record]], float | None]]:
+def _cell(record: Record, score: float | None, bound: float | None) -> Cell:
+    if score is None or bound is None:
+        return Cell(score, None, record)
+    return Cell(score, 100 * score / bound if bound else float("nan"), record)
+
+
+def _main(task: str) -> Pick:
+    def pick(row, bounds):
+        return _cell(row[task], row[task]["score"], bounds[task]["score"]) if task in row else None
+
+    return pick
+
+
+def _metrics(found: list[Record]) -> dict[str, Pick]:
     """One column for each metric of a task, on the scale of its main one."""
 
-    def pick(name):
-        def value(row):
-            (record,) = row.values()
-            main, asked = (record["metrics"].get(metric) for metric in (record["metric"], name))
-            return asked and asked * (record["score"] / main if main else 1)  # None: no answer is judged yet
+    def on_scale(record: Record, name: str) -> float | None:
+        main, asked = (record["metrics"].get(metric) for metric in (record["metric"], name))
+        return asked and asked * (record["score"] / main if main else 1)  # None: no answer is judged yet
 
-        return value
+    def pick_of(name: str) -> Pick:
+        def pick(row, bounds):
+            (record,), (bound,) = row.values(), bounds.values()
+            return _cell(record, on_scale(record, name), on_scale(bound, name))
+
+        return pick
 
     main = found[0]["metric"]
     names = {name for record in found for name in record["metrics"]}
-    return {name: pick(name) for name in sorted(names, key=lambda name: (name != main, name))}
+    return {name: pick_of(name) for name in sorted(names, key=lambda name: (name != main, name))}
+
+
+def _compared(table: Table) -> Table:
+    """With intervals of all percentages, and what is as good as the best of its budget."""
+    from zipeval import stats
+
+    def samples(cell: Cell) -> list[dict]:
+        return records.read_samples(Path(cell.record["path"]).parent, cell.record)
+
+    bounds = {name: samples(cell) for name, cell in table.rows[0].cells.items()}
+    rows = []
+    for group in table.groups():
+        held = [{name: samples(cell) for name, cell in row.cells.items()} for row in group]
+        best = {}
+        for name in table.columns:
+            scored = [i for i, row in enumerate(group) if name in row.cells and row.cells[name].score is not None]
+            best[name] = max(scored, key=lambda i: group[i].cells[name].score, default=None)
+        for row, of in zip(group, held, strict=True):
+            cells = {}
+            for name, cell in row.cells.items():
+                task, first = cell.record["task"], best[name]
+                tied = first is not None and stats.tied(task, of[name], held[first][name])
+                cells[name] = replace(cell, comparison=stats.compare(task, of[name], bounds[name]), tied=tied)
+            pairs = [(cell.record["task"], of[name], bounds[name]) for name, cell in row.cells.items()]
+            average = None if row.average is None else stats.average(pairs)
+            rows.append(replace(row, cells=cells, average_comparison=average))
+    return replace(table, rows=rows)
 
 
 def _bound_command(record: Record, results: str) -> str:
@@ -181,8 +310,8 @@ def _bound_command(record: Record, results: str) -> str:
     given += [f"limit={config['limit']}"] if config["limit"] else []
     if "judge" in config:
         given += [f"judge.{name}={value}" for name, value in config["judge"].items()]
-        given += [f"data.videos={config['data']['videos']}"]
-    given += [f"data.root={config['data']['root']}"] if config["data"]["root"] else []
+    for name in ("videos", "root"):
+        given += [f"data.{name}={config['data'][name]}"] if config["data"].get(name) else []
     given += [f"results={results}"] if results != "results/runs" else []
     names = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
     for name in (*names, "prompt", "image_aspect"):
@@ -190,15 +319,3 @@ def _bound_command(record: Record, results: str) -> str:
         if config["model"][name] != getattr(ModelConfig, name) or name not in names:
             given.append(f"model.{name}={config['model'][name]}")
     return " ".join(["zipeval run", *given])
-
-
-def markdown(lines: list[list[str]]) -> str:
-    """A table whose columns line up, the first one to the left; `lines[0]` is the header."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-
-    def join(line):
-        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([join(lines[0]), rule, *map(join, lines[1:])])

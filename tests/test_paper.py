@@ -1,0 +1,105 @@
+"""The paper's tables: what follows from its raw scores, and our records beside them."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from test_tables import put
+
+from zipeval import paper
+from zipeval.cli import compose
+from zipeval.errors import UsageError
+from zipeval.render import render
+
+FIVE = {
+    "fastv 192 MM-Vet: 27.7 is 89.1% of 31.1, printed 89.7%.",
+    "fastv 128 MM-Vet: 28.1 is 90.4% of 31.1, printed 90.9%.",
+    "visionzip 128 LLaVA-B: 64.8 is 97.0% of 66.8, printed 97.6%.",
+    "sparsevlm 64 MM-Vet: 23.3 is 74.9% of 31.1, printed 74.5%.",
+    "fastv 128 average: it is 84.4%, printed 83.5%.",
+}
+
+
+def lines(file, table):
+    with (paper.SOURCE / file).open() as stream:
+        return [line for line in csv.DictReader(stream) if line["table"] == table]
+
+
+@pytest.mark.parametrize("name, wrong, count", [("table1", FIVE, 143), ("table2", set(), 70), ("table3", set(), 16)])
+def test_printed_percentages_follow_from_raw_scores(name, wrong, count):
+    table = paper.published(name)
+    assert set(table.notes) == wrong
+    cells = {(row.label, str(row.tokens), column): c for row in table.rows for column, c in row.cells.items()}
+    printed = lines("scores.csv", name)
+    assert len(cells) == len(printed) == count
+    for line in printed:
+        cell = cells[line["method"], line["visual_tokens"], line["benchmark"]]
+        assert cell.score == float(line["score"])
+        named = any(n.startswith(f"{line['method']} {line['visual_tokens']} {line['benchmark']}:") for n in wrong)
+        assert (abs(cell.percent - float(line["percent_of_upper_bound"])) > 0.1) == named
+    for row, line in zip(table.rows, lines("averages.csv", name), strict=True):
+        named = any(note.startswith(f"{row.label} {row.tokens} average") for note in wrong)
+        assert (abs(row.average - float(line["average_percent"])) > 0.1) == named
+
+
+def test_a_number_that_does_not_follow_is_named(monkeypatch, tmp_path):
+    for file in paper.SOURCE.glob("*.csv"):
+        text = file.read_text().replace("756,3.0,27.8,7.8", "756,3.5,27.8,7.8").replace("46.4,-9.2", "46.4,-8.2")
+        (tmp_path / file.name).write_text(text)
+    monkeypatch.setattr(paper, "SOURCE", tmp_path)
+    assert paper.published("table4").notes == ["visionzip 160 total_speedup: it is 3.0, printed 3.5."]
+    assert paper.published("table5").notes == ["ex1_without_top50_encoder_tokens: the change is -9.2%, printed -8.2%."]
+
+
+def test_speed_ups_and_changes_follow_from_raw_numbers():
+    for name in ("table4", "table5"):
+        assert paper.published(name).notes == []
+    (*_, visionzip) = paper.published("table4").rows
+    assert visionzip.cells["total_speedup"].score == pytest.approx(2293 / 756)
+    assert visionzip.cells["prefill_speedup"].score == pytest.approx(218 / 27.8)
+
+
+def test_records_stand_beside_the_paper_and_never_in_its_rows(tmp_path):
+    for method, tokens, gqa, pope in (("vanilla", None, 60.0, 80.0), ("visionzip", 64, 57.0, 72.0)):
+        for task, score in (("gqa", gqa), ("pope", pope), ("vizwiz_vqa_val", 1.0)):
+            put(tmp_path, method, score, tokens, task=task, model="llava15")
+    put(tmp_path, "vanilla", 99.0, task="gqa", model="another")
+    (table,) = paper.measured("table1", str(tmp_path))
+    assert table.columns == paper.published("table1").columns
+    kinds = {(row.label, row.tokens): row for row in table.rows}
+    assert len(kinds) == 2 + 13 + 2
+    ours, theirs = kinds["visionzip", 64], kinds["visionzip (published)", 64]
+    assert {name: cell.score for name, cell in ours.cells.items()} == {"GQA": 57, "POPE": 72}
+    assert theirs.cells["GQA"].score == 55.1
+    difference = kinds["visionzip: difference", 64]
+    assert difference.cells["GQA"].score == pytest.approx(57 - 55.1)
+    assert difference.cells["POPE"].percent == pytest.approx(90 - 100 * 77.0 / 85.9)
+    assert kinds["vanilla: difference", None].cells["GQA"].score == pytest.approx(60 - 61.9)
+    for row in table.rows:
+        assert {cell.record is not None for cell in row.cells.values()} == {row.kind == "measured"}
+    shown = render([table])
+    assert "+1.9 (+6.0%)" in shown
+    assert "-13.9 (" not in shown
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("table6", r"table=paper/table6: no such table. Did you mean table\d\?"),
+        ("table1", "no records of model=llava15"),
+        ("table4", "table=paper/table4: .* source=paper"),
+    ],
+)
+def test_what_cannot_be_shown(name, message, tmp_path):
+    put(tmp_path, "vanilla", 1.0, task="gqa")
+    with pytest.raises(UsageError, match=message):
+        paper.measured(name, str(tmp_path))
+
+
+def test_the_papers_models_and_columns_are_ours():
+    for name, model in paper.MODELS.items():
+        assert compose([f"model={model}"]).model.name == model
+        from zipeval.benchmarks import BENCHMARKS
+
+        assert set(paper.published(name).columns) <= {benchmark.column for benchmark in BENCHMARKS.values()}

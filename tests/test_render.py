@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from math import nan
+
+import pytest
+
+from zipeval.errors import UsageError
+from zipeval.render import FORMATS, render
+from zipeval.tables import Cell, Row, Table
+
+EVIL = '<script>alert("1")</script> & 100% of $x_1 {~^#}\\'
+RECORD = {"run_id": "run-1"}
+
+
+class Comparison:
+    def __init__(self, low, high, distinguishable):
+        self.low, self.high, self.distinguishable = low, high, distinguishable
+        self.lost, self.gained, self.p = 7, 3, 0.34
+
+
+def table():
+    """A bound; two methods at one budget, of which one is tied with the bound and one the best; one at another."""
+    bound = {"GQA": Cell(60.0, 100.0, RECORD, Comparison(100, 100, False), True), "x": Cell(0.0, nan, RECORD)}
+    tied = {"GQA": Cell(59.0, 98.33, RECORD, Comparison(96.0, 100.5, False)), "x": Cell(0.8, nan, RECORD)}
+    best = {"GQA": Cell(59.5, 99.17, RECORD, Comparison(98.5, 99.9, True), True)}
+    rows = [
+        Row("vanilla", None, bound, 576.0, 576.0, 1.0, nan),
+        Row("a", 64, tied, 64.0, 64.0, 0.111, 98.3),
+        Row(EVIL, 64, best, 81.0, 48.0, 0.2),
+        Row("c", 32, {"x": Cell(None, None, RECORD)}, 32.0, 32.0, 0.1),
+    ]
+    return Table("m (f), float32", ["GQA", "x"], rows, [f"c: {EVIL}"])
+
+
+def test_markdown():
+    lines = render([table()]).splitlines()
+    assert lines[2].split("|")[1:-1] == [
+        " method".ljust(len(EVIL) + 2), " tokens ", "  mean ", " final ", "  flops ",
+        "                       GQA ", "          x ", " average ",
+    ]  # fmt: skip
+    assert [cell.strip() for cell in lines[5].strip("|").split("|")][1:] == [
+        "64", "64.0", "64.0", "11.1%", "59.0 (98.3%, 96.0-100.5)≈", "0.8 (of 0)", "98.3%"
+    ]  # fmt: skip
+    assert "|  59.5 (99.2%, 98.5-99.9)† |          - |       - |" in lines[6]
+    assert lines[4].count("60.0 (100.0%)") == 1
+    assert "†" in lines[9]  # the legend
+
+
+def test_csv_and_json_hold_the_same_cells():
+    found = list(csv.DictReader(io.StringIO(render([table()], "csv"))))
+    (other,) = json.loads(render([table()], "json"))
+    assert [line["method"] for line in found] == [cell["method"] for cell in other["cells"]]
+    as_text = [{k: "" if v is None else str(v) for k, v in cell.items()} for cell in other["cells"]]
+    assert as_text == found
+    cell = next(c for c in other["cells"] if (c["method"], c["benchmark"]) == ("a", "GQA"))
+    assert {k: cell[k] for k in ("score", "percent", "low", "high", "lost", "gained", "p", "tied", "run_id")} == {
+        "score": 59.0, "percent": 98.33, "low": 96.0, "high": 100.5, "lost": 7, "gained": 3, "p": 0.34, "tied": False,
+        "run_id": "run-1",
+    }  # fmt: skip
+    assert other["notes"] == table().notes
+    assert next(c for c in other["cells"] if c["benchmark"] == "x")["percent"] is None
+
+
+class Texts(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.cells, self.stack = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.tags[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+
+def test_html_shows_labels_as_text():
+    parser = Texts()
+    parser.feed(render([table()], "html"))
+    assert "script" not in parser.tags
+    assert EVIL in parser.cells
+    assert parser.tags.count("tbody") == 3  # a budget each
+    assert "59.0 (98.3%, 96.0-100.5)≈" in parser.cells
+
+
+def test_latex_groups_budgets_and_escapes():
+    text = render([table()], "latex")
+    assert text.count(r"\midrule") == 3
+    assert r"59.0 (98.3\%, 96.0-100.5)$\approx$" in text
+    assert r"\textbf{59.5 (99.2\%, 98.5-99.9)}" in text
+    assert r"\& 100\% of \$x\_1 \{\textasciitilde{}\textasciicircum{}\#\}\textbackslash{}" in text
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
+def test_latex_compiles(tmp_path):
+    body = render([table()], "latex")
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + body + "\n\\end{document}\n"
+    (tmp_path / "t.tex").write_text(document)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_every_format_takes_several_tables():
+    for form in FORMATS:
+        assert render([table(), table()], form).count("vanilla") >= 2 * render([table()], form).count("vanilla") - 2
+
+
+def test_a_format_that_is_none():
+    with pytest.raises(UsageError, match=r"format=latx: no such format. Did you mean latex\?"):
+        render([table()], "latx")
+
+
+def test_tables_need_no_torch(tmp_path):
+    code = (
+        "import sys; from zipeval.cli import main;"
+        "sys.argv = ['zipeval', 'table', 'table=paper/table1', 'source=paper']; main(); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fastv 128 average: it is 84.4%, printed 83.5%." in done.stdout

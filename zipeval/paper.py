@@ -1,0 +1,136 @@
+"""The tables of the VisionZip paper: what it printed, and our measurements in their layout."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import zipeval.published
+from zipeval.errors import UsageError, did_you_mean
+from zipeval.tables import DIFFERENCE, PUBLISHED, UPPER_BOUND, Cell, Row, Table, tables
+
+SOURCE = Path(zipeval.published.__path__[0])
+CITATION = "VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467)"
+MODELS = {"table1": "llava15", "table2": "llava_next", "table3": "video_llava"}  # ours that the paper measured
+TABLES = (*MODELS, "table4", "table5")
+ROUNDING = 0.1  # points of a percentage: printed ones have one decimal, of scores that were rounded before
+
+
+def published(name: str) -> Table:
+    """A table as its raw numbers imply it. Notes name what was printed and does not follow from them.
+
+    Args:
+        name: `table1` to `table5`.
+
+    Raises:
+        UsageError: if there is none of this name.
+    """
+    if name not in TABLES:
+        raise UsageError(f"table=paper/{name}: no such table.{did_you_mean(name, TABLES)}")
+    if name == "table4":
+        return _efficiency()
+    return _misalignment() if name == "table5" else _scores(name)
+
+
+def measured(name: str, results: str, statistics: bool = False) -> list[Table]:
+    """Records in a table's layout, with the published rows and the differences from them.
+
+    Raises:
+        UsageError: without records of the table's model.
+    """
+    printed = published(name)
+    if name not in MODELS:
+        raise UsageError(
+            f"table=paper/{name}: it is not of benchmark scores, and no record holds what it is of. Its published "
+            f"numbers: `zipeval table table=paper/{name} source=paper`."
+        )
+    found = tables(results, model=MODELS[name], columns=printed.columns, statistics=statistics)
+    return [_beside(table, printed) for table in found]
+
+
+def _beside(table: Table, printed: Table) -> Table:
+    theirs = {(row.label, row.tokens): row for row in printed.rows}
+    theirs[UPPER_BOUND, None] = printed.rows[0]
+    rows = list(table.rows) + [replace(row, label=f"{row.label} (published)") for row in printed.rows]
+    rows += [_difference(row, theirs[key]) for row in table.rows if (key := (row.label, row.tokens)) in theirs]
+    return replace(table, columns=printed.columns, rows=rows, notes=[*table.notes, f"Published: {CITATION}."])
+
+
+def _difference(ours: Row, theirs: Row) -> Row:
+    def minus(a: float | None, b: float | None) -> float | None:
+        return None if None in (a, b) else a - b
+
+    cells = {
+        name: Cell(minus(cell.score, theirs.cells[name].score), minus(cell.percent, theirs.cells[name].percent))
+        for name, cell in ours.cells.items()
+        if name in theirs.cells
+    }
+    label = f"{ours.label}: difference"
+    return Row(label, ours.tokens, cells, average=minus(ours.average, theirs.average), kind=DIFFERENCE)
+
+
+def _scores(name: str) -> Table:
+    lines, averages = _of(name, "scores.csv"), _of(name, "averages.csv")
+    bound = {line["benchmark"]: float(line["score"]) for line in lines if line["method"] == UPPER_BOUND}
+    rows, notes = [], []
+    for printed in averages:
+        method, tokens = printed["method"], int(printed["visual_tokens"])
+        row = f"{method} {tokens}"
+        cells = {}
+        for line in lines:
+            if (line["method"], int(line["visual_tokens"])) == (method, tokens):
+                column, score = line["benchmark"], float(line["score"])
+                cells[column] = Cell(score, 100 * score / bound[column])
+                of = f"{score:g} is {{:.1f}}% of {bound[column]:g}"
+                notes += _disagreement(f"{row} {column}", of, cells[column].percent, line["percent_of_upper_bound"])
+        average = fmean(cell.percent for cell in cells.values())
+        notes += _disagreement(f"{row} average", "it is {:.1f}%", average, printed["average_percent"])
+        rows.append(Row(method, tokens, cells, average=average, kind=PUBLISHED))
+    return Table(_about(name, lines), list(bound), rows, notes)
+
+
+def _efficiency() -> Table:
+    """Table 4. Of a speed-up the paper prints one decimal."""
+    lines = _of("table4", "efficiency.csv")
+    rows, notes = [], []
+    for line in lines:
+        row = f"{line['method']} {line['visual_tokens']}"
+        numbers = {name: float(line[name]) for name in ("total_time_s", "prefill_ms")}
+        for what, name in (("total_speedup", "total_time_s"), ("prefill_speedup", "prefill_ms")):
+            numbers[what] = float(lines[0][name]) / numbers[name]
+            notes += _disagreement(f"{row} {what}", "it is {:.1f}", numbers[what], line[what], unit="")
+        cells = {name: Cell(number, None) for name, number in numbers.items()}
+        rows.append(Row(line["method"], int(line["visual_tokens"]), cells, kind=PUBLISHED))
+    return Table(f"{_about('table4', lines)}, {lines[0]['benchmark']}, {lines[0]['gpu']}", list(numbers), rows, notes)
+
+
+def _misalignment() -> Table:
+    """Table 5: percentages are of SparseVLM on all tokens."""
+    lines = _of("table5", "misalignment.csv")
+    column, bound = lines[0]["benchmark"], float(lines[0]["score"])
+    rows, notes = [], []
+    for line in lines:
+        cell = Cell(float(line["score"]), 100 * float(line["score"]) / bound)
+        rows.append(Row(line["experiment"], int(line["visual_tokens"]), {column: cell}, kind=PUBLISHED))
+        if line["change_percent"]:
+            notes += _disagreement(
+                line["experiment"], "the change is {:.1f}%", cell.percent - 100, line["change_percent"]
+            )
+    return Table(_about("table5", lines), [column], rows, notes)
+
+
+def _of(name: str, file: str) -> list[dict[str, str]]:
+    with (SOURCE / file).open(encoding="utf-8", newline="") as stream:
+        return [line for line in csv.DictReader(stream) if line["table"] == name]
+
+
+def _about(name: str, lines: list[dict[str, str]]) -> str:
+    return f"{lines[0]['model']}, published: {CITATION}, Table {name[-1]}"
+
+
+def _disagreement(where: str, said: str, value: float, printed: str, unit: str = "%") -> Iterator[str]:
+    if abs(value - float(printed)) > ROUNDING:
+        yield f"{where}: {said.format(value)}, printed {printed}{unit}."
