@@ -123,7 +123,8 @@ def test_a_format_that_is_none():
 def test_tables_need_no_torch(tmp_path):
     code = (
         "import sys; from zipeval.cli import main;"
-        "sys.argv = ['zipeval', 'table', 'table=paper/table1', 'source=paper']; main(); sys.exit('torch' in sys.modules)"
+        "sys.argv = ['zipeval', 'table', 'table=paper/table1', 'source=paper']; main();"
+        "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
