@@ -207,3 +207,66 @@ def test_two_records_for_one_cell_are_both_named(tmp_path):
 def test_no_records(tmp_path):
     with pytest.raises(UsageError, match="no records"):
         render(tables(str(tmp_path / "nowhere")))
+
+
+def answered(root, method, right, tokens=None, task="gqa"):
+    """A run that answers these of 200 questions right."""
+    samples = [
+        {"doc_id": i, "question_hash": str(i), "score": float(i in right), "target": "x", "prediction": "x"}
+        for i in range(200)
+    ]
+    path = put(root, method, len(right) / 2, tokens, task=task)
+    record = records.read(path)
+    record.pop("path")
+    for file in path.parent.glob(f"{task}.*"):
+        file.unlink()
+    return records.write(path.parent, record | {"score": len(right) / 2}, samples)
+
+
+def test_statistics_compare_runs_question_by_question(tmp_path):
+    answered(tmp_path, "vanilla", range(160))
+    answered(tmp_path, "visionzip", range(1, 160), 16)  # all but one of them
+    answered(tmp_path, "pool", range(2, 161), 16)  # as many: two lost, one gained
+    answered(tmp_path, "random", range(80), 16)
+    (table,) = tables(str(tmp_path), statistics=True)
+    rows = {row.label: row.cells["GQA"] for row in table.rows}
+    visionzip = rows["visionzip"].comparison
+    assert (visionzip.lost, visionzip.gained, visionzip.p) == (1, 0, 1.0)
+    assert (rows["pool"].comparison.lost, rows["pool"].comparison.gained) == (2, 1)
+    assert visionzip.low < rows["visionzip"].percent == 99.375 < visionzip.high
+    assert not visionzip.distinguishable
+    assert rows["random"].comparison.distinguishable
+    assert {label: cell.tied for label, cell in rows.items()} == {
+        "vanilla": True, "visionzip": True, "pool": True, "random": False
+    }  # fmt: skip
+    shown = cells(render([table]))
+    (line,) = [line for line in shown if line[0] == "random"]
+    assert line[5].startswith("40.0 (50.0%, 4")
+    assert not line[5].endswith(("≈", "†"))
+    assert [line[5][-2:] for line in shown if line[0] in ("pool", "visionzip")] == ["≈†", "≈†"]
+    assert [line[5] for line in shown if line[0] == "vanilla"] == ["80.0 (100.0%)"]
+
+
+def test_the_average_has_an_interval_of_its_own(tmp_path):
+    for task in ("gqa", "scienceqa_img"):
+        answered(tmp_path, "vanilla", range(160), task=task)
+        answered(tmp_path, "visionzip", range(40, 160), 16, task=task)
+    (table,) = tables(str(tmp_path), statistics=True)
+    row = table.rows[-1]
+    single, both = row.cells["GQA"].comparison, row.average_comparison
+    assert both.percent == row.average == 75
+    assert both.high - both.low == pytest.approx((single.high - single.low) / 2**0.5, rel=0.1)
+    assert f"75.0%, {both.low:.1f}-{both.high:.1f} |" in render([table])
+
+
+def test_runs_of_other_questions_are_not_compared(tmp_path):
+    answered(tmp_path, "vanilla", range(160))
+    path = answered(tmp_path, "visionzip", range(80), 16)
+    record = records.read(path)
+    samples = records.read_samples(path.parent, record)
+    samples[3]["question_hash"] = "another"
+    record.pop("path")
+    path.unlink()
+    records.write(path.parent, record, samples)
+    with pytest.raises(UsageError, match="do not pair"):
+        tables(str(tmp_path), statistics=True)
