@@ -154,6 +154,43 @@ def test_an_image_that_is_not_square_is_padded_or_cropped():
     assert gray == pytest.approx(0, abs=0.02)  # the mean colour
 
 
+def gradient(width, height):
+    """Red from left to right, green from top to bottom."""
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([red, green, 0 * red], 2).astype(np.uint8))
+
+
+def middle(image):
+    """The middle square."""
+    width, height = image.size
+    cut = abs(width - height) // 2
+    return image.crop((cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut))
+
+
+@pytest.mark.parametrize("size", [(288, 96), (60, 180), (96, 96)])
+@pytest.mark.parametrize(
+    "overrides, side, seen",
+    [
+        (["model.image_aspect=pad"], 96, lambda image: media.rgb(image, "pad", GRAY)),
+        (["model.image_aspect=crop"], 96, middle),
+        (["model=tiny_next"], 96, lambda image: image),  # the whole of it, squeezed
+        (["model=tiny_gemini"], 192, lambda image: media.rgb(image, "pad", GRAY)),
+    ],
+)
+def test_the_picture_that_is_kept_is_what_the_model_sees(overrides, side, seen, size):
+    session, image = Session(compose(overrides)), gradient(*size)
+    asked = [ask("What?", ("image", Image.new("RGB", (9, 9)))), ask("What?", ("image", image))]
+    inputs = session.inputs([session.decoded(messages) for messages in asked])
+    kept = Image.open(BytesIO(session.jpeg(inputs["pixel_values"][1])))
+    assert (kept.format, kept.size) == ("JPEG", (side, side))
+    expected = seen(image).resize((side, side), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(kept, float) - np.asarray(expected, float)).mean() < 3
+
+
+def test_large_pictures_are_kept_small():
+    assert Image.open(BytesIO(media.jpeg(np.zeros((3, 768, 768)), [0.5] * 3, [0.2] * 3))).size == (336, 336)
+
+
 @pytest.mark.parametrize("name, who", [("vicuna_v1", "user"), ("llava_v1", "human")])
 def test_conversations_are_those_of_llava(name, who):
     """Written out from LLaVA's conversation formats; images are where the task puts them, one line each."""
@@ -247,7 +284,9 @@ def photos(tmp_path):
 
 
 def test_a_damaged_image_of_a_data_set_is_one_recorded_failure(photos):
-    record, samples = evaluate(ZipEval(Session(compose([]))), "photos", photos)
+    model = ZipEval(Session(compose([])))
+    record, samples = evaluate(model, "photos", photos)
+    assert model.images.keys() == {("photos", 0), ("photos", 3)}
     assert ["error" in sample for sample in samples] == [False, True, True, False]
     assert record["failed"] == 2
     assert record["visual_tokens"]["mean"] == 144
@@ -284,7 +323,8 @@ def clips(tmp_path):
 
 @pytest.mark.parametrize("overrides", [["method=vanilla"], ["method=visionzip", "tokens=80"]], ids=" ".join)
 def test_a_damaged_video_is_one_recorded_failure(clips, overrides):
-    record, samples = evaluate(ZipEval(Session(compose(["model=tiny_video", *overrides]))), "clips", clips)
+    model = ZipEval(Session(compose(["model=tiny_video", *overrides])))
+    record, samples = evaluate(model, "clips", clips)
     assert record["failed"] == 2
     assert record["metrics"]["empty"] >= 0.5
     assert ["error" in sample for sample in samples] == [False, True, False, True]
@@ -294,6 +334,9 @@ def test_a_damaged_video_is_one_recorded_failure(clips, overrides):
     assert [sample.get("visual_tokens") for sample in samples] == [[tokens] * 6, None, [tokens] * 6, None]
     assert record["visual_tokens"]["mean"] == tokens
     assert samples[0]["crops"] == [8]
+    first_frames = [np.asarray(Image.open(BytesIO(model.images["clips", doc_id]))).mean() for doc_id in (0, 2)]
+    assert first_frames == pytest.approx([0, 90], abs=8)
+    assert len(model.images) == 2
 
 
 def test_nothing_readable_is_no_result(clips):

@@ -22,7 +22,8 @@ from pathlib import Path
 from zipeval import records
 for i in itertools.count():
     samples = [{"doc_id": n, "text": "x" * 1000} for n in range(400)]
-    records.write(Path(sys.argv[1]), {"task": f"task{i}", "padding": "y" * 400_000}, samples)
+    images = {n: b"z" * 9999 for n in range(4)}
+    records.write(Path(sys.argv[1]), {"task": f"task{i}", "padding": "y" * 400_000}, samples, images)
     print(i, flush=True)
 """
 
@@ -42,6 +43,8 @@ def test_a_killed_writer_leaves_whole_records_only(tmp_path):
         for record in found:
             assert record["padding"] == "y" * 400_000
             assert len(records.read_samples(directory, record)) == record["samples"]["count"] == 400
+            folder = directory / f"{record['task']}.images"
+            assert {path.name: path.stat().st_size for path in folder.iterdir()} == {f"{n}.jpg": 9999 for n in range(4)}
         shutil.rmtree(directory)
 
 
@@ -59,6 +62,26 @@ def test_a_record_is_never_replaced(tmp_path):
     with pytest.raises(FileExistsError):
         records.write(tmp_path, {"task": "t", "score": 2}, [])
     assert records.read(path)["score"] == 1
+
+
+def test_images_are_there_before_their_record_and_go_with_the_next(tmp_path, monkeypatch):
+    folder = tmp_path / "t.images"
+    waiting = {"task": "t", "status": "incomplete"}
+    path = records.write(tmp_path, waiting, [{"doc_id": 0}], {0: b"a", 1: b"b"})
+    records.write(tmp_path, waiting, [{"doc_id": 0, "score": 1}])  # a judge has spoken
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {"0.jpg": b"a", "1.jpg": b"b"}
+    path.unlink()
+
+    def full(*given):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="no space"):
+        disk.setattr(os, "fsync", full)
+        records.write(tmp_path, {"task": "t"}, [], {1: b"c"})
+    assert not path.exists()
+    records.write(tmp_path, {"task": "t"}, [], {1: b"c"})
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {"1.jpg": b"c"}
+    assert sorted(os.listdir(tmp_path)) == ["t.images", "t.json", "t.samples.jsonl"]
 
 
 def test_round_trip(tmp_path):

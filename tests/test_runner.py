@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import save_llava15
 from transformers import LlavaForConditionalGeneration
 
@@ -62,8 +64,28 @@ def test_what_a_record_holds(vanilla, visionzip):
         assert sample["scores"]["accuracy"] == float(sample["prediction"].lower() == sample["target"].lower())
         assert sample["visual_tokens"] == [16] * 6
         assert sample["kv_entries"] == 6 * sample["prompt_tokens"]
+        (kept,), (merged,) = sample["kept"], sample["merged"]
+        assert (len(kept), len(merged)) == (12, 3)  # CLS is the 16th
+        assert {*kept, *merged} <= {*range(144)}
         assert 16 < sample["prompt_tokens"] < 60
         assert 1 <= sample["output_tokens"] <= 8
+
+
+def test_what_nothing_is_removed_from_has_no_tokens_that_are_left(vanilla, tmp_path):
+    _, everything = evaluate(tmp_path, "method=visionzip", "tokens=144", "limit=2")
+    for sample in (*vanilla[1], *everything):
+        assert not {"kept", "merged"} & sample.keys()
+
+
+def test_the_first_pictures_are_beside_the_record(vanilla, visionzip):
+    table = datasets.Dataset.from_parquet(f"{zipeval.tasks.__path__[0]}/shapes/test.parquet")
+    for record, _ in (vanilla, visionzip):
+        paths = sorted(Path(record["path"]).parent.glob("zipeval_shapes.images/*"))
+        assert [path.name for path in paths] == [f"{doc_id}.jpg" for doc_id in range(8)]
+        for doc_id, path in enumerate(paths):
+            picture = np.asarray(Image.open(path), float)
+            assert picture.shape == (96, 96, 3)
+            assert np.abs(picture - np.asarray(table[doc_id]["image"].convert("RGB"), float)).mean() < 5
 
 
 def test_reduction_changes_answers_and_not_the_prompt(vanilla, visionzip):
@@ -132,6 +154,18 @@ def test_counts_are_of_the_right_prompt_under_beam_search(vanilla, tmp_path, mon
     for name in ("visual_tokens", "prompt_tokens"):
         assert [s[name] for s in samples] == [s[name] for s in vanilla[1][:8]]
     assert len({s["prompt_tokens"] for s in samples}) > 1
+
+
+def test_tokens_are_of_the_right_prompt_under_beam_search(tmp_path, monkeypatch):
+    settings = ["method=fastv", "tokens=48", "limit=8"]
+    _, greedy = evaluate(tmp_path / "greedy", *settings)
+    options = chat_model._generation_options
+    monkeypatch.setattr(chat_model, "_generation_options", lambda given: {**options(given), "num_beams": 2})
+    _, beams = evaluate(tmp_path / "beams", *settings)
+    kept = [sample["kept"] for sample in beams]
+    assert kept == [sample["kept"] for sample in greedy]
+    assert len({str(its) for its in kept}) > 1
+    assert {len(its[0]) for its in kept} == {beams[0]["visual_tokens"][-1]}
 
 
 def test_answers_end_where_the_task_says(visionzip, tmp_path, monkeypatch):

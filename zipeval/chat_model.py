@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -15,6 +15,7 @@ from zipeval.errors import BudgetError, MediaError, UsageError
 from zipeval.media import decoding
 
 SAMPLING = ("temperature", "top_p", "top_k")
+PICTURED = 8  # samples of a task whose picture is kept
 DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
 
 
@@ -40,6 +41,7 @@ class ZipEval(lmms):
         self.session = session
         self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample;
         # its `latency` is the seconds from its batch's first image to its batch's last token
+        self.images: dict[tuple[str, int], bytes] = {}  # of the first samples of a task, likewise: a JPEG file
 
     def __repr__(self) -> str:
         """Part of the key of lmms-eval's response cache: has to tell methods and budgets apart."""
@@ -63,6 +65,7 @@ class ZipEval(lmms):
         import torch
 
         from zipeval.engine.ledger import ledger
+        from zipeval.engine.trace import trace
         from zipeval.progress import progress
 
         answers: list[GenerationResult] = []
@@ -72,19 +75,21 @@ class ZipEval(lmms):
             torch.inference_mode(),
             self.session.method.applied(model),
             ledger(model) as prefills,
+            trace(model) as told,
             progress(label, len(requests)) as advance,
         ):
             for batch in _batches(requests, self.session.config.batch_size):
                 prefills.clear()
+                told.clear()
                 start = time.perf_counter()
-                answers += self._answers(model, batch, prefills)
+                answers += self._answers(model, batch, prefills, told)
                 seconds = time.perf_counter() - start
                 for request in batch:
                     self.measured[request.args[4], request.args[3]] |= {"latency": seconds, "batch": len(batch)}
                 advance(len(batch))
         return answers
 
-    def _answers(self, model, batch: list[Instance], prefills) -> list[GenerationResult]:
+    def _answers(self, model, batch: list[Instance], prefills, told) -> list[GenerationResult]:
         """Those of a batch; of a question whose image or video cannot be decoded, an empty one."""
         readable, conversations, answers = [], [], [GenerationResult("", TokenCounts(0, 0))] * len(batch)
         for number, request in enumerate(batch):
@@ -94,22 +99,26 @@ class ZipEval(lmms):
             except MediaError as error:
                 self.measured[request.args[4], request.args[3]] = {"error": str(error)}
         if readable:
-            generated = self._answer(model, [batch[i] for i in readable], conversations, prefills)
+            generated = self._answer(model, [batch[i] for i in readable], conversations, prefills, told)
             for number, answer in zip(readable, generated, strict=True):
                 answers[number] = answer
         return answers
 
-    def _answer(self, model, batch: list[Instance], conversations: list, prefills) -> list[GenerationResult]:
+    def _answer(self, model, batch: list[Instance], conversations: list, prefills, told) -> list[GenerationResult]:
+        from zipeval.engine.images import PIXELS, pictures, pixels
+
         generation = dict(batch[0].args[2])
         stops = [s for s in generation.pop("until", None) or [] if s]
         inputs = self.session.inputs(conversations)
-        images = _pictures(model, inputs, conversations)
+        self._picture(batch, conversations, {kind: pixels(inputs, kind) for kind in PIXELS})
+        images = _by_prompt(conversations, {kind: pictures(model, inputs, kind) for kind in PIXELS})
         start = inputs["input_ids"].shape[1]
         new = self._generate(model, inputs, generation)[:, start:]
         (prefill,) = prefills
         texts = self.session.decode(new)
         eos = model.generation_config.eos_token_id
         beams = len(prefill.entered) // len(batch)  # generate() repeats a prompt for each of its beams
+        left = self._left(told, model, inputs, conversations, beams)
         results = []
         decoder = model.base_model.language_model.config
         for row, request in enumerate(batch):
@@ -127,10 +136,25 @@ class ZipEval(lmms):
                 "flops_formula": flops.formula(entered, decoder),
                 "flops_exact": flops.exact(entered, decoder),
                 "output_tokens": written,
+                **left[row],
             }
             counts = TokenCounts(input_tokens=entered[0], output_tokens=written)
             results.append(GenerationResult(text.strip(), counts))
         return results
+
+    def _picture(self, batch: list[Instance], conversations: list, given: dict) -> None:
+        """Of a task's first samples, keep the first picture of the prompt, if it has one."""
+        found = {kind: its for kind, its in given.items() if its is not None}
+        for request, its in zip(batch, _by_prompt(conversations, found), strict=True):
+            if its and request.args[3] < PICTURED:
+                self.images[request.args[4], request.args[3]] = self.session.jpeg(its[0])
+
+    def _left(self, told, model, inputs, conversations: list, beams: int) -> list[dict]:
+        """The visual tokens that the method left of each prompt, if it removes any."""
+        if not self.session.reduces:
+            return [{}] * len(conversations)
+        places = _by_prompt(conversations, told.places(model, inputs))
+        return [told.left(row * beams, its) for row, its in enumerate(places)]
 
     def _generate(self, model, inputs, generation: dict):
         import torch
@@ -162,13 +186,11 @@ class ZipEval(lmms):
             return to_messages(self.task_dict[task][split][doc_id])
 
 
-def _pictures(model, inputs, conversations: list) -> list[list[Picture]]:
-    """The images and videos of each prompt."""
-    from zipeval.engine.images import PIXELS, pictures
-
-    remaining = {kind: iter(pictures(model, inputs, kind)) for kind in PIXELS}
+def _by_prompt(conversations: list, found: dict[str, Iterable]) -> list[list]:
+    """What was found of all images and of all videos, in reading order, put together by prompts."""
+    remaining = {kind: iter(its) for kind, its in found.items()}
     parts = [[part["type"] for message in messages for part in message["content"]] for messages in conversations]
-    return [[next(remaining[kind]) for kind in kinds if kind in PIXELS] for kinds in parts]
+    return [[next(remaining[kind]) for kind in kinds if kind in remaining] for kinds in parts]
 
 
 def _batches(requests: list[Instance], size: int) -> Iterator[list[Instance]]:

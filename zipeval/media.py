@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from unittest.mock import patch
 
 import av
@@ -16,6 +17,9 @@ from zipeval.errors import MediaError
 # What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF.
 # AttributeError is that of a row without its image.
 BROKEN = (OSError, ValueError, AttributeError, SyntaxError, RuntimeError, Image.DecompressionBombError)
+
+
+THUMBNAIL = 336  # pixels of its longer side, at most
 
 
 @contextmanager
@@ -48,6 +52,19 @@ def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int])
     square = Image.new("RGB", (side, side), background)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def jpeg(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> bytes:
+    """A JPEG file of a picture as the model saw it.
+
+    Args:
+        pixels: (3, height, width), normalised by the `mean` and `std` of each channel.
+    """
+    levels = 255 * (pixels.transpose(1, 2, 0) * std + mean)
+    image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(file := BytesIO(), "JPEG", quality=85)
+    return file.getvalue()
 
 
 def frames(path: str | os.PathLike, count: int) -> np.ndarray:

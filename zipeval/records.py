@@ -2,9 +2,11 @@
 
     results/runs/RUN_ID/TASK.json
     results/runs/RUN_ID/TASK.samples.jsonl
+    results/runs/RUN_ID/TASK.images/DOC_ID.jpg    the pictures of the first samples, as the model saw them
 
-A record is written last and atomically: where it exists, the task is answered and its samples are complete. Only one of
-status "incomplete" is ever replaced: answers of it wait for a judge. Its samples are in TASK.DIGEST.samples.jsonl.
+A record is written last and atomically: where it exists, the task is answered, its samples and images are complete.
+Only one of status "incomplete" is ever replaced: answers of it wait for a judge. Its samples are in
+TASK.DIGEST.samples.jsonl.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,13 @@ PACKAGES = (
 CIRCUMSTANCES = ("started", "seconds", "path", "samples", "latency", "batch")
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either what it held before or all of it, whenever the process dies."""
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write `content` so that `path` holds either what it held before or all of it, whenever the process dies."""
+    content = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -70,12 +73,20 @@ def prepare(results: str) -> Path:
     return path
 
 
-def write(directory: Path, record: dict[str, Any], samples: list[dict[str, Any]]) -> Path:
-    """Write a task below `directory`; returns the record's path. A record that is finished is never replaced."""
+def write(
+    directory: Path, record: dict[str, Any], samples: list[dict[str, Any]], images: Mapping[int, bytes] | None = None
+) -> Path:
+    """Write a task below `directory`; returns the record's path. A record that is finished is never replaced.
+
+    Args:
+        images: by doc_id, JPEG files; without any, those stay that are there.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{record['task']}.json"
     if path.exists() and not incomplete(read(path)):
         raise FileExistsError(path)
+    if images:
+        _write_images(directory / f"{record['task']}.images", images)
     lines = "".join(json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples)
     digest = hashlib.sha256(lines.encode()).hexdigest()
     # The record that is replaced keeps its samples until it is.
@@ -87,6 +98,16 @@ def write(directory: Path, record: dict[str, Any], samples: list[dict[str, Any]]
         if replaced.name != name:
             replaced.unlink()
     return path
+
+
+def _write_images(folder: Path, images: Mapping[int, bytes]) -> None:
+    """Below `folder`, in place of what an earlier record left there."""
+    folder.mkdir(exist_ok=True)
+    paths = {folder / f"{doc_id}.jpg": image for doc_id, image in images.items()}
+    for path, image in paths.items():
+        atomic_write(path, image)
+    for path in {*folder.glob("*.jpg")} - paths.keys():
+        path.unlink()
 
 
 def incomplete(record: dict[str, Any]) -> bool:

@@ -73,8 +73,7 @@ class Session:
         """A setting beyond what is there would silently be vanilla under another name; tokens= all of them says so."""
         available = self.checkpoint.visual_tokens
         asked = {k: v for k, v in self.config.method.items() if k not in ("name", "_target_", "seed")}
-        nothing = self.entering([self.shape.picture]) == [available] * self.shape.layers
-        if asked and nothing and self.config.tokens != available:
+        if asked and not self.reduces and self.config.tokens != available:
             settings = ", ".join(f"{k}={v}" for k, v in asked.items() if v is not None)
             raise UsageError(
                 f"method={self.config.method['name']} ({settings}) removes nothing: {self.config.model.name} has "
@@ -102,6 +101,11 @@ class Session:
     def entering(self, images: list[Picture]) -> list[int]:
         """Visual tokens that should enter each decoder layer, of a prompt with these images."""
         return self.method.entering(images, self.shape.layers)
+
+    @cached_property
+    def reduces(self) -> bool:
+        """Whether the method removes anything of the model's largest picture."""
+        return self.entering([self.shape.picture]) != [self.checkpoint.visual_tokens] * self.shape.layers
 
     @cached_property
     def resolved(self) -> dict:
@@ -172,6 +176,14 @@ class Session:
         batch = processor(text=texts, **given, padding=True, return_tensors="pt")
         return batch.to(model.device, model.dtype)
 
+    def jpeg(self, pixels) -> bytes:
+        """A picture of which the processor made `pixels` (..., 3, height, width); the first of its crops or frames."""
+        from zipeval import media
+
+        images = self.load()[1].image_processor
+        first = pixels.flatten(0, -4)[0] if pixels.ndim > 3 else pixels
+        return media.jpeg(first.float().cpu().numpy(), images.image_mean, images.image_std)
+
     def decode(self, ids) -> list[str]:
         return self.load()[1].batch_decode(ids, skip_special_tokens=True)
 
@@ -207,7 +219,8 @@ def run(config: RunConfig) -> list[Path]:
 
                 model = model or ZipEval(session)
                 record, samples = evaluate(model, task, folder)
-                records.write(directory, record, samples)
+                images = {doc_id: jpeg for (of, doc_id), jpeg in model.images.items() if of == task}
+                records.write(directory, record, samples, images)
             if task in PROTOCOLS:
                 record = _judge(judge, directory, records.read(path))
             print(f"{directory.name} {task}: {_outcome(record)} -> {path}")

@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 
 from zipeval.budget import Picture, Shape
 from zipeval.engine.ragged import compact_index, take, visual_slots
+from zipeval.engine.trace import observer
 
 DECODERS = ("llama", "mistral", "qwen2", "gemma")
 _reduced = WeakSet()  # models under a method of this stage
@@ -358,6 +359,8 @@ class _Calls:
         self.ready[layer] = self.arguments(layer, p.hidden, cache, p.positions, padded)
         hidden, p.hidden = p.hidden, None
         if layer == self.layers[-1]:
+            if (told := observer(self.model)) is not None:
+                told.decoded(p.given.visual, p.source, p.visual)
             self.prompts = None  # holds activations of full length
         return hidden
 

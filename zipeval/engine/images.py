@@ -5,8 +5,6 @@ A crop is what the encoder sees at once: an image, the whole image and its tiles
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
@@ -70,48 +68,68 @@ def tiles(model, size: torch.Tensor) -> int:
     return rows * columns
 
 
-def stock_tokens(model, size: torch.Tensor) -> int:
-    """Its visual tokens without reduction, by definition: what the stock packing makes of crops of width 1."""
-    dummy = torch.zeros(tiles(model, size) + 1, side(model) ** 2, 1)
+def stock_packing(model, size: torch.Tensor) -> torch.Tensor:
+    """What the model packs an image of `size` into: of each visual token, which patch of its crops it is, counted crop
+    after crop, or -1 for a row end.
+
+    By definition: what the stock packing makes of these numbers.
+    """
+    crops = 1 + tiles(model, size)
+    patches = torch.arange(crops * side(model) ** 2, dtype=torch.float32).view(crops, -1, 1)
     stock = type(model.base_model).pack_image_features
-    return int(stock(model.base_model, [dummy], [size], "default", image_newline=torch.zeros(1))[1])
+    row_end = torch.full((1,), -1.0)
+    return stock(model.base_model, [patches], [size], "default", image_newline=row_end)[0][0][:, 0].long()
 
 
-def pack(
-    model, crops: list[torch.Tensor], kept: list[torch.Tensor], size: torch.Tensor, row_ends: bool
-) -> torch.Tensor:
-    """The tokens of an image in tiles, in the official VisionZip's order.
+def stock_tokens(model, size: torch.Tensor) -> int:
+    """Visual tokens of an image of `size` without reduction."""
+    return len(stock_packing(model, size))
+
+
+def stock_positions(model, inputs: dict, kind: str = "image") -> list[torch.Tensor]:
+    """Of each image's or video's visual tokens without reduction, which patch it is, counted crop after crop; -1 for a
+    row end and for CLS.
+    """
+    if kind == "image" and inputs.get("image_sizes") is not None:
+        return [stock_packing(model, size) for size in inputs["image_sizes"]]
+    patches = torch.arange(side(model) ** 2)
+    found = []
+    for picture in pictures(model, inputs, kind):
+        cls = patches.new_full((picture.patches - len(patches),), -1)
+        found.append(torch.cat([torch.cat([cls, patches + crop * len(patches)]) for crop in range(picture.crops)]))
+    return found
+
+
+def packing(model, counts: list[int], kept: list[torch.Tensor], size: torch.Tensor, row_ends: bool) -> torch.Tensor:
+    """The tokens of an image in tiles, in the official VisionZip's order: which of all crops' it is, -1: a row end.
 
     The whole image as it is; then the tiles' patches in raster order of the image that they make up together, the
     CLS tokens of the tiles, and their merged tokens. Nothing is cut off where the image was padded.
     An image that nothing was removed from is packed as the model packs it.
 
     Args:
-        crops: features (k, D) of the whole image and of its tiles.
-        kept: (<= k) the positions of the first of them in the encoder's sequence, as in `Reduced`.
+        counts: tokens of the whole image and of its tiles.
+        kept: (<= count) the positions of the first of them in the encoder's sequence, as in `Reduced`.
         size: (2) height and width of the image.
         row_ends: whether the model's row end follows every row of patches, also where none is left of it; the
             official code has none.
     """
-    prefix, width = cls_tokens(model), side(model)
-    everything = torch.arange(width**2, device=crops[0].device) + prefix
+    prefix, width, device = cls_tokens(model), side(model), kept[0].device
+    everything = torch.arange(width**2, device=device) + prefix
     if all(torch.equal(positions, everything) for positions in kept):
-        base, strategy = model.base_model, model.config.vision_feature_select_strategy
-        stock = partial(type(base).pack_image_features, base, image_newline=base.image_newline)
-        return stock([torch.stack(crops)], [size], strategy)[0][0]
+        return stock_packing(model, size).to(device)
     tile_rows, tile_columns = grid(model, size)
     rows, columns = tile_rows * width, tile_columns * width
     places = []
-    for tile, (features, positions) in enumerate(zip(crops[1:], kept[1:], strict=True)):
+    for tile, (count, positions) in enumerate(zip(counts[1:], kept[1:], strict=True)):
         patch = positions - prefix
         top, left = tile // tile_columns * width, tile % tile_columns * width
         place = (top + patch // width) * (columns + 1) + left + patch % width
         place = torch.where(patch < 0, rows * (columns + 1), place)  # CLS: behind all patches
-        merged = place.new_full((len(features) - len(patch),), rows * (columns + 1) + 1)
+        merged = place.new_full((count - len(patch),), rows * (columns + 1) + 1)
         places.append(torch.cat([place, merged]))
-    tiles_tokens = torch.cat(crops[1:])
     if row_ends:
-        places.append(torch.arange(rows, device=places[0].device) * (columns + 1) + columns)
-        tiles_tokens = torch.cat([tiles_tokens, model.base_model.image_newline.to(tiles_tokens).expand(rows, -1)])
-    order = torch.cat(places).argsort(stable=True)
-    return torch.cat([crops[0], tiles_tokens[order]])
+        places.append(torch.arange(rows, device=device) * (columns + 1) + columns)
+    order = torch.cat(places).argsort(stable=True) + counts[0]
+    order = order.masked_fill(order >= sum(counts), -1)
+    return torch.cat([torch.arange(counts[0], device=device), order])

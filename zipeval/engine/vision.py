@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.images import PIXELS, cls_tokens, pack, pictures, pixels, tower
+from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, tower
 from zipeval.engine.ragged import compact_index, take, visual_slots
+from zipeval.engine.trace import observer
 
 ROWS = 64
 
@@ -82,10 +83,12 @@ class Reduced:
     Attributes:
         features: (N, k, D) for the projector; the first `kept.shape[1]` are tokens of the encoder, the rest merged.
         kept: (N, <= k) their positions in `Crops.hidden`, ascending (with CLS: 0 is CLS, patch p is p + 1).
+        merged: (N, k - kept.shape[1]) likewise, where the merged ones stand; None if in no one place.
     """
 
     features: torch.Tensor
     kept: torch.Tensor
+    merged: torch.Tensor | None = None
 
 
 class VisionMethod(ABC):
@@ -298,19 +301,47 @@ def _encode(
     get_features = getattr(model.base_model, f"get_{kind}_features")
     with _at_projector(model, method, kind, images) as crops:
         stock = get_features(pixels(inputs, kind), **sized, return_dict=True).pooler_output
-    remaining, packed = iter(crops), []
+    told, remaining, packed, places = observer(model), iter(crops), [], []
+    row_end = getattr(model.base_model, "image_newline", None)
     for number, image in enumerate(images):
-        features, kept = zip(*islice(remaining, image.crops), strict=True)
-        tiled = sizes is not None
-        packed.append(pack(model, features, kept, sizes[number], method.row_ends) if tiled else torch.cat(features))
+        features, reduced = zip(*islice(remaining, image.crops), strict=True)
+        order = None
+        if sizes is not None:
+            kept = [r.kept for r in reduced]
+            order = packing(model, [*map(len, features)], kept, sizes[number], method.row_ends)
+        packed.append(_in_order(torch.cat(features), order, row_end))
+        if told is not None:
+            its = _places(reduced, cls_tokens(model), side(model) ** 2)
+            places.append(_in_order(its, order, its.new_full((2,), -1)))
+    if told is not None:
+        told.encoded(kind, places)
     return torch.stack(packed) if torch.is_tensor(stock) else packed
+
+
+def _in_order(rows: torch.Tensor, order: torch.Tensor | None, row_end: torch.Tensor | None) -> torch.Tensor:
+    """rows (n, D) as `order` has them, -1 for the row end (D); without one, as they stand."""
+    return rows if order is None else torch.cat([rows, row_end.to(rows)[None]])[order]
+
+
+def _places(crops: list[Reduced], prefix: int, patches: int) -> torch.Tensor:
+    """(n, 2): the places of a picture's tokens, crop after crop, as in `Trace`."""
+    places = []
+    for crop, reduced in enumerate(crops):
+        kept, merged = reduced.kept - prefix, reduced.merged
+        nowhere = kept.new_full((len(reduced.features) - len(kept),), -1)
+        merged = nowhere if merged is None else merged - prefix
+        column = torch.cat([torch.zeros_like(kept), torch.ones_like(merged)])
+        position = torch.cat([kept, merged])
+        position = torch.where(position < 0, -1, position + crop * patches)
+        places.append(position.new_full((len(position), 2), -1).scatter(1, column[:, None], position[:, None]))
+    return torch.cat(places)
 
 
 @contextmanager
 def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture]) -> Iterator[list]:
     """While open, the projector receives what `method` leaves of every crop.
 
-    Yields a list that then holds, for every crop, its projected features (k, D) and the positions of those kept.
+    Yields a list that then holds, for every crop, its projected features (k, D) and what they are of.
     """
     base = model.base_model
     encoder = tower(model, kind)
@@ -332,7 +363,7 @@ def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture])
         return (pad_sequence([r.features for r in reduced], batch_first=True).to(selected.dtype),)
 
     def collect(module, args, output):
-        crops.extend((row[: len(r.features)], r.kept) for row, r in zip(output, reduced, strict=True))
+        crops.extend((row[: len(r.features)], r) for row, r in zip(output, reduced, strict=True))
 
     hooks = [
         encoder.embeddings.register_forward_pre_hook(lambda module, args: seen.update(pixels=args[0])),
@@ -361,5 +392,6 @@ def _reduce(crops: Crops, methods: list[VisionMethod]) -> list[Reduced]:
         rows = [i for i, other in enumerate(methods) if other == method]
         result = method.reduce(crops if len(rows) == len(methods) else crops.select(rows))
         for i, row in enumerate(rows):
-            reduced[row] = Reduced(result.features[i], result.kept[i])
+            merged = None if result.merged is None else result.merged[i]
+            reduced[row] = Reduced(result.features[i], result.kept[i], merged)
     return reduced

@@ -78,7 +78,14 @@ class VisionZip(VisionMethod):
         order = is_dominant.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         kept, rest = order[:, :dominant], order[:, dominant:]
         merged = merge(take(crops.hidden, rest), take(crops.mean_keys(), rest), contextual)
-        return Reduced(torch.cat([take(crops.hidden, kept), merged], 1), kept)
+        at = rest[:, targets(rest.shape[1], contextual)]
+        return Reduced(torch.cat([take(crops.hidden, kept), merged], 1), kept, at)
+
+
+def targets(tokens: int, count: int) -> slice:
+    """`count` of so many tokens, evenly spaced, which others join."""
+    step = max(1, tokens // max(1, count))
+    return slice(0, count * step, step)
 
 
 def merge(hidden: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
@@ -93,11 +100,10 @@ def merge(hidden: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
     """
     if count == 0:
         return hidden[:, :0]
-    step = max(1, hidden.shape[1] // count)
-    targets = slice(0, count * step, step)
+    chosen = targets(hidden.shape[1], count)
     keys = normalize(keys, dim=-1)
-    nearest = (keys @ keys[:, targets].mT).argmax(2)
+    nearest = (keys @ keys[:, chosen].mT).argmax(2)
     joined = one_hot(nearest, count)
-    joined[:, targets] = 0  # a target joins nobody
+    joined[:, chosen] = 0  # a target joins nobody
     size = joined.sum(1).clamp(min=1)[..., None]
-    return hidden[:, targets] + joined.to(hidden.dtype).mT @ hidden / size.to(hidden.dtype)
+    return hidden[:, chosen] + joined.to(hidden.dtype).mT @ hidden / size.to(hidden.dtype)
