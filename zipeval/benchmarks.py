@@ -48,6 +48,7 @@ class Benchmark:
         needs: `server` where the papers' split is scored by one, to which answers are submitted; here another split is
             read, whose answers are public.
         multiple: samples that are scored together; a limit has to be a multiple of it.
+        version: part of the task's hash; to be raised with every change of `functions` that changes an answer.
         settings: what replaces lmms-eval's own in the task's YAML.
         functions: makes what replaces functions of the task, anew for every evaluation.
         sample: see zipeval/scoring.py; without it a sample's score is its `metric`.
@@ -61,6 +62,7 @@ class Benchmark:
     sources: tuple[Source, ...] = ()
     needs: str = ""
     multiple: int = 1
+    version: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     functions: Callable[[], dict[str, Any]] | None = None
     sample: Callable[[dict], dict] | None = None
@@ -149,9 +151,11 @@ BENCHMARKS = {
         "SEED",
         "seed_all",
         100,
-        "images and videos; lmms-eval gives all frames of a video that the data set has, LLaVA the middle one",
+        "as LLaVA: images and videos, of a video the middle one of the data set's frames; lmms-eval gives all of them",
         (Source(f"{HUB}/SEED-Bench", "test"),),
+        version=2,
         settings={"generation_kwargs": LLAVA_LENGTH},
+        functions=scoring.seed_functions,
         sample=scoring.seed_sample,
     ),
     "mmbench_en_dev": Benchmark(
@@ -269,6 +273,6 @@ def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> s
         return digest
     known = BENCHMARKS[name]
     protocol = PROTOCOLS[name].version if name in PROTOCOLS else None
-    ours = json.dumps([known.metric, known.scale, known.settings, protocol], sort_keys=True)
+    ours = json.dumps([known.metric, known.scale, known.settings, known.version, protocol], sort_keys=True)
     asked = [{**row, "video": Path(row["video"]).stem} for row in questions or []]  # wherever the videos lie
     return hashlib.sha256(f"{digest}{ours}{asked}".encode()).hexdigest()[:16]
