@@ -15,6 +15,7 @@ from miniatures import HUB
 from zipeval import benchmarks, chat_model, records, scoring
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.cli import compose
+from zipeval.errors import UsageError
 from zipeval.protocols import PROTOCOLS
 from zipeval.runner import Session, _sample, run
 from zipeval.tables import render
@@ -156,6 +157,13 @@ def test_a_change_of_what_replaces_a_task_is_another_version_of_it(monkeypatch):
     changed = replace(BENCHMARKS["seedbench"], version=BENCHMARKS["seedbench"].version + 1)
     monkeypatch.setitem(BENCHMARKS, "seedbench", changed)
     assert benchmarks.task_hash("seedbench", folder) != before
+
+
+@pytest.mark.parametrize("task", ["vrbench_process", "videoevalpro", "unig2u_uni_mmmu_maze100"])
+def test_a_task_that_asks_a_judge_of_its_own_is_refused(task):
+    """By lmms-eval's verifiers, or a client of its own."""
+    with pytest.raises(UsageError, match=rf"tasks=\[{task}\]: a judge model scores its answers"):
+        benchmarks.task_folder(task)
 
 
 def test_a_limit_may_leave_out_half_of_mme(scripted):

@@ -23,7 +23,7 @@ NAME = re.compile(r"""^(task|group)\s*:\s*["']?([\w\-.]+)["']?\s*(?:#.*)?$""", r
 DATASET = re.compile(r"""^dataset_path\s*:\s*["']?([\w\-./]+)""", re.M)
 INCLUDE = re.compile(r"""^include\s*:\s*["']?([\w\-./]+)""", re.M)
 
-JUDGE = re.compile(r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response")
+JUDGE = re.compile(r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response|verifiers\.openai|AzureOpenAI")
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def task_folder(name: str) -> Path:
     if kind == "group":
         raise UsageError(f"tasks=[{name}]: that is a group of tasks; name its members, listed in {file}.")
     judged = any(JUDGE.search(f.read_text(encoding="utf-8", errors="ignore")) for f in _sources(file.parent))
-    if judged and name not in PROTOCOLS:
+    if judged and name not in BENCHMARKS:
         raise UsageError(
             f"tasks=[{name}]: a judge model scores its answers, and zipeval knows no protocol for it; without a judge "
             f"lmms-eval makes numbers up. It knows those of {', '.join(PROTOCOLS)}."
