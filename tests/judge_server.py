@@ -18,7 +18,7 @@ class Judge:
     """What it is asked is kept.
 
     Attributes:
-        reply: (prompt) -> its text, or (status, text of the error).
+        reply: (prompt) -> its text, or (status, text of the error); (200, what is sent in place of a reply).
         prompts, paths, keys, models: of every request.
     """
 
@@ -68,7 +68,8 @@ def serving(reply: Callable[[str], str | tuple[int, str]]) -> Iterator[Judge]:
                 message = {"role": "assistant", "content": text}
                 choices = [{"index": 0, "finish_reason": "stop", "message": message}]
                 answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
-            content = json.dumps(answer).encode()
+            whole = isinstance(said, tuple) and status == 200
+            content = (text if whole else json.dumps(answer)).encode(errors="surrogateescape")
             with suppress(ConnectionError):  # who asked did not wait
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 
 import datasets
 import pyarrow.parquet
@@ -14,6 +15,7 @@ from miniatures import HUB
 from zipeval import benchmarks, chat_model, records, scoring
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.cli import compose
+from zipeval.errors import UsageError
 from zipeval.protocols import PROTOCOLS
 from zipeval.render import render
 from zipeval.runner import Session, _sample, run
@@ -150,6 +152,28 @@ def test_llavas_rule(answer, said):
 def test_seed_tells_images_from_videos(scripted):
     record, _ = scripted("seedbench", SCRIPTS["seedbench"][2])
     assert (record["metrics"]["seed_image"], record["metrics"]["seed_video"]) == (0.5, 1.0)
+
+
+def test_seed_shows_the_middle_frame_of_a_video(scripted):
+    """As LLaVA. Of the eight that lmms-eval gives it LLaVA-1.5 answers no question (lmms-eval's issue 132)."""
+    _, samples = scripted("seedbench", SCRIPTS["seedbench"][0])
+    assert [s["kind"] for s in samples] == ["image", "video"] * 2
+    assert [len(s["crops"]) for s in samples] == [1] * 4
+
+
+def test_a_change_of_what_replaces_a_task_is_another_version_of_it(monkeypatch):
+    folder = benchmarks.task_folder("seedbench")
+    before = benchmarks.task_hash("seedbench", folder)
+    changed = replace(BENCHMARKS["seedbench"], version=BENCHMARKS["seedbench"].version + 1)
+    monkeypatch.setitem(BENCHMARKS, "seedbench", changed)
+    assert benchmarks.task_hash("seedbench", folder) != before
+
+
+@pytest.mark.parametrize("task", ["vrbench_process", "videoevalpro", "unig2u_uni_mmmu_maze100"])
+def test_a_task_that_asks_a_judge_of_its_own_is_refused(task):
+    """By lmms-eval's verifiers, or a client of its own."""
+    with pytest.raises(UsageError, match=rf"tasks=\[{task}\]: a judge model scores its answers"):
+        benchmarks.task_folder(task)
 
 
 def test_a_limit_may_leave_out_half_of_mme(scripted):

@@ -132,6 +132,10 @@ def pointer(root):
     (root / QUESTIONS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
 
 
+def no_yaml(root):
+    (root / HUB / "GQA/README.md").write_text("---\nconfigs: [\n---\n")
+
+
 def gone(root):
     shutil.rmtree(root / HUB / "GQA")
 
@@ -144,6 +148,7 @@ def gone(root):
         (no_file, "is missing (No (supported) data files found"),
         (cut_off, "is damaged (COPY/GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet: "),
         (pointer, "is damaged (COPY/GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet: "),
+        (no_yaml, "is damaged (COPY/GQA/README.md: its head is no YAML"),
         (gone, "is missing (not in the Hugging Face cache, not below data.root="),
     ],
 )

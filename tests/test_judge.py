@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -156,6 +157,9 @@ def test_the_protocol_is_video_llavas(asked, monkeypatch):
         ((500, "out of order"), "out of order"),
         ((404, "no such model"), "no such model"),
         ((401, "wrong key"), "OPENAI_API_KEY is not set"),
+        ([{"type": "text", "text": YES}], "its reply is empty"),
+        ((200, '{"choices": [{"mess'), "its reply cannot be read"),
+        ((200, "\udcff"), "its reply cannot be read"),
     ],
 )
 def test_what_is_no_verdict(reply, reason):
@@ -262,6 +266,35 @@ def test_a_run_that_dies_while_it_judges_keeps_answers_and_verdicts(asked, monke
     assert read(path)[0]["score"] == pytest.approx(100 / 3)
 
 
+def test_a_run_that_is_interrupted_while_it_judges_keeps_verdicts(asked, monkeypatch):
+    monkeypatch.setattr(judge, "THREADS", 1)
+    verdict = Judge.verdict
+
+    def interrupted(self, protocol, sample):
+        if sample["question"] == "How many circles 1?":
+            raise KeyboardInterrupt
+        return verdict(self, protocol, sample)
+
+    with serving(by_number([YES, NO, NO])) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(Judge, "verdict", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(asked(server, MSVD, "limit=3"))
+        server.prompts.clear()
+        (path,) = run(asked(server, MSVD, "limit=3"))
+        assert 0 not in [number(prompt) for prompt in server.prompts]
+    assert read(path)[0]["score"] == pytest.approx(100 / 3)
+
+
+def test_a_record_that_waits_without_its_samples_is_refused(asked):
+    with serving(by_number([YES, (500, "")])) as server:
+        (path,) = run(asked(server, MSVD, "limit=2"))
+        (samples,) = path.parent.glob("*.samples.jsonl")
+        samples.unlink()
+        with pytest.raises(UsageError, match=rf"{samples}: No such file or directory. Move {path} away"):
+            run(asked(server, MSVD, "limit=2"))
+
+
 def test_a_judge_that_is_gone_is_not_asked_for_every_answer(monkeypatch):
     monkeypatch.setattr(judge, "THREADS", 1)
     samples = [{"question": str(i), "target": "a", "prediction": "b", "unscored": "not asked yet"} for i in range(40)]
@@ -270,6 +303,31 @@ def test_a_judge_that_is_gone_is_not_asked_for_every_answer(monkeypatch):
         assert len(server.prompts) == 14
     assert sum("unscored" in sample for sample in samples) == 39
     assert samples[-1]["unscored"] == "not asked: the judge failed 10 times in a row"
+
+
+def test_a_judge_that_replies_with_no_verdict_is_not_gone(monkeypatch):
+    """Its next reply may be one: answers that it never judges would keep it from all behind them, run after run."""
+    monkeypatch.setattr(judge, "THREADS", 1)
+    samples = [{"question": str(i), "target": "a", "prediction": "b", "unscored": "not asked yet"} for i in range(40)]
+    replies = ["I cannot say.", (400, "The prompt was filtered")]
+
+    def reply(prompt):
+        asked = int(re.search(r"Question: (\d+)", prompt)[1])
+        return YES if asked == 39 else replies[asked % 2]
+
+    with serving(reply) as server:
+        Judge(JudgeConfig(server.url, "m")).score(VideoQA(), samples, lambda _: None)
+        assert len(server.prompts) == 40
+    assert [sample.get("score") for sample in samples] == [None] * 39 + [1]
+
+
+@pytest.mark.parametrize("key", ["sk-canary\nsk-canary", "sk-canary\u200b", "sk canary"], ids=ascii)
+def test_what_cannot_be_a_key_is_not_sent(key, monkeypatch):
+    """The client would fail with a message that shows it."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UsageError, match=r"OPENAI_API_KEY: .* no key has") as refused:
+        Judge(JudgeConfig("http://127.0.0.1:9/v1", "m"))
+    assert "canary" not in str(refused.value)
 
 
 def test_the_key_is_nowhere_but_in_the_request(asked, monkeypatch, tmp_path, capfd):

@@ -23,7 +23,7 @@ NAME = re.compile(r"""^(task|group)\s*:\s*["']?([\w\-.]+)["']?\s*(?:#.*)?$""", r
 DATASET = re.compile(r"""^dataset_path\s*:\s*["']?([\w\-./]+)""", re.M)
 INCLUDE = re.compile(r"""^include\s*:\s*["']?([\w\-./]+)""", re.M)
 
-JUDGE = re.compile(r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response")
+JUDGE = re.compile(r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response|verifiers\.openai|AzureOpenAI")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Benchmark:
         needs: `server` where the papers' split is scored by one, to which answers are submitted; here another split is
             read, whose answers are public.
         multiple: samples that are scored together; a limit has to be a multiple of it.
+        version: part of the task's hash; to be raised with every change of `functions` that changes an answer.
         settings: what replaces lmms-eval's own in the task's YAML.
         functions: makes what replaces functions of the task, anew for every evaluation.
         sample: see zipeval/scoring.py; without it a sample's score is its `metric`.
@@ -61,6 +62,7 @@ class Benchmark:
     sources: tuple[Source, ...] = ()
     needs: str = ""
     multiple: int = 1
+    version: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     functions: Callable[[], dict[str, Any]] | None = None
     sample: Callable[[dict], dict] | None = None
@@ -159,9 +161,11 @@ BENCHMARKS = {
         "SEED",
         "seed_all",
         100,
-        "images and videos; lmms-eval gives all frames of a video that the data set has, LLaVA the middle one",
+        "as LLaVA: images and videos, of a video the middle one of the data set's frames; lmms-eval gives all of them",
         (Source(f"{HUB}/SEED-Bench", "test"),),
+        version=2,
         settings={"generation_kwargs": LLAVA_LENGTH},
+        functions=scoring.seed_functions,
         sample=scoring.seed_sample,
     ),
     "mmvet": Benchmark(
@@ -227,7 +231,7 @@ def task_folder(name: str) -> Path:
     if kind == "group":
         raise UsageError(f"tasks=[{name}]: that is a group of tasks; name its members, listed in {file}.")
     judged = any(JUDGE.search(f.read_text(encoding="utf-8", errors="ignore")) for f in _sources(file.parent))
-    if judged and name not in PROTOCOLS:
+    if judged and name not in BENCHMARKS:
         raise UsageError(
             f"tasks=[{name}]: a judge model scores its answers, and zipeval knows no protocol for it; without a judge "
             f"lmms-eval makes numbers up. It knows those of {', '.join(PROTOCOLS)}."
@@ -269,6 +273,6 @@ def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> s
         return digest
     known = BENCHMARKS[name]
     protocol = PROTOCOLS[name].version if name in PROTOCOLS else None
-    ours = json.dumps([known.metric, known.scale, known.settings, protocol], sort_keys=True)
+    ours = json.dumps([known.metric, known.scale, known.settings, known.version, protocol], sort_keys=True)
     asked = [{**row, "video": Path(row["video"]).stem} for row in questions or []]  # wherever the videos lie
     return hashlib.sha256(f"{digest}{ours}{asked}".encode()).hexdigest()[:16]

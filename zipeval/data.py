@@ -57,11 +57,14 @@ def examine(source: Source, root: str | None) -> tuple[str, str]:
         return (PRESENT, str(prepared)) if prepared else (MISSING, _nowhere(root))
     import datasets
     import pyarrow
+    import yaml
     from pyarrow import parquet
 
     try:
         with TemporaryDirectory() as nothing:  # it makes folders for rows that are not read here
             builder = datasets.load_dataset_builder(str(folder), name=source.config, cache_dir=nothing)
+    except yaml.YAMLError as error:
+        return DAMAGED, f"{folder}/README.md: its head is no YAML: {str(error).splitlines()[0]}"
     except (ValueError, FileNotFoundError) as error:  # no such config; nothing matches what its README names
         return MISSING, str(error).split("\n")[0]
     files = builder.config.data_files or {}

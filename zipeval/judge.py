@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,11 +19,15 @@ KEY = "OPENAI_API_KEY"
 TIMEOUT = 60.0  # seconds for one reply
 RETRIES = 2  # of a request, with the client's own pauses
 THREADS = 8
-GIVE_UP = 10  # failures in a row, after which the rest is left for another run
+GIVE_UP = 10  # requests in a row without a reply, after which the rest is left for another run
 
 
 class JudgeError(Exception):
     """No verdict on one answer; its sample stays unscored, and the run goes on."""
+
+
+class NoVerdict(JudgeError):
+    """The judge replied, though not with a verdict; about another answer it may."""
 
 
 class Judge:
@@ -30,12 +35,17 @@ class Judge:
 
     Args:
         config: both set. The key is read from the environment, and never part of a message.
+
+    Raises:
+        UsageError: if the key cannot be sent.
     """
 
     def __init__(self, config: JudgeConfig):
         self.named = f"judge.model={config.model} at judge.url={public_url(config.url)}"
         self._model = config.model
         key = os.environ.get(KEY, "").strip()
+        if not re.fullmatch("[!-~]*", key):  # the client's own message would show it
+            raise UsageError(f"{KEY}: it holds a character that no key has, such as a line break. Set it again.")
         self._secrets = [secret for secret in (key, urlsplit(config.url).password) if secret]
         self._client = openai.OpenAI(
             api_key=key or "none",  # the client insists on one, local servers do not
@@ -43,7 +53,7 @@ class Judge:
             timeout=TIMEOUT,
             max_retries=RETRIES,
         )
-        self._failures = 0  # in a row
+        self._failures = 0  # requests in a row without a reply
 
     def check(self, protocols: Iterable[Protocol]) -> None:
         """Ask one question of each.
@@ -69,10 +79,6 @@ class Judge:
         messages = protocol.messages(sample)
         try:
             reply = self._client.chat.completions.create(model=self._model, messages=messages, temperature=0)
-            text = _text(reply).strip()
-            if not text:
-                raise JudgeError("its reply is empty")
-            return protocol.verdict(text, sample)
         except openai.APITimeoutError as error:
             raise JudgeError(f"no reply within {self._client.timeout:g} s") from error
         except openai.APIConnectionError as error:
@@ -81,10 +87,19 @@ class Judge:
             # Servers repeat a part of the key in what they say.
             refused = "the key is refused" if self._secrets else f"a key is needed, {KEY} is not set"
             raise JudgeError(f"{refused} (HTTP {error.status_code})") from error
+        except openai.BadRequestError as error:  # such as an answer that a filter stops
+            raise NoVerdict(self._said(str(error))) from error
         except openai.OpenAIError as error:
             raise JudgeError(self._said(str(error))) from error
+        except ValueError as error:  # the client lets it pass
+            raise JudgeError(self._said(f"its reply cannot be read ({error})")) from error
+        text = _text(reply).strip()
+        if not text:
+            raise NoVerdict("its reply is empty")
+        try:
+            return protocol.verdict(text, sample)
         except ValueError as error:
-            raise JudgeError(self._said(f"its reply {error}: {text!r}")) from error
+            raise NoVerdict(self._said(f"its reply {error}: {text!r}")) from error
 
     def score(self, protocol: Protocol, samples: list[dict], advance: Callable[[int], None]) -> None:
         """Ask about each of the samples that are unscored; each is left with a verdict, or the reason for none."""
@@ -98,12 +113,11 @@ class Judge:
             return
         try:
             sample |= self.verdict(protocol, sample)
-        except JudgeError as error:
-            self._failures += 1
-            sample["unscored"] = str(error)
-        else:
-            self._failures = 0
             del sample["unscored"]
+            self._failures = 0
+        except JudgeError as error:
+            sample["unscored"] = str(error)
+            self._failures = 0 if isinstance(error, NoVerdict) else self._failures + 1
 
     def _said(self, text: str) -> str:
         for secret in self._secrets:
@@ -113,6 +127,7 @@ class Judge:
 
 def _text(reply) -> str:
     try:
-        return reply.choices[0].message.content or ""
-    except (AttributeError, IndexError, TypeError):  # the client does not validate what servers send
+        said = reply.choices[0].message.content
+    except (AttributeError, LookupError, TypeError):  # the client does not validate what servers send
         return ""
+    return said if isinstance(said, str) else ""

@@ -139,10 +139,14 @@ def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]
     """The samples of a record, checked against it.
 
     Raises:
-        UsageError: if they changed since.
+        UsageError: if they changed since, or are not there.
     """
     path = directory / record["samples"]["file"]
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        place = directory / f"{record['task']}.json"
+        raise UsageError(f"{path}: {error.strerror}. Move {place} away and run the command again.") from error
     if hashlib.sha256(content).hexdigest() != record["samples"]["sha256"]:
         raise UsageError(f"{path}: does not match its record. Move both away and run the command again.")
     return [json.loads(line) for line in content.decode().split("\n")[:-1]]

@@ -265,9 +265,11 @@ def _judge(judge, directory: Path, record: dict) -> dict:
     unscored = [sample for sample in samples if "unscored" in sample]
     with progress(f"{directory.name} {task} judge", len(unscored)) as advance:
         for start in range(0, len(unscored), JUDGED_AT_ONCE):
-            judge.score(PROTOCOLS[task], unscored[start : start + JUDGED_AT_ONCE], advance)
-            record |= summary(task, samples)
-            records.write(directory, record, samples)
+            try:
+                judge.score(PROTOCOLS[task], unscored[start : start + JUDGED_AT_ONCE], advance)
+            finally:  # also what was judged until an interruption
+                record |= summary(task, samples)
+                records.write(directory, record, samples)
     return record
 
 

@@ -95,6 +95,11 @@ def gqa_functions(dataset: str) -> dict[str, Any]:
     return {"process_docs": None, "doc_to_visual": doc_to_visual}
 
 
+def seed_functions() -> dict[str, Any]:
+    """One image for every question, of a video its middle frame: LLaVA-1.5 was trained for no more."""
+    return {"doc_to_visual": lambda doc: [doc["image"][len(doc["image"]) // 2].convert("RGB")]}
+
+
 def judged_functions() -> dict[str, Any]:
     """Nothing is scored before the judge is asked: lmms-eval's tasks would ask one of their own."""
     return {"process_results": lambda doc, results: {"answered": float(bool(results[0].strip()))}}
