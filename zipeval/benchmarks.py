@@ -163,7 +163,6 @@ BENCHMARKS = {
         100,
         "as LLaVA: images and videos, of a video the middle one of the data set's frames; lmms-eval gives all of them",
         (Source(f"{HUB}/SEED-Bench", "test"),),
-        version=2,
         settings={"generation_kwargs": LLAVA_LENGTH},
         functions=scoring.seed_functions,
         sample=scoring.seed_sample,
