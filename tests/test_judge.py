@@ -198,10 +198,13 @@ def test_a_judge_that_fails_midway_is_asked_again_for_the_rest_only(asked, troub
         monkeypatch.setattr(models, "load", no_model)
         server.prompts.clear()
         server.reply = by_number([NO, YES, YES])
+        monkeypatch.setattr(records, "now", lambda: "later")
+        started = record["started"]
         assert run(asked(server, MSVD, "limit=4")) == [path]
         assert [number(prompt) for prompt in server.prompts] == [None, 1]
         record, after = read(path)
         assert (record["status"], record["unscored"]) == ("success", 0)
+        assert (record["started"], record["ended"]) == (started, "later")
         assert record["score"] == 50
         assert after[1] == {k: v for k, v in before[1].items() if k != "unscored"} | {
             "score": 1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -20,7 +22,7 @@ from zipeval.cli import compose
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.models import EMBEDDED
-from zipeval.placement import Placement, check_memory, place
+from zipeval.placement import Placement, check_memory, machine, place
 
 CPU = Placement("cpu", "float32", "sdpa")
 
@@ -213,6 +215,45 @@ def test_placement_on_the_cpu():
     assert place(ModelConfig(device="cpu", dtype="bfloat16", attn_implementation="eager")) == Placement(
         "cpu", "bfloat16", "eager"
     )
+
+
+def test_the_commit_of_weights_from_the_hub_is_known(pristine, tmp_path, monkeypatch):
+    """Also where none was asked for: the newest is one. A copy of the same weights elsewhere has none."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--a--b"
+    shutil.copytree(pristine, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    config = ModelConfig(name="b", family="llava", hub="a/b")
+    found = models.find(config)
+    assert found.revision == commit
+    copy = models.find(replace(config, path=str(pristine)))
+    assert (copy.revision, copy.fingerprint) == (None, found.fingerprint)
+    assert models.find(compose(["model=tiny_llava"]).model).revision is None
+
+
+def test_the_machine_is_named(tmp_path, monkeypatch):
+    held = machine(CPU)
+    assert (held["cuda"], held["driver"]) == (None, None)
+    assert held["platform"].startswith(platform.system())
+    assert held["device"]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {torch.device(device).index}")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    gpu = replace(CPU, device="cuda:1")
+    on_gpu = {"device": "GPU 1", "cuda": "12.8", "driver": None}  # no nvidia-smi
+    assert machine(gpu) == held | on_gpu
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho 570.124.06\necho 570.124.06\n")
+    script.chmod(0o755)
+    assert machine(gpu) == held | on_gpu | {"driver": "570.124.06"}
+    script.write_text("#!/bin/sh\necho Failed to initialize NVML\nexit 9\n")
+    assert machine(gpu) == held | on_gpu
+    spread = replace(gpu, device="cuda:0", device_map="auto")
+    assert machine(spread)["device"] == "GPU 0, GPU 1"
 
 
 @pytest.mark.parametrize("quantization, kind, size", [("8bit", "Linear8bitLt", 1), ("4bit", "Linear4bit", 0.5)])

@@ -122,6 +122,35 @@ def test_changed_samples_are_noticed(tmp_path):
         records.read_samples(path.parent, records.read(path))
 
 
+def test_the_revision_is_that_of_our_own_sources(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    source = tmp_path / "zipeval/records.py"
+    source.parent.mkdir()
+    source.write_text("")
+    monkeypatch.setattr(records, "__file__", str(source))
+    revision = records.git_revision.__wrapped__  # of a process it is asked once
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "x")
+    assert revision() == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    source.write_text("changed")
+    assert revision() == {"revision": git("rev-parse", "HEAD"), "dirty": True}
+    wheel = tmp_path / "site-packages/zipeval/records.py"
+    wheel.parent.mkdir(parents=True)
+    monkeypatch.setattr(records, "__file__", str(wheel))
+    assert revision() is None
+
+
+def test_what_is_edited_during_a_run_does_not_change_its_revision(monkeypatch):
+    before = records.git_revision()
+    monkeypatch.setattr(records, "__file__", "/nowhere/zipeval/records.py")
+    assert records.git_revision() == before
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', "{}"])
 def test_what_is_no_record_is_named(tmp_path, content):
     path = tmp_path / "run" / "t.json"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ import zipeval.tasks
 from zipeval import chat_model, models, records
 from zipeval.cli import compose, main
 from zipeval.errors import UsageError
+from zipeval.placement import Placement, machine
 from zipeval.runner import Session, run
 
 LIMIT = 48
@@ -56,6 +58,12 @@ def test_what_a_record_holds(vanilla, visionzip):
     assert record["resolved"].keys() == {*held, "fingerprint", "method"}
     assert record["resolved"]["method"] == "VisionZip(tokens=16, dominant=None, contextual=None)"
     assert record["versions"]["lmms-eval"].startswith("0.7")
+    assert record["machine"] == machine(Placement("cpu", "float32", "sdpa"))
+    assert record["model_revision"] is None
+    assert record["run_id"] == Path(record["path"]).parent.name
+    started, ended = (datetime.fromisoformat(record[name]) for name in ("started", "ended"))
+    assert started.utcoffset() == timedelta(0)
+    assert abs((ended - started).total_seconds() - record["seconds"]) < 1.1
     assert record["seconds"] > 0
     assert [s["doc_id"] for s in samples] == list(range(LIMIT))
     right = [s["scores"]["accuracy"] for s in samples]
@@ -232,7 +240,7 @@ def test_run_ids_tell_apart_what_changes_answers(tmp_path):
         return Session(compose(["method=visionzip", "tokens=16", *overrides])).run_id
 
     base = identity()
-    assert base == identity(f"results={tmp_path}", "batch_size=1", "tasks=[pope]", "model.device=cpu")
+    assert base == identity(f"results={tmp_path}", "logger=wandb", "batch_size=1", "tasks=[pope]", "model.device=cpu")
     assert base == identity("model.revision=abc", "model.hub=a/b")  # the fingerprint says which weights they are
     changes = [
         "tokens=32",

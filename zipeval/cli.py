@@ -16,6 +16,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
                 [statistics=true] [format=latex]   with intervals; also csv, html, json
                 [table=paper/table1 [source=paper]]  in the paper's layout, beside its numbers; or those alone
+  zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
   zipeval list models|methods|tasks|suites         what there is to choose from
@@ -128,6 +129,19 @@ def choice(given: dict[str, str], name: str, known: tuple[str, ...]) -> str:
     return value
 
 
+def show(arguments: list[str]) -> None:
+    """`zipeval show RUN_ID`."""
+    from zipeval.show import show as print_run
+
+    names = [a for a in arguments if "=" not in a]
+    given = settings("show", [a for a in arguments if "=" in a], ("results",))
+    if len(names) != 1:
+        raise UsageError(
+            f"{' '.join(['show', *names])}: name one run, `zipeval show RUN_ID`, or the beginning of its name."
+        )
+    print_run(names[0], given.get("results", "results/runs"))
+
+
 def convert(arguments: list[str]) -> None:
     """`zipeval convert mini_gemini SRC DST`."""
     places = [a for a in arguments if "=" not in a]
@@ -200,6 +214,7 @@ def doctor(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
     "table": table,
+    "show": show,
     "convert": convert,
     "list": list_choices,
     "data": data,

@@ -98,6 +98,7 @@ class RunConfig:
         judge: see JudgeConfig.
         data: see DataConfig.
         results: directory below which every run gets its own.
+        logger: null, or wandb: see zipeval/logger.py.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -112,6 +113,7 @@ class RunConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     results: str = "results/runs"
+    logger: str | None = None
 
 
 PACKINGS = ("published", "newline")
@@ -124,6 +126,7 @@ CHOICES = {
     "model.image_aspect": ("pad", "crop", "anyres"),
     "model.quantization": ("none", "8bit", "4bit"),
     "model.device_map": (None, "auto"),
+    "logger": (None, "wandb"),
 }
 
 
@@ -230,7 +233,7 @@ def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
 def recorded(config: RunConfig, judged: bool = False) -> dict:
     """The part of a configuration that its records keep, the judge where the task has one."""
     kept = asdict(config)
-    for name in ("tasks", "results"):  # a record is per task
+    for name in ("tasks", "results", "logger"):  # a record is per task, whoever else is told of it
         kept.pop(name)
     if judged:
         kept["judge"]["url"] = public_url(config.judge.url)

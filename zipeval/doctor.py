@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -13,7 +12,10 @@ import psutil
 from zipeval import models, records
 from zipeval.errors import UsageError
 
-OPTIONAL = {"bitsandbytes": "not installed: model.quantization needs `pip install 'zipeval[quantization]'`"}
+OPTIONAL = {
+    "bitsandbytes": "not installed: model.quantization needs `pip install 'zipeval[quantization]'`",
+    "flash-attn": "not installed: CUDA runs use SDPA",
+}
 
 
 def examine() -> str:
@@ -38,7 +40,6 @@ def _devices():
         name = torch.cuda.get_device_name(number)
         enough = "enough for 7B in bfloat16" if free > 16e9 else "too little for 7B in bfloat16 (16 GB)"
         yield f"cuda:{number}", f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free: {enough}"
-    yield "flash_attn", "installed" if find_spec("flash_attn") else "not installed: CUDA runs use SDPA"
 
 
 def _memory():

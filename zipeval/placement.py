@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -65,6 +68,37 @@ def place(config: ModelConfig) -> Placement:
             "Leave it out, or `pip install flash-attn`."
         )
     return Placement(device, dtype, attention, config.quantization, config.device_map)
+
+
+def machine(placement: Placement) -> dict[str, str | None]:
+    """What the model runs on: platform, names of the device or devices, and on GPUs torch's CUDA and their driver."""
+    found = {"platform": platform.platform(), "device": _cpu(), "cuda": None, "driver": None}
+    if placement.device == "cpu":
+        return found
+    import torch
+
+    devices = range(torch.cuda.device_count()) if placement.device_map else [placement.device]
+    names = ", ".join(torch.cuda.get_device_name(device) for device in devices)
+    return found | {"device": names, "cuda": torch.version.cuda, "driver": _driver()}
+
+
+def _cpu() -> str:
+    """Its name; where the system does not tell, as outside Linux, its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, which torch does not know."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
 
 
 def check_memory(checkpoint: Checkpoint, placement: Placement) -> None:

@@ -18,6 +18,8 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,18 @@ PACKAGES = (
     "zipeval",
     "lmms-eval",
     "torch",
+    "torchvision",
     "transformers",
     "tokenizers",
     "bitsandbytes",
+    "flash-attn",
     "datasets",
     "numpy",
     "pillow",
+    "av",
 )
 # What differs between two equal runs, in records and in samples; `samples` has the digest of the latter.
-CIRCUMSTANCES = ("started", "seconds", "path", "samples", "latency", "batch")
+CIRCUMSTANCES = ("started", "ended", "seconds", "path", "samples", "latency", "batch")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -157,6 +162,11 @@ def essence(kept: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kept.items() if k not in CIRCUMSTANCES}
 
 
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages that decide what a model answers."""
     found: dict[str, str | None] = {"python": platform.python_version()}
@@ -168,6 +178,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+@cache  # what runs is what was there when it was imported, whatever is edited while a sweep goes on
 def git_revision() -> dict[str, Any] | None:
     """Commit of zipeval's own sources and whether they differ from it; None for an installed wheel."""
     here = Path(__file__).resolve().parent

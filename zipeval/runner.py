@@ -9,18 +9,17 @@ import time
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict
-from datetime import datetime, timezone
 from functools import cached_property, partial
 from numbers import Real
 from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
 
-from zipeval import benchmarks, data, methods, models, prompts, records, videoqa
+from zipeval import benchmarks, data, logger, methods, models, prompts, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, MediaError, UsageError
-from zipeval.placement import place
+from zipeval.placement import machine, place
 from zipeval.progress import progress
 from zipeval.protocols import PROTOCOLS, no_key, pending, summary
 
@@ -191,6 +190,7 @@ class Session:
 def run(config: RunConfig) -> list[Path]:
     """Evaluate what is not finished yet; returns the paths of all the run's records."""
     config = check(config)
+    logger.check(config.logger)
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
     for task in config.tasks:
         benchmarks.check_limit(task, config.limit)
@@ -225,6 +225,8 @@ def run(config: RunConfig) -> list[Path]:
                 record = _judge(judge, directory, records.read(path))
             print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
         written.append(path)
+    if config.logger:
+        logger.log(results, written)
     return written
 
 
@@ -268,7 +270,7 @@ def _judge(judge, directory: Path, record: dict) -> dict:
             try:
                 judge.score(PROTOCOLS[task], unscored[start : start + JUDGED_AT_ONCE], advance)
             finally:  # also what was judged until an interruption
-                record |= summary(task, samples)
+                record |= {**summary(task, samples), "ended": records.now()}
                 records.write(directory, record, samples)
     return record
 
@@ -290,7 +292,8 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
         folder: where the task is defined; lmms-eval then has to read nothing else.
     """
     config = model.session.config
-    started, clock = datetime.now(timezone.utc), time.monotonic()
+    started, clock = records.now(), time.monotonic()
+    provenance = _provenance(model.session, task, folder)
     with data.copies_below(config.data.root):
         results = _lmms_eval(model, task, folder)
     samples = [_sample(task, s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
@@ -300,10 +303,7 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     scored = summary(task, samples) if task in PROTOCOLS else _scored(task, results["results"][task], samples)
     visual = [s["visual_tokens"] for s in read]
     record = {
-        "run_id": model.session.record_id(task),
-        "task": task,
-        "task_hash": model.session.task_hash(task, folder),
-        "data_hash": data.fingerprint(task, config.data.root),  # None: from the hub, or beside the task
+        **provenance,
         "failed": len(samples) - len(read),  # they count as wrong
         **scored,
         "visual_tokens": {
@@ -314,14 +314,28 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
             "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
         },
         "prefill": {name: fmean(s[name] for s in read) for name in COSTS},
-        "config": recorded(config, task in PROTOCOLS),
-        "resolved": model.session.resolved,
-        "versions": records.versions(),
-        "git": records.git_revision(),
-        "started": started.isoformat(timespec="seconds"),
+        "started": started,
+        "ended": records.now(),  # or when the last verdict came
         "seconds": round(time.monotonic() - clock, 2),
     }
     return record, samples
+
+
+def _provenance(session: Session, task: str, folder: Path) -> dict:
+    """What a task was answered with: all that is needed to answer it again, and to trust the answers."""
+    config = session.config
+    return {
+        "run_id": session.record_id(task),
+        "task": task,
+        "task_hash": session.task_hash(task, folder),
+        "data_hash": data.fingerprint(task, config.data.root),  # None: from the hub, or beside the task
+        "model_revision": session.checkpoint.revision,  # None: no commit of the hub, see resolved.fingerprint
+        "config": recorded(config, task in PROTOCOLS),
+        "resolved": session.resolved,
+        "machine": machine(session.placement),
+        "versions": records.versions(),
+        "git": records.git_revision(),
+    }
 
 
 def _scored(task: str, results: dict, samples: list[dict]) -> dict:

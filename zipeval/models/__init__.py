@@ -25,6 +25,7 @@ class Checkpoint:
 
     Attributes:
         path: its directory.
+        revision: the hub's commit; None for weights that lie here, which only the fingerprint tells apart.
         fingerprint: hash of its small files and of samples of its weights; the same for a copy elsewhere.
         visual_tokens: how many its largest picture, an image or a video, has without reduction.
         layers: of its decoder.
@@ -34,6 +35,7 @@ class Checkpoint:
     """
 
     path: Path
+    revision: str | None
     fingerprint: str
     visual_tokens: int
     layers: int
@@ -69,6 +71,7 @@ def find(config: ModelConfig) -> Checkpoint:
         )
     return Checkpoint(
         path=path,
+        revision=None if config.path or config.embedded else path.name,  # of a snapshot in the cache its commit
         fingerprint=_fingerprint(path),
         visual_tokens=its.visual_tokens(settings),
         layers=its.decoder_layers(settings),

@@ -1,0 +1,116 @@
+"""One run as a person reads it: the scores of its tasks, and what they came of. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zipeval import records
+from zipeval.errors import UsageError, closest
+
+PROVENANCE = ("run_id", "model_revision", "git", "machine", "versions", "resolved", "config")
+OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
+OF_TASKS = ("status", "started", "ended", "seconds", "task_hash", "data_hash")  # every task has its own
+NOTHING = "-"
+
+
+def show(name: str, results: str) -> None:
+    """Print a run: coloured on a terminal, elsewhere plain and never folded.
+
+    Args:
+        name: of the run, or as much of its beginning as no other run has.
+        results: directory of runs.
+
+    Raises:
+        UsageError: if no run, or more than one, begins like this.
+    """
+    directory = find(name, results)
+    found = [records.read(path) for path in sorted(directory.glob("*.json"))]
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console.print(Text(directory.name, "bold"))
+    for table in (_scores(found), _tasks(found), _provenance(found)):
+        console.print()
+        console.print(table)
+
+
+def find(name: str, results: str) -> Path:
+    """The directory of a run, by its name or a beginning of it."""
+    runs = {path.parent.name: path.parent for path in sorted(Path(results).expanduser().glob("*/*.json"))}
+    if not runs:
+        raise UsageError(f"results={results}: no records. `zipeval run` makes them; results=DIR looks elsewhere.")
+    matching = [name] if name in runs else [run for run in runs if run.startswith(name)]
+    if not matching:
+        raise UsageError(f"show {name}: no such run.{closest(name, runs)} `ls {results}` lists all {len(runs)}.")
+    if len(matching) > 1:
+        raise UsageError(f"show {name}: {len(matching)} runs begin like this: {', '.join(matching)}. Name one of them.")
+    return runs[matching[0]]
+
+
+def _scores(found: list[dict]) -> Table:
+    """A line for every metric of every task, its value as the task has it, its score on the papers' scale."""
+    table = _table(*OF_SCORES, left=("task", "metric"))
+    for record in found:
+        visual = record["visual_tokens"]
+        counts = [record["samples"]["count"], record["failed"], record.get("unscored", 0)]
+        tokens = [visual["requested"], f"{visual['mean']:.1f}", f"{visual['final']:.1f}"]
+        main, others = record["metric"], dict(record["metrics"])
+        value = _number(others.pop(main, None))
+        _add(table, record["task"], _number(record["score"]), main, value, *counts, *tokens)
+        for metric, value in others.items():
+            _add(table, "", "", metric, _number(value))
+    return table
+
+
+def _tasks(found: list[dict]) -> Table:
+    table = _table("task", *OF_TASKS, left=("task", *OF_TASKS))
+    for record in found:
+        _add(table, record["task"], *(record.get(name) for name in OF_TASKS))
+    return table
+
+
+def _provenance(found: list[dict]) -> Table:
+    """A line for each setting; where tasks do not agree on it, one for each task."""
+    table = _table("provenance", "", left=("provenance", ""))
+    flat = {record["task"]: dict(_flat({k: record.get(k) for k in PROVENANCE})) for record in found}
+    for name in dict.fromkeys(name for settings in flat.values() for name in settings):
+        held = {task: settings[name] for task, settings in flat.items() if name in settings}
+        if len(held) == len(found) and len(set(held.values())) == 1:
+            _add(table, name, next(iter(held.values())))
+        else:
+            for task, value in held.items():
+                _add(table, f"{name} ({task})", value)
+    return table
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested dictionaries: `config.model.name`, its value as text."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif value is None:
+        yield name, NOTHING
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
+
+
+def _table(*headings: str, left: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: Any) -> None:
+    """What is in a record is text, not rich's markup: `[red]` stays as it is."""
+    table.add_row(*(Text(NOTHING if cell is None else str(cell)) for cell in cells))
