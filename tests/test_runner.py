@@ -49,9 +49,9 @@ def visionzip(tmp_path_factory, vanilla):
 def test_what_a_record_holds(vanilla, visionzip):
     record, samples = visionzip
     counted = {"mean": 16.0, "final": 16.0, "entering": [16.0] * 6}
-    assert record["visual_tokens"] == {"requested": 16, "budget": "paper", **counted}
+    assert record["visual_tokens"] == {"requested": 16, "budget": "paper", "patches": 144, **counted}
     counted = {"mean": 144.0, "final": 144.0, "entering": [144.0] * 6}
-    assert vanilla[0]["visual_tokens"] == {"requested": None, "budget": "paper", **counted}
+    assert vanilla[0]["visual_tokens"] == {"requested": None, "budget": "paper", "patches": 144, **counted}
     assert record["status"] == "success"
     assert record["config"]["method"]["tokens"] == 16
     held = {"device", "dtype", "attn_implementation", "quantization", "device_map"}

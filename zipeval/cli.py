@@ -17,6 +17,8 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                 [statistics=true] [format=latex]   with intervals; also csv, html, json
                 [table=paper/table1 [source=paper]]  in the paper's layout, beside its numbers; or those alone
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
+  zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
+                 [plots=DIR]                       and the plots as PDF and SVG files
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
   zipeval list models|methods|tasks|suites         what there is to choose from
@@ -142,6 +144,18 @@ def show(arguments: list[str]) -> None:
     print_run(names[0], given.get("results", "results/runs"))
 
 
+def report(arguments: list[str]) -> None:
+    """`zipeval report`."""
+    from zipeval.report import report as make
+
+    given = settings("report", arguments, ("results", "out", "plots"))
+    out, plots = given.get("out", "report.html"), given.get("plots")
+    written = make(
+        given.get("results", "results/runs"), Path(out).expanduser(), Path(plots).expanduser() if plots else None
+    )
+    print("\n".join(map(str, written)))
+
+
 def convert(arguments: list[str]) -> None:
     """`zipeval convert mini_gemini SRC DST`."""
     places = [a for a in arguments if "=" not in a]
@@ -215,6 +229,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
     "table": table,
     "show": show,
+    "report": report,
     "convert": convert,
     "list": list_choices,
     "data": data,

@@ -309,6 +309,7 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
         "visual_tokens": {
             "requested": config.tokens,
             "budget": config.budget,
+            "patches": model.session.shape.picture.patches,  # that a crop is cut into
             "mean": fmean(map(fmean, visual)),
             "final": fmean(v[-1] for v in visual),
             "entering": [fmean(layer) for layer in zip(*visual, strict=True)],

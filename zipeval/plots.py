@@ -1,0 +1,250 @@
+"""Plots of a table, for a report and for papers: matplotlib figures, without a display. Imports no torch."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from zipeval.tables import UPPER_BOUND, Cell, Row, Table
+
+# Okabe and Ito's colours, which the colour-blind tell apart. Methods differ in their markers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "os^Dv"
+FRONT = "Pareto front"
+INK, LINE = "#1b1d21", "#c3c7cd"
+WIDTH, HEIGHT = 4.4, 2.9  # inches
+LEGEND_WIDTH, LABEL_WIDTH = 80, 36  # letters that fit below, and on the left
+STYLE = {
+    "font.size": 8,
+    "font.family": "DejaVu Sans",  # matplotlib brings it
+    "text.parse_math": False,  # names are text, also where they hold a dollar sign
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK),
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # letters stay letters
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure.
+
+    Attributes:
+        name: of its files.
+        about: what it shows, in words.
+        bars: whether it is of one benchmark, and not of all.
+    """
+
+    name: str
+    about: str
+    figure: Figure
+    bars: bool = False
+
+
+def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
+    """Two trade-offs, and bars for every benchmark; none that would be empty.
+
+    Args:
+        table: with statistics, for intervals.
+        seconds: per sample, of every row.
+    """
+    of = table.columns[0] if len(table.columns) == 1 else f"average of {len(table.columns)}"
+    percent = _percent_label(of)
+    tokens = [row.mean for row in table.rows]
+    drawn = [
+        ("tokens", tokens, "visual tokens entering the decoder's layers, mean"),
+        ("time", seconds, "seconds per sample in this run, at its batch size\n(not a benchmark)"),
+    ]
+    found = [
+        Plot(name, f"{_line(percent)}, against {_line(label)}", figure)
+        for name, values, label in drawn
+        if (figure := tradeoff(table, values, label, percent))
+    ]
+    for number, column in enumerate(table.columns, 1):
+        if figure := bars(table, column):
+            found.append(
+                Plot(f"bars-{number}-{column}", f"{_line(_percent_label(column))}, by budget", figure, bars=True)
+            )
+    return found
+
+
+def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: str) -> Figure | None:
+    """A line for each method over its budgets, 95% intervals, and the Pareto front behind; None without a method."""
+    points = [
+        (row.label, x, *overall)
+        for row, x in zip(table.rows, values, strict=True)
+        if x is not None and (overall := _overall(table, row))
+    ]
+    if len({label for label, *_ in points}) < 2:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(HEIGHT)
+        best = front([(x, percent) for _, x, percent, _ in points])
+        axes.step(*zip(*best, strict=True), where="post", color=LINE, linewidth=3, label=FRONT, zorder=1)
+        axes.axhline(100, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
+        for label, (colour, marker) in styles(table).items():
+            of_it = [point[1:] for point in points if point[0] == label]
+            if not of_it:
+                continue
+            x, y, interval = zip(*of_it, strict=True)
+            options = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
+            errors = list(zip(*interval, strict=True))
+            axes.errorbar(x, y, errors, label=label, capsize=1.5, zorder=2, **options)
+        axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
+        _grid(axes)
+        _legend(figure, axes)
+    return figure
+
+
+def bars(table: Table, column: str) -> Figure | None:
+    """What every method at every budget is above or below the upper bound, and 95% intervals; None without a method."""
+    style = {label: kind for label, kind in styles(table).items() if label != UPPER_BOUND}
+    groups = [
+        {row.label: value for row in group if row.label in style and (value := _percent(row.cells.get(column)))}
+        for group in table.groups()
+    ]
+    names = [budget(group[0]) for group in table.groups()]
+    shown = [(name, group) for name, group in zip(names, groups, strict=True) if group]
+    if not shown:
+        return None
+    width = 0.8 / len(style)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(HEIGHT * 0.9)
+        for i, (label, (colour, _)) in enumerate(style.items()):
+            has = [place for place, (_, group) in enumerate(shown) if label in group]
+            values = [shown[place][1][label] for place in has]
+            x = [place + (i - (len(style) - 1) / 2) * width for place in has]
+            heights, errors = [percent - 100 for percent, _ in values], list(zip(*(e for _, e in values), strict=True))
+            error = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.5}
+            axes.bar(x, heights, width * 0.9, 100, color=colour, label=label, yerr=errors or None, error_kw=error)
+        axes.axhline(100, color=INK, linewidth=0.8)
+        axes.set(ylabel=_percent_label(column), xticks=range(len(shown)))
+        axes.set_xticklabels([name for name, _ in shown])
+        axes.margins(y=0.08)
+        _grid(axes)
+        _legend(figure, axes)
+    return figure
+
+
+def budget(row: Row) -> str:
+    """What its group is called."""
+    if row.tokens is None:
+        return "all tokens" if row.label == UPPER_BOUND else "no budget"
+    return f"{row.tokens} tokens"
+
+
+def styles(table: Table) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every method, in the order of their names; the upper bound's is ink."""
+    labels = sorted({row.label for row in table.rows} - {UPPER_BOUND})
+    return {UPPER_BOUND: (INK, "*")} | {
+        label: (COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
+        for i, label in enumerate(labels)
+    }
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (cost, gain) that no other one beats: none is as cheap and gains more, or cheaper and gains as much."""
+    best: list[tuple[float, float]] = []
+    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or gain > best[-1][1]:
+            best.append((cost, gain))
+    return best
+
+
+def write(found: list[Plot], directory: Path, prefix: str) -> list[Path]:
+    """PDF and SVG files `PREFIX-NAME`, the same bytes for the same records."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for plot in found:
+        stem = re.sub(r"[^\w.-]+", "_", f"{prefix}-{plot.name}")
+        for form, undated in (("pdf", "CreationDate"), ("svg", "Date")):
+            paths.append(directory / f"{stem}.{form}")
+            with matplotlib.rc_context({**STYLE, "svg.hashsalt": stem}):
+                plot.figure.savefig(paths[-1], transparent=True, metadata={undated: None})
+    return paths
+
+
+def inline(plot: Plot, prefix: str, colours: dict[str, str]) -> str:
+    """SVG to stand within HTML: without namespaces, global styles and metadata, its ids made unique by `prefix`.
+
+    Args:
+        colours: what replaces some of its colours, such as INK -> a variable of the page's style sheet.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": prefix}):
+        plot.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(text.getvalue())
+    replaced = {key.lower(): value for key, value in colours.items()}
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.partition("}")[2]
+        element.attrib = {k.rpartition("}")[2]: _local(v, prefix) for k, v in element.attrib.items()}
+        if "id" in element.attrib:
+            element.attrib["id"] = f"{prefix}-{element.attrib['id']}"
+        if "style" in element.attrib:
+            element.attrib["style"] = re.sub(
+                r"#[0-9a-f]{6}", lambda found: replaced.get(found[0], found[0]), element.attrib["style"]
+            )
+    del root.attrib["width"], root.attrib["height"], root.attrib["version"]
+    root.attrib |= {"role": "img", "aria-label": plot.about}
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+def _local(value: str, prefix: str) -> str:
+    """An attribute that refers to an id does so below the prefix."""
+    return re.sub(r"^#|(?<=^url\()#", f"#{prefix}-", value)
+
+
+def _figure(height: float):
+    figure = Figure((WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _grid(axes) -> None:
+    axes.grid(axis="y", color=LINE, linewidth=0.4)
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Figure, axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(len(labels), LEGEND_WIDTH // (max(map(len, labels)) + 6)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
+
+
+def _percent_label(of: str) -> str:
+    return f"% of the upper bound:\n{fill(of, LABEL_WIDTH)}"
+
+
+def _line(label: str) -> str:
+    return " ".join(label.split())
+
+
+def _overall(table: Table, row: Row) -> tuple[float, tuple[float, float]] | None:
+    if len(table.columns) == 1:
+        return _percent(row.cells.get(table.columns[0]))
+    return _percent(Cell(None, row.average, comparison=row.average_comparison))
+
+
+def _percent(cell: Cell | None) -> tuple[float, tuple[float, float]] | None:
+    """A percentage and how far its interval reaches below and above; None where there is none."""
+    if cell is None or cell.percent is None or math.isnan(cell.percent):
+        return None
+    found = cell.comparison
+    if found is None or math.isnan(found.low):
+        return cell.percent, (0.0, 0.0)
+    return cell.percent, (max(0.0, cell.percent - found.low), max(0.0, found.high - cell.percent))

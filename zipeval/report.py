@@ -1,0 +1,247 @@
+"""A report: records become one HTML file that holds all it shows and asks nobody for anything. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from zipeval import overlap, records
+from zipeval.errors import UsageError
+from zipeval.gallery import Shown, gallery, pictures
+from zipeval.plots import COLOURS, INK, LINE, Plot, budget, inline, plots, write
+from zipeval.render import TIED, grid, legend
+from zipeval.tables import Record, Row, Table, tables
+
+CELL = re.compile(r"([^ ,]*)(?: \(([^,)]*))?(?:, ([^)]*))?\)?(.*)")
+LISTED = 100  # failures; more of them say no more
+PAGE_COLOURS = {INK: "var(--ink)", LINE: "var(--line)"} | {c: f"var(--c{i})" for i, c in enumerate(COLOURS)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a report needs of a record's samples.
+
+    Attributes:
+        seconds: per sample, each its share of its batch's; None where nothing was read.
+        kept: document -> the positions kept of each of its pictures, as bits; only of samples that have them.
+        failures: (document, what, reason).
+        shown: document -> sample, of those with a picture.
+    """
+
+    seconds: float | None
+    kept: dict[tuple[str, str], list[int]]
+    failures: list[tuple[str, str, str]]
+    shown: dict[str, dict]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The runs of a budget, how many tokens each keeps of a sample, and what they share."""
+
+    tokens: int
+    labels: list[str]
+    sizes: list[float]
+    matrix: list[list[float | None]]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """All about one table, whose runs can be compared."""
+
+    number: int
+    table: Table
+    plots: list[Plot]
+    gallery: list[Shown]
+    overlaps: list[Overlap]
+    batches: list[int]
+
+    @property
+    def name(self) -> str:
+        """Of its model."""
+        return self.table.about.partition(" (")[0]
+
+    def inlined(self, plot: Plot) -> Markup:
+        """A plot as SVG in the page's colours."""
+        return Markup(inline(plot, f"s{self.number}-{self.plots.index(plot)}", PAGE_COLOURS))
+
+
+@dataclass
+class Failure:
+    """A sample without an answer or a verdict, and the runs in which that is so."""
+
+    task: str
+    document: str
+    what: str
+    reason: str
+    runs: list[str] = field(default_factory=list)
+
+
+def report(results: str, out: Path, figures: Path | None = None) -> list[Path]:
+    """Write a report and, if there is a directory for them, the plots as files; returns what was written.
+
+    Args:
+        results: directory of runs.
+        out: the HTML file.
+
+    Raises:
+        UsageError: for records that make no table, and where nothing can be written.
+    """
+    found = tables(results, statistics=True)
+    kept = {cell.record["path"]: cell.record for table in found for row in table.rows for cell in row.cells.values()}
+    outcomes = {path: outcome(record) for path, record in kept.items()}
+    sections = [_section(number, table, outcomes) for number, table in enumerate(found, 1)]
+    page, written = _page(sections, list(kept.values()), outcomes), [out]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        records.atomic_write(out, page)
+        for section in sections if figures else []:
+            written += write(section.plots, figures, f"{section.number}-{section.name}")
+    except OSError as error:
+        where = f"out={out}" + (f" plots={figures}" if figures else "")
+        raise UsageError(f"{where}: cannot write there ({error.strerror}). Choose another place.") from error
+    return written
+
+
+def outcome(record: Record) -> Outcome:
+    """Read the samples of a record once."""
+    path = Path(record["path"])
+    samples = records.read_samples(path.parent, record)
+    images = pictures(record)
+    shares = [s["latency"] / s["batch"] for s in samples if "latency" in s]
+    return Outcome(
+        seconds=fmean(shares) if shares else None,
+        kept={
+            (record["task"], str(s["doc_id"])): [overlap.bits(positions) for positions in s["kept"]]
+            for s in samples
+            if "kept" in s
+        },
+        failures=[
+            (str(s["doc_id"]), what, str(s[key]))
+            for s in samples
+            for key, what in (("error", "not read"), ("unscored", "no verdict"))
+            if key in s
+        ],
+        shown={doc: s for s in samples if (doc := str(s["doc_id"])) in images},
+    )
+
+
+def _section(number: int, table: Table, outcomes: dict[str, Outcome]) -> Section:
+    shown = {path: found.shown for path, found in outcomes.items()}
+    batches = {cell.record["config"]["batch_size"] for row in table.rows for cell in row.cells.values()}
+    return Section(
+        number,
+        table,
+        plots(table, [_seconds(table, row, outcomes) for row in table.rows]),
+        gallery(table, shown),
+        list(_overlaps(table, outcomes)),
+        sorted(batches),
+    )
+
+
+def _seconds(table: Table, row: Row, outcomes: dict[str, Outcome]) -> float | None:
+    """Mean of the benchmarks'; None where one is missing, since they do not take the same time."""
+    found = [outcomes[cell.record["path"]].seconds for cell in row.cells.values()]
+    return fmean(found) if len(found) == len(table.columns) and None not in found else None
+
+
+def _overlaps(table: Table, outcomes: dict[str, Outcome]) -> Iterator[Overlap]:
+    """One for each budget at which two runs keep tokens."""
+    for group in table.groups():
+        kept = {}
+        for row in group:
+            of_row = [outcomes[cell.record["path"]].kept for cell in row.cells.values()]
+            traced = {sample: sets for of_task in of_row for sample, sets in of_task.items()}
+            if any(map(any, traced.values())):  # a method that only merges keeps nothing as itself
+                kept[row.label] = traced
+        if group[0].tokens is not None and len(kept) > 1:
+            sizes = [fmean(sum(s.bit_count() for s in sets) for sets in of.values()) for of in kept.values()]
+            shared = set.intersection(*map(set, kept.values()))
+            yield Overlap(group[0].tokens, list(kept), sizes, overlap.matrix(list(kept.values())), len(shared))
+
+
+def _failures(found: list[Record], outcomes: dict[str, Outcome]) -> list[Failure]:
+    """The same failure of several runs once."""
+    failures: dict[tuple, Failure] = {}
+    for record in found:
+        for of in outcomes[record["path"]].failures:
+            key = (record["task"], *of)
+            failures.setdefault(key, Failure(*key)).runs.append(record["run_id"])
+    return list(failures.values())
+
+
+def _manifest(found: list[Record]) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """What all records have in common, and a line for each with the rest."""
+    lines = [_provenance(record) for record in found]
+    own = [name for name in lines[0] if name == "run" or any(line[name] != lines[0][name] for line in lines)]
+    common = {name: value for name, value in lines[0].items() if name not in own}
+    return common, [{name: line[name] for name in own} for line in lines]
+
+
+def _provenance(record: Record) -> dict[str, str]:
+    resolved, git = record["resolved"], record["git"]
+    revision = git["revision"] + " and changes" * git["dirty"] if git else "none, an installed package"
+    named = {
+        "run": record["run_id"],
+        "benchmark": record["task"],
+        "status": record["status"],
+        "samples": record["samples"]["count"],
+        "started": record["started"],
+        "seconds": record["seconds"],
+        "device": resolved["device"],
+        "precision": resolved["dtype"],
+        "attention": resolved["attn_implementation"],
+        "batch size": record["config"]["batch_size"],
+        "weights": resolved["fingerprint"],
+        "task": record["task_hash"],
+        "data": record["data_hash"],
+        "revision": revision,
+        **record["versions"],
+    }
+    return {name: "-" if value is None else str(value) for name, value in named.items()}
+
+
+def _configurations(found: list[Record]) -> list[dict]:
+    """Of every run, once, with the benchmarks that it ran on."""
+    made: dict[tuple[str, str], list[str]] = {}
+    for record in found:
+        text = json.dumps({name: record[name] for name in ("config", "resolved")}, indent=2, ensure_ascii=False)
+        made.setdefault((record["run_id"], text), []).append(record["task"])
+    return [{"run": run, "tasks": tasks, "text": text} for (run, text), tasks in made.items()]
+
+
+def parts(text: str) -> tuple[str, ...]:
+    """Number, percentage, interval and marks of a cell, `92.5 (93.1%, 91.2-94.9)†`; empty where it has none."""
+    return CELL.fullmatch(text).groups(default="")
+
+
+def _page(sections: list[Section], found: list[Record], outcomes: dict[str, Outcome]) -> str:
+    environment = Environment(
+        loader=PackageLoader("zipeval", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    common, varying = _manifest(found)
+    return environment.get_template("report.html.jinja").render(
+        sections=sections,
+        records=found,
+        failures=_failures(found, outcomes),
+        listed=LISTED,
+        common=common,
+        varying=varying,
+        configurations=_configurations(found),
+        grid=grid,
+        parts=parts,
+        budget_of=budget,
+        legend=legend,
+        tied=TIED,
+    )
