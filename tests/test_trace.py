@@ -261,6 +261,18 @@ def test_inside_the_decoder_it_is_what_the_oracle_keeps(engine, slow, beams):
         assert answer == {"kept": [[born - first for born in found[0]]], "merged": [[]]}
 
 
+def test_merged_tokens_are_not_taken_for_the_first_slot():
+    """Where a prompt begins with its image, that slot is a visual token."""
+    model, found = tiny("llava"), []
+    inputs = {k: v if k == "pixel_values" else v[:, 2:] for k, v in one_image(model).items()}
+    assert inputs["input_ids"][0, 0] == model.config.image_token_id
+    (told,) = traced(model, SparseVLM((9, 4), (1, 3), noise=0), inputs, [["image"]])
+    slow = final(oracle.sparsevlm((9, 4), (1, 3)), found)
+    oracle.greedy(model, inputs["input_ids"][0], inputs["pixel_values"], slow, 1)
+    assert told == {"kept": [found[0]], "merged": [[]]}
+    assert 0 not in found[0]  # or nothing would be tried here
+
+
 def test_prompts_without_pictures_and_what_came_before_them():
     model, method = tiny("llava"), Chain(VisionZip(tokens=12), FastV(keep=5))
     inputs = ask(model, [0, 2, 1])
