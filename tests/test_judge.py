@@ -211,7 +211,7 @@ def test_a_judge_that_fails_midway_is_asked_again_for_the_rest_only(asked, troub
             "scores": {"grade": 5.0},
         }
         assert [after[i] for i in (0, 2, 3)] == [before[i] for i in (0, 2, 3)]
-        assert [f.name for f in sorted(path.parent.iterdir())] == [path.name, "zipeval_msvd_qa.samples.jsonl"]
+        assert [f.name for f in sorted(path.parent.glob("*.json*"))] == [path.name, "zipeval_msvd_qa.samples.jsonl"]
 
         server.prompts.clear()
         run(asked(server, MSVD, "limit=4"))
@@ -347,8 +347,8 @@ def test_the_key_is_nowhere_but_in_the_request(asked, monkeypatch, tmp_path, cap
         monkeypatch.setattr(sys, "argv", ["zipeval", "doctor"])
         main()
     said = capfd.readouterr()
-    written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(written) == 2
+    written = [file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file()]
+    assert len([text for text in written if text.startswith("{")]) == 2
     assert '"unscored": 3' in "".join(written)
     for text in (*written, said.out, said.err, str(refusal.value)):
         assert "canary" not in text
