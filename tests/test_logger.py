@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from test_tables import put
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 
@@ -127,6 +128,18 @@ def test_judged_tasks_are_logged_with_the_others_under_the_identity_that_has_the
     other = {"run_id": "without", "task": "a", "config": {"seed": 0}, "resolved": {}}
     assert logger.identity([other, judged]) == "with-judge"
     assert logger.identity([other]) == "without"
+
+
+def test_the_table_is_the_one_with_these_records(tmp_path):
+    """The runs of other settings in the same directory have theirs before and after it."""
+    for limit in (5, 7, 9):
+        put(tmp_path, "vanilla", 80.0, limit=limit)
+        path = put(tmp_path, "visionzip", 60.0 + limit, 16, limit=limit)
+        record = records.read(path)
+        assert [row.cells.popitem()[1].score for row in logger.table_of(str(tmp_path), [record]).rows] == [
+            80,
+            60 + limit,
+        ]
 
 
 def test_a_row_that_lacks_a_benchmark_has_no_point():

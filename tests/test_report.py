@@ -63,7 +63,10 @@ def put(root, method, tokens, task, samples, pictures=(), batch_size=4, prompt="
         "resolved": {"fingerprint": "the-weights", "device": "cpu", **held, "method": "x"},
         "versions": {"zipeval": "0.1.0", "torch": "2.0"},
         "git": {"revision": "c0ffee", "dirty": True},
+        "model_revision": "the-commit",
+        "machine": {"platform": "Linux", "device": "the-gpu", "cuda": None, "driver": None},
         "started": "2026-01-01T00:00:00+00:00",
+        "ended": "2026-01-01T00:00:02+00:00",
         "seconds": 1.5,
     }
     path = records.write(root / run_id, record, samples)
@@ -220,6 +223,20 @@ def test_sections_without_data_say_so(tmp_path):
         "Every sample was read, and every answer has its score.",
     ):
         assert sentence in text
+
+
+def test_the_manifest_says_once_what_all_have_in_common(sweep):
+    path = sweep / "runs" / "m-fastv-8-hf" / "gqa.json"
+    record = json.loads(path.read_text())
+    record["machine"]["device"] = "another-gpu"
+    path.write_text(json.dumps(record))
+    manifest = page(sweep).text.split("Common to all")[1].split("Configurations")[0]
+    assert [manifest.count(name) for name in ("the-weights", "the-commit", "c0ffee and changes", "Linux")] == [1] * 4
+    found = rows((sweep / "report.html").read_text())
+    header = next(row for row in found if row[:2] == ["run", "benchmark"])
+    assert header == ["run", "benchmark", "device's name"]
+    assert ["m-fastv-8-hf", "gqa", "another-gpu"] in found
+    assert ["m-fastv-4-hf", "gqa", "the-gpu"] in found
 
 
 def test_failures_are_told_once_with_their_runs(sweep):

@@ -84,7 +84,7 @@ def send(results: str, found: list[dict]) -> str:
     settings = wandb.Settings(**of_this_process)
     run = wandb.init(id=run_id, name=run_id, resume="allow", config=_config(found), settings=settings)
     try:
-        table, lacking = _table(results, found), ""
+        table, lacking = table_of(results, found), ""
     except UsageError as error:
         table, lacking = None, f", without percentages and table: {error}"
     run.log(_metrics(found, table) | in_wandb(table))
@@ -105,7 +105,7 @@ def _config(found: list[dict]) -> dict:
     return {**config, "resolved": found[0]["resolved"], "tasks": provenance}
 
 
-def _table(results: str, found: list[dict]) -> Table:
+def table_of(results: str, found: list[dict]) -> Table:
     """The one with these records.
 
     Raises:

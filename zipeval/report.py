@@ -194,6 +194,7 @@ def _provenance(record: Record) -> dict[str, str]:
         "status": record["status"],
         "samples": record["samples"]["count"],
         "started": record["started"],
+        "ended": record.get("ended"),
         "seconds": record["seconds"],
         "device": resolved["device"],
         "precision": resolved["dtype"],
@@ -202,7 +203,9 @@ def _provenance(record: Record) -> dict[str, str]:
         "weights": resolved["fingerprint"],
         "task": record["task_hash"],
         "data": record["data_hash"],
-        "revision": revision,
+        "revision of the weights": record.get("model_revision"),
+        "revision of zipeval": revision,
+        **{("device's name" if name == "device" else name): value for name, value in record.get("machine", {}).items()},
         **record["versions"],
     }
     return {name: "-" if value is None else str(value) for name, value in named.items()}
