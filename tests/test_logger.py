@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_tables import put
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
@@ -90,6 +91,17 @@ def test_the_table_and_its_points(logged):
     (column,) = (name for name in tables["table"][0] if name.endswith("%") and name != "average %")
     scores = [{column.removesuffix(" %"): score, column: score} for score in (100, 75)]
     assert tables["table"] == [all_tokens | scores[0], reduced | scores[1]]
+
+
+def test_the_plots(logged):
+    _, runs, _ = logged
+    summary = read_back(runs[2])["summary"]
+    shown = {name.removesuffix("/_type") for name, value in summary.items() if value == "image-file"}
+    assert {name.partition("-")[0] for name in shown} == {"plots/tokens", "plots/bars"}
+    for name in shown:
+        with Image.open(runs[2] / "files" / summary[f"{name}/path"]) as image:
+            assert image.width == 880
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 9
 
 
 def test_without_an_upper_bound_scores_are_logged_and_the_missing_command_said(logged):

@@ -9,18 +9,26 @@ WANDB_API_KEY (or `wandb login`), WANDB_MODE=offline. Imports no torch.
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from zipeval import records
 from zipeval.errors import UsageError
 from zipeval.tables import Row, Table, tables
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DEADLINE = 60  # seconds
+DPI = 200  # of plots, which are 4.4 inches wide
 PROVENANCE = (
     "status",
     "metric",
@@ -136,11 +144,14 @@ def _metrics(found: list[dict], table: Table | None) -> dict[str, float]:
 
 
 def in_wandb(table: Table | None) -> dict:
-    """The table, and of its rows with an average (of one benchmark: a percentage) the points of a plot."""
+    """The table, its plots, and the points of accuracy against tokens: rows with an average, or a lone percentage."""
     import wandb
+
+    from zipeval.plots import plots  # matplotlib
 
     if table is None:
         return {}
+    drawn = plots(table, [None] * len(table.rows))
     counts = ["method", "tokens", "mean", "final", "flops"]
     headings = [*counts, *(heading for name in table.columns for heading in (name, f"{name} %")), "average %"]
     averages = [row.cells[table.columns[0]].percent if len(table.columns) == 1 else row.average for row in table.rows]
@@ -150,7 +161,14 @@ def in_wandb(table: Table | None) -> dict:
     return {
         "table": wandb.Table(columns=headings, data=rows),
         "accuracy_against_tokens": wandb.Table(columns=[*counts, "average %"], data=points),
+        **{f"plots/{plot.name}": wandb.Image(_picture(plot.figure), caption=plot.about) for plot in drawn},
     }
+
+
+def _picture(figure: Figure) -> Image.Image:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=DPI)
+    return Image.open(content)
 
 
 def _counts(row: Row) -> list:
