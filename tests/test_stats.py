@@ -242,6 +242,17 @@ def test_without_a_verdict_a_sample_counts_nowhere(task):
     assert (expected.lost, expected.gained) == (5, 2)
 
 
+def test_a_task_without_a_place_in_a_paper_has_its_own_scale():
+    assert value("not_in_a_paper", run([1.0, 0.0, None])) == 0.5
+    assert value("gqa", run([1.0, 0.0, None])) == 50
+
+
+def test_one_less_than_all_are_drawn():
+    """Of ten, of which one is lost, nine: in 5.3% of the draws it is in there three times or more, in 0.8% four."""
+    found = compare("gqa", run([1.0] * 9 + [0.0]), run([1.0] * 10))
+    assert (found.low, found.high) == (pytest.approx(100 * 6 / 9), 100)
+
+
 def test_a_failed_sample_is_a_lost_one():
     failed = [{**s, "error": "cannot be decoded", "score": 0.0} for s in run([1.0])]
     assert quick("gqa", [*failed, *run([1.0] * 4)[1:]], run([1.0] * 4)).lost == 1

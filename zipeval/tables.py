@@ -34,7 +34,7 @@ class Cell:
         percent: of the upper bound's score; None where one of them is missing, nan where the bound's is 0.
         record: where it comes from; None for a published one.
         comparison: with the upper bound, sample by sample.
-        tied: with the best of the same budget, or the best itself.
+        tied: with the best of the same budget, or the best itself, where several methods have one.
     """
 
     score: float | None
@@ -295,7 +295,7 @@ def _compared(table: Table) -> Table:
             cells = {}
             for name, cell in row.cells.items():
                 task, first = cell.record["task"], best[name]
-                tied = first is not None and stats.tied(task, of[name], held[first][name])
+                tied = first is not None and len(group) > 1 and stats.tied(task, of[name], held[first][name])
                 cells[name] = replace(cell, comparison=stats.compare(task, of[name], bounds[name]), tied=tied)
             pairs = [(cell.record["task"], of[name], bounds[name]) for name, cell in row.cells.items()]
             average = None if row.average is None else stats.average(pairs)
