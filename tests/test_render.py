@@ -3,15 +3,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from math import nan
+from pathlib import Path
 
+import jsonschema
+import pandas
 import pytest
 
 from zipeval.errors import UsageError
+from zipeval.paper import published
 from zipeval.render import FORMATS, render
 from zipeval.tables import Cell, Row, Table
 
@@ -68,6 +73,23 @@ def test_csv_and_json_hold_the_same_cells():
     assert next(c for c in other["cells"] if c["benchmark"] == "x")["percent"] is None
 
 
+def test_json_keeps_to_its_documented_schema():
+    schema = json.loads((Path(__file__).parent.parent / "docs/table.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for tables in ([table()], [published("table1"), published("table4")]):
+        jsonschema.validate(json.loads(render(tables, "json")), schema)
+    documented = schema["$defs"]["cell"]
+    written = json.loads(render([table()], "json"))[0]["cells"][0]
+    assert list(written) == list(documented["properties"]) == documented["required"]
+
+
+def test_csv_comes_back_through_pandas():
+    frame = pandas.read_csv(io.StringIO(render([table()], "csv")))
+    for name, values in pandas.DataFrame(json.loads(render([table()], "json"))[0]["cells"]).items():
+        for found, value in zip(frame[name], values, strict=True):
+            assert found == value or (pandas.isna(found) and pandas.isna(value))
+
+
 class Texts(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -98,6 +120,19 @@ def test_latex_groups_budgets_and_escapes():
     assert r"59.0 (98.3\%, 96.0-100.5)$\approx$" in text
     assert r"\textbf{59.5 (99.2\%, 98.5-99.9)}" in text
     assert r"\& 100\% of \$x\_1 \{\textasciitilde{}\textasciicircum{}\#\}\textbackslash{}" in text
+
+
+@pytest.mark.parametrize("shown", [table(), published("table1")], ids=["ours", "published"])
+def test_latex_has_as_many_cells_in_every_line(shown):
+    """What can be seen of it without LaTeX."""
+    text = re.sub(r"^%.*\n?", "", render([shown], "latex"), flags=re.M)
+    plain = re.sub(r"\\textbackslash\{\}|\\[&%$#_{}]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert re.findall(r"\\(begin|end)\{(\w+)\}", plain) == [("begin", "tabular"), ("end", "tabular")]
+    lines = [line for line in plain.splitlines() if line.endswith(r"\\")]
+    columns = re.search(r"\{(l?r+)\}", plain)[1]
+    assert {line.count("&") + 1 for line in lines} == {len(columns)}
+    assert len(lines) == 1 + len(shown.rows)
 
 
 def test_latex_compiles(tmp_path):
