@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -158,3 +159,20 @@ def test_what_is_no_record_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UsageError, match=r"run/t\.json"):
         records.read_all(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, given", [("m-visionzip-16-abc", "method=visionzip tokens=16"), ("m-vanilla-abc", "method=vanilla")]
+)
+def test_what_is_cut_off_is_named_with_its_command(name, given, tmp_path):
+    path = records.write(tmp_path / name, {"task": "t"}, [{"doc_id": 0}, {"doc_id": 1}])
+    record, whole = records.read(path), path.read_text()
+    command = re.escape(f"`zipeval run model=m {given} tasks=[t] ...`")
+    path.write_text(whole[:-20])
+    with pytest.raises(UsageError, match=f"^{path}: not a readable record .* Move it away and .*{command}"):
+        records.read(path)
+    path.write_text(whole)
+    samples = path.with_name("t.samples.jsonl")
+    samples.write_text(samples.read_text()[:-5])
+    with pytest.raises(UsageError, match=f"^{samples}: does not match its record {path}. Move both away .*{command}"):
+        records.read_samples(path.parent, record)

@@ -132,7 +132,7 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError(f"schema {record['schema']}, this zipeval reads {SCHEMA}")
         return {**record, "path": str(path)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a readable record ({error}). Move it away and run its command again.") from error
+        raise UsageError(f"{path}: not a readable record ({error}). Move it away and {_again(path)}.") from error
 
 
 def read_all(results: str) -> list[dict[str, Any]]:
@@ -146,15 +146,21 @@ def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]
     Raises:
         UsageError: if they changed since, or are not there.
     """
-    path = directory / record["samples"]["file"]
+    path, place = directory / record["samples"]["file"], directory / f"{record['task']}.json"
     try:
         content = path.read_bytes()
     except OSError as error:
-        place = directory / f"{record['task']}.json"
-        raise UsageError(f"{path}: {error.strerror}. Move {place} away and run the command again.") from error
+        raise UsageError(f"{path}: {error.strerror}. Move {place} away and {_again(place)}.") from error
     if hashlib.sha256(content).hexdigest() != record["samples"]["sha256"]:
-        raise UsageError(f"{path}: does not match its record. Move both away and run the command again.")
+        raise UsageError(f"{path}: does not match its record {place}. Move both away and {_again(place)}.")
     return [json.loads(line) for line in content.decode().split("\n")[:-1]]
+
+
+def _again(path: Path) -> str:
+    """How to make a record anew, as far as its place tells: MODEL-METHOD[-TOKENS]-DIGEST/TASK.json."""
+    names = ("model", "method", "tokens")
+    given = [f"{name}={value}" for name, value in zip(names, path.parent.name.split("-")[:-1], strict=False)]
+    return f"make it again with its settings: `{' '.join(['zipeval run', *given, f'tasks=[{path.stem}]'])} ...`"
 
 
 def essence(kept: dict[str, Any]) -> dict[str, Any]:
