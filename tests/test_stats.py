@@ -321,6 +321,7 @@ def test_chunks_make_no_difference(monkeypatch):
             lambda samples: samples[2].update(kind="color"),
             r"\(2, '2', None, None\) in one and \(2, '2', 'color', None\)",
         ),
+        (lambda samples: samples[2].update(group=7), r"\(2, '2', None, None\) in one and \(2, '2', None, 7\)"),
         (lambda samples: samples.append(samples[0]), r"\(1, '1', .* in one and \(0, '0', "),
     ],
 )

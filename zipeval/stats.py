@@ -207,7 +207,7 @@ def _units(statistic: Statistic, ours: list[dict], theirs: list[dict]) -> list[n
         units.setdefault(pair[0]["group"] if statistic.grouped else i, []).append(pair)
     return [
         np.array([[statistic.features(run) for run in zip(*unit, strict=True)] for unit in units.values()], float)
-        for _, units in sorted(kinds.items())
+        for units in kinds.values()
     ]
 
 
