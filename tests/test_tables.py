@@ -247,6 +247,15 @@ def test_statistics_compare_runs_question_by_question(tmp_path):
     assert [line[5] for line in shown if line[0] == "vanilla"] == ["80.0 (100.0%)"]
 
 
+def test_of_all_metrics_of_a_task_only_the_main_one_is_compared(tmp_path):
+    answered(tmp_path, "vanilla", range(160))
+    answered(tmp_path, "visionzip", range(120), 16)
+    (table,) = tables(str(tmp_path), task="gqa", statistics=True)
+    main, other = (table.rows[-1].cells[name] for name in table.columns)
+    assert main.comparison.percent == main.percent == 75
+    assert (other.comparison, other.tied) == (None, False)
+
+
 def test_the_average_has_an_interval_of_its_own(tmp_path):
     for task in ("gqa", "scienceqa_img"):
         answered(tmp_path, "vanilla", range(160), task=task)

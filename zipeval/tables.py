@@ -126,7 +126,8 @@ def tables(
             f"results={results}: no records{wanted}. `zipeval run` makes them; results=DIR looks elsewhere."
         )
     made = [_table(rs, task, columns, results) for of in settings.values() for rs in _by_judge(of)]
-    return [_compared(table) for table in made] if statistics else made
+    # Samples tell the main number only, which is the first of a task's.
+    return [_compared(table, table.columns[:1] if task else table.columns) for table in made] if statistics else made
 
 
 def _setting(record: Record) -> tuple:
@@ -276,28 +277,29 @@ def _metrics(found: list[Record]) -> dict[str, Pick]:
     return {name: pick_of(name) for name in sorted(names, key=lambda name: (name != main, name))}
 
 
-def _compared(table: Table) -> Table:
-    """With intervals of all percentages, and what is as good as the best of its budget."""
+def _compared(table: Table, columns: list[str]) -> Table:
+    """With intervals of the percentages in these columns, and what is as good as the best of its budget."""
     from zipeval import stats
 
     def samples(cell: Cell) -> list[dict]:
         return records.read_samples(Path(cell.record["path"]).parent, cell.record)
 
-    bounds = {name: samples(cell) for name, cell in table.rows[0].cells.items()}
+    bounds = {name: samples(cell) for name, cell in table.rows[0].cells.items() if name in columns}
     rows = []
     for group in table.groups():
-        held = [{name: samples(cell) for name, cell in row.cells.items()} for row in group]
+        held = [{name: samples(cell) for name, cell in row.cells.items() if name in columns} for row in group]
         best = {}
-        for name in table.columns:
+        for name in columns:
             scored = [i for i, row in enumerate(group) if name in row.cells and row.cells[name].score is not None]
             best[name] = max(scored, key=lambda i: group[i].cells[name].score, default=None)
         for row, of in zip(group, held, strict=True):
-            cells = {}
-            for name, cell in row.cells.items():
-                task, first = cell.record["task"], best[name]
+            cells = dict(row.cells)
+            for name in of:
+                cell, first = cells[name], best[name]
+                task = cell.record["task"]
                 tied = first is not None and len(group) > 1 and stats.tied(task, of[name], held[first][name])
                 cells[name] = replace(cell, comparison=stats.compare(task, of[name], bounds[name]), tied=tied)
-            pairs = [(cell.record["task"], of[name], bounds[name]) for name, cell in row.cells.items()]
+            pairs = [(row.cells[name].record["task"], of[name], bounds[name]) for name in of]
             average = None if row.average is None else stats.average(pairs)
             rows.append(replace(row, cells=cells, average_comparison=average))
     return replace(table, rows=rows)
