@@ -8,7 +8,7 @@ import pytest
 from test_tables import put
 
 from zipeval import paper
-from zipeval.cli import compose
+from zipeval.cli import compose, main
 from zipeval.errors import UsageError
 from zipeval.render import render
 
@@ -76,11 +76,21 @@ def test_records_stand_beside_the_paper_and_never_in_its_rows(tmp_path):
     assert difference.cells["GQA"].score == pytest.approx(57 - 55.1)
     assert difference.cells["POPE"].percent == pytest.approx(90 - 100 * 77.0 / 85.9)
     assert kinds["vanilla: difference", None].cells["GQA"].score == pytest.approx(60 - 61.9)
+    assert (ours.average, difference.average, theirs.average) == (None, None, pytest.approx(94.0, abs=0.1))
     for row in table.rows:
         assert {cell.record is not None for cell in row.cells.values()} == {row.kind == "measured"}
     shown = render([table])
     assert "+1.9 (+6.0%)" in shown
     assert "-13.9 (" not in shown
+
+
+def test_an_average_of_all_columns_stands_beside_the_printed_one(tmp_path):
+    for task in ("zipeval_tgif_qa", "zipeval_msvd_qa", "zipeval_msrvtt_qa", "zipeval_activitynet_qa"):
+        put(tmp_path, "vanilla", 50.0, task=task, model="video_llava")
+        put(tmp_path, "visionzip", 45.0, 136, task=task, model="video_llava")
+    (table,) = paper.measured("table3", str(tmp_path))
+    (difference,) = [row for row in table.rows if row.label == "visionzip: difference"]
+    assert difference.average == pytest.approx(90 - 93.2, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +105,14 @@ def test_what_cannot_be_shown(name, message, tmp_path):
     put(tmp_path, "vanilla", 1.0, task="gqa")
     with pytest.raises(UsageError, match=message):
         paper.measured(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("given", ["task=pope", "source=paper statistics=true", "source=paper results=DIR"])
+def test_a_setting_that_would_change_nothing_is_refused(given, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["zipeval", "table", "table=paper/table1", *given.split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
 
 
 def test_the_papers_models_and_columns_are_ours():

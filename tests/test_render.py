@@ -32,7 +32,7 @@ class Comparison:
 
 def table():
     """A bound; two methods at one budget, of which one is tied with the bound and one the best; one at another."""
-    bound = {"GQA": Cell(60.0, 100.0, RECORD, Comparison(100, 100, False), True), "x": Cell(0.0, nan, RECORD)}
+    bound = {"GQA": Cell(60.0, 100.0, RECORD), "x": Cell(0.0, nan, RECORD)}
     tied = {"GQA": Cell(59.0, 98.33, RECORD, Comparison(96.0, 100.5, False)), "x": Cell(0.8, nan, RECORD)}
     best = {"GQA": Cell(59.5, 99.17, RECORD, Comparison(98.5, 99.9, True), True)}
     rows = [
@@ -56,6 +56,22 @@ def test_markdown():
     assert "|  59.5 (99.2%, 98.5-99.9)† |          - |       - |" in lines[6]
     assert lines[4].count("60.0 (100.0%)") == 1
     assert "†" in lines[9]  # the legend
+
+
+@pytest.mark.parametrize(
+    "comparison, shown",
+    [
+        (Comparison(100, 100, False), "60.0 (100.0%)≈†"),  # the same answers
+        (Comparison(nan, nan, False), "60.0 (100.0%)†"),  # a single question says nothing
+        (Comparison(98, 102, False), "60.0 (100.0%, 98.0-102.0)≈†"),
+    ],
+)
+def test_marks(comparison, shown):
+    rows = [
+        Row("vanilla", None, {"GQA": Cell(60.0, 100.0)}),
+        Row("a", 1, {"GQA": Cell(60.0, 100.0, None, comparison, True)}),
+    ]
+    assert render([Table("m", ["GQA"], rows)]).splitlines()[5].split("|")[3].strip() == shown
 
 
 def test_csv_and_json_hold_the_same_cells():

@@ -129,7 +129,7 @@ def test_failed_samples_are_told(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, failed=2)
     assert render(tables(str(tmp_path))).endswith(
-        "visionzip 16: 2 of the 0 samples of shapes could not be read and count as wrong."
+        "visionzip 16: 2 of the 0 samples of shapes could not be read and count as unanswered."
     )
 
 

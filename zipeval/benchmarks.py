@@ -95,8 +95,8 @@ BENCHMARKS = {
         "MMB",
         "gpt_eval_score",
         1,
-        "as LLaVA: validation, a question is right in all rotations of its options; the judge reads answers that name "
-        "no option",
+        "as LLaVA: validation, a question is right in all rotations of its options (a limit= may part them); the judge "
+        "reads answers that name no option",
         (Source(f"{HUB}/MMBench", "dev", "en"),),
         settings=JUDGED,
         functions=scoring.mmbench_functions,

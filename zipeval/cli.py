@@ -99,6 +99,9 @@ def table(arguments: list[str]) -> None:
     statistics = choice(given, "statistics", ("false", "true")) == "true"
     if choice({"source": source}, "source", ("records", "paper")) == "paper" and not layout:
         raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
+    idle = ["task"] * bool(layout) + ["results", "statistics"] * (source == "paper")
+    for name in given.keys() & set(idle):
+        raise UsageError(f"{name}={given[name]}: table={layout} source={source} has no use for it. Leave it out.")
     if layout:
         name = layout.removeprefix("paper/")
         found = [paper.published(name)] if source == "paper" else paper.measured(name, results, statistics)

@@ -52,6 +52,8 @@ def measured(name: str, results: str, statistics: bool = False) -> list[Table]:
 
 
 def _beside(table: Table, printed: Table) -> Table:
+    if table.columns != printed.columns:  # of other benchmarks, an average is not to be compared with the printed one
+        table = replace(table, rows=[replace(row, average=None, average_comparison=None) for row in table.rows])
     theirs = {(row.label, row.tokens): row for row in printed.rows}
     theirs[UPPER_BOUND, None] = printed.rows[0]
     rows = list(table.rows) + [replace(row, label=f"{row.label} (published)") for row in printed.rows]

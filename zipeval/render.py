@@ -95,11 +95,11 @@ def _interval(comparison) -> str:
 
 
 def marks(cell: Cell) -> str:
-    """Of a cell that was compared and is not the upper bound's own."""
+    """Of a cell that was compared; where there is no interval nothing is said of the upper bound."""
     found = cell.comparison
-    if found is None or found.low == found.high:
+    if found is None:
         return ""
-    return SAME * (not found.distinguishable) + TIED * cell.tied
+    return SAME * (found.low <= 100 <= found.high) + TIED * cell.tied
 
 
 def markdown(tables: list[Table]) -> str:

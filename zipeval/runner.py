@@ -304,7 +304,7 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     visual = [s["visual_tokens"] for s in read]
     record = {
         **provenance,
-        "failed": len(samples) - len(read),  # they count as wrong
+        "failed": len(samples) - len(read),  # their answers are empty
         **scored,
         "visual_tokens": {
             "requested": config.tokens,

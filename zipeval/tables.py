@@ -217,7 +217,7 @@ def _notes(record: Record) -> Iterator[str]:
     row = " ".join(str(part) for part in _key(record) if part is not None)
     total = f"of the {record['samples']['count']} samples of {record['task']}"
     if record["failed"]:
-        yield f"{row}: {record['failed']} {total} could not be read and count as wrong."
+        yield f"{row}: {record['failed']} {total} could not be read and count as unanswered."
     if incomplete(record):
         yield (
             f"{row}: INCOMPLETE, {record['unscored']} {total} have no verdict and do not count. The command that "
@@ -278,15 +278,19 @@ def _metrics(found: list[Record]) -> dict[str, Pick]:
 
 
 def _compared(table: Table, columns: list[str]) -> Table:
-    """With intervals of the percentages in these columns, and what is as good as the best of its budget."""
+    """With intervals of the percentages in these columns, and what is as good as the best of its budget.
+
+    The upper bound itself is compared with nothing.
+    """
     from zipeval import stats
 
     def samples(cell: Cell) -> list[dict]:
         return records.read_samples(Path(cell.record["path"]).parent, cell.record)
 
     bounds = {name: samples(cell) for name, cell in table.rows[0].cells.items() if name in columns}
-    rows = []
-    for group in table.groups():
+    bound, *others = table.rows
+    rows = [bound]
+    for group in replace(table, rows=others).groups():
         held = [{name: samples(cell) for name, cell in row.cells.items() if name in columns} for row in group]
         best = {}
         for name in columns:
