@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -22,21 +23,34 @@ def miniatures(tmp_path_factory):
 
 @pytest.fixture
 def scripted(miniatures, tmp_path, monkeypatch):
-    """(task, answers, overrides) -> (record, samples): all as in a run, but for what the model says."""
-    from zipeval import chat_model, records
+    """(task, answers, overrides) -> (record, samples): all as in a run, but for what the model says to each question.
+
+    To one that cannot be decoded nothing is said.
+    """
+    from zipeval import answering, records
     from zipeval.cli import compose
-    from zipeval.runner import Session, run
+    from zipeval.runner import run
+
+    answer = answering.Answering.answer
 
     def evaluate(task, answers, *overrides):
-        queue = iter(answers)
-        short = {"max_new_tokens": 1, "do_sample": False}
-        monkeypatch.setattr(chat_model, "_generation_options", lambda given: short)
-        monkeypatch.setattr(Session, "decode", lambda self, ids: [next(queue) for _ in ids])
+        said = dict(enumerate(answers))
+        short = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
+        monkeypatch.setattr(answering, "generation_options", lambda given: short)
+        monkeypatch.setattr(
+            answering.Answering,
+            "answer",
+            lambda self, batch, options: [
+                replace(real, text=said.pop(question.number))
+                for question, real in zip(batch, answer(self, batch, options), strict=True)
+            ],
+        )
         settings = [f"tasks=[{task}]", f"data.root={miniatures}", f"results={tmp_path}", *overrides]
         (path,) = run(compose(settings))
-        assert list(queue) == []
         record = records.read(path)
-        return record, records.read_samples(path.parent, record)
+        samples = records.read_samples(path.parent, record)
+        assert [*said] == [sample["doc_id"] for sample in samples if "error" in sample]
+        return record, samples
 
     return evaluate
 

@@ -12,7 +12,7 @@ import pytest
 from judge_server import likes_all, serving
 from miniatures import HUB
 
-from zipeval import benchmarks, chat_model, records, scoring
+from zipeval import answering, benchmarks, records, scoring
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.cli import compose
 from zipeval.errors import UsageError
@@ -92,8 +92,8 @@ def test_every_benchmark_of_the_papers_is_here():
 
 def test_a_suite_gives_a_number_for_every_column(miniatures, tmp_path, monkeypatch):
     """The model's own answers, cut short."""
-    options = chat_model._generation_options
-    monkeypatch.setattr(chat_model, "_generation_options", lambda given: {**options(given), "max_new_tokens": 4})
+    options = answering.generation_options
+    monkeypatch.setattr(answering, "generation_options", lambda given: {**options(given), "max_new_tokens": 4})
     monkeypatch.chdir(tmp_path)
     settings = ["suite=paper_image", f"data.root={miniatures}", "results=results"]
     with serving(likes_all) as judge:
@@ -232,8 +232,7 @@ def damaged(root, copy, file, row):
 def test_a_damaged_image_is_one_failed_sample(task, file, row, failed, expected, miniatures, tmp_path, scripted):
     """The run goes on; the sample is wrong whatever a benchmark makes of an empty answer."""
     damaged(miniatures, tmp_path / "copy", file, row)
-    right = [answer for i, answer in enumerate(SCRIPTS[task][0]) if i not in failed]
-    record, samples = scripted(task, right, f"data.root={tmp_path / 'copy'}")
+    record, samples = scripted(task, SCRIPTS[task][0], f"data.root={tmp_path / 'copy'}")
     assert {s["doc_id"] for s in samples if "error" in s} == failed
     assert all("image" in samples[i]["error"] and samples[i]["prediction"] == "" for i in failed)
     assert record["failed"] == len(failed)

@@ -12,7 +12,7 @@ import pytest
 from judge_server import serving
 from test_media import write_video
 
-from zipeval import chat_model, judge, models, records
+from zipeval import answering, judge, models, records
 from zipeval.cli import compose, main
 from zipeval.config import JudgeConfig, public_url
 from zipeval.errors import UsageError
@@ -130,13 +130,13 @@ def test_accuracy_and_score(asked, replies, accuracy, score):
 
 def test_the_protocol_is_video_llavas(asked, monkeypatch):
     options, texts = [], []
-    greedy, inputs = chat_model._generation_options, Session.inputs
+    greedy, inputs = answering.generation_options, Session.inputs
 
     def prompts(self, conversations):
         texts.extend(part["text"] for c in conversations for part in c[0]["content"] if part["type"] == "text")
         return inputs(self, conversations)
 
-    monkeypatch.setattr(chat_model, "_generation_options", lambda given: options.append(greedy(given)) or greedy(given))
+    monkeypatch.setattr(answering, "generation_options", lambda given: options.append(greedy(given)) or greedy(given))
     monkeypatch.setattr(Session, "inputs", prompts)
     with serving(lambda prompt: YES) as server:
         run(asked(server, MSVD, "limit=2"))

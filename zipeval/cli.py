@@ -264,9 +264,9 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
     """Hydra's refusal of some overrides in a sentence that names the argument, its value and the next command."""
     from dataclasses import fields
 
-    from zipeval.config import DataConfig, JudgeConfig, ModelConfig, RunConfig
+    from zipeval.config import DataConfig, JudgeConfig, ModelConfig, RunConfig, RunnerConfig
 
-    nodes = {"model": ModelConfig, "judge": JudgeConfig, "data": DataConfig}
+    nodes = {"model": ModelConfig, "judge": JudgeConfig, "data": DataConfig, "runner": RunnerConfig}
     settings = [f.name for f in fields(RunConfig)]
     elsewhere = any(a.startswith(("--config-dir", "-cd")) for a in arguments)
     for argument in arguments:

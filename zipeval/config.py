@@ -81,6 +81,22 @@ class DataConfig:
 
 
 @dataclass
+class RunnerConfig:
+    """How answers are made fast; what they are does not depend on it.
+
+    Attributes:
+        reuse: what questions about one picture share: none, features (the encoder's output) or prefix (also the cache
+            of the prompt up to its last visual token, where the method does not look at the question).
+        workers: processes that decode and prepare pictures ahead; null: one less than the machine has cores, at most 8.
+        cache_gib: of host memory for the encoder's output, which the other runs of a sweep then share.
+    """
+
+    reuse: str = "none"
+    workers: int | None = None
+    cache_gib: float = 4.0
+
+
+@dataclass
 class RunConfig:
     """One run: a model under a method on some tasks.
 
@@ -93,7 +109,8 @@ class RunConfig:
             ends) or newline (with them).
         tasks: lmms-eval task names.
         limit: samples of each task, all by default.
-        batch_size: prompts in one generate call.
+        batch_size: prompts in one generate call; auto: as many as fit. Halved where memory runs out.
+        runner: see RunnerConfig.
         seed: of everything random.
         judge: see JudgeConfig.
         data: see DataConfig.
@@ -108,8 +125,9 @@ class RunConfig:
     packing: str = "published"
     tasks: list[str] = field(default_factory=list)
     limit: int | None = None
-    batch_size: int = 32
+    batch_size: Any = "auto"
     seed: int = 0
+    runner: RunnerConfig = field(default_factory=RunnerConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     results: str = "results/runs"
@@ -117,6 +135,7 @@ class RunConfig:
 
 
 PACKINGS = ("published", "newline")
+REUSES = ("none", "features", "prefix")
 CHOICES = {
     "budget": BUDGETS,
     "packing": PACKINGS,
@@ -126,6 +145,7 @@ CHOICES = {
     "model.image_aspect": ("pad", "crop", "anyres"),
     "model.quantization": ("none", "8bit", "4bit"),
     "model.device_map": (None, "auto"),
+    "runner.reuse": REUSES,
     "logger": (None, "wandb"),
 }
 
@@ -139,10 +159,7 @@ def check(config: RunConfig) -> RunConfig:
     Raises:
         UsageError: for a value out of range.
     """
-    for name in ("tokens", "limit", "batch_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16.")
+    _check_numbers(config)
     for name, choices in CHOICES.items():
         value = reduce(getattr, name.split("."), config)
         if value not in choices:
@@ -153,11 +170,22 @@ def check(config: RunConfig) -> RunConfig:
         raise UsageError(
             f"model.device={config.model.device}: model.device_map=auto takes all GPUs. Set one of the two."
         )
-    if not 0 <= config.seed < 2**32:
-        raise UsageError(f"seed={config.seed}: expected a whole number from 0 to {2**32 - 1}.")
     if not config.tasks:
         raise UsageError("tasks=[]: name at least one task, such as tasks=[zipeval_shapes], or a suite=.")
     return _with_budget(_with_judge(config))
+
+
+def _check_numbers(config: RunConfig) -> None:
+    for name in ("tokens", "limit", "batch_size"):
+        value = getattr(config, name)
+        if value not in (None, "auto") and not (isinstance(value, int) and value > 0):
+            raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16.")
+    for name in ("workers", "cache_gib"):
+        value = getattr(config.runner, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise UsageError(f"runner.{name}={value}: expected a number from 0 up.")
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"seed={config.seed}: expected a whole number from 0 to {2**32 - 1}.")
 
 
 def _with_judge(config: RunConfig) -> RunConfig:
@@ -218,8 +246,8 @@ def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
         judged: the judge is part of it.
     """
     identity = recorded(config, judged)
-    # A record is per task and holds hashes of its data, wherever they lie; answers should not depend on the batch.
-    for name in ("data", "batch_size"):
+    # A record is per task and holds hashes of its data, wherever they lie; how fast answers come does not change them.
+    for name in ("data", "batch_size", "runner"):
         identity.pop(name)
     for name in ("path", "hub", "revision"):  # where the weights came from; the fingerprint says which they are
         identity["model"].pop(name)

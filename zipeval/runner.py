@@ -107,6 +107,14 @@ class Session:
         return self.entering([self.shape.picture]) != [self.checkpoint.visual_tokens] * self.shape.layers
 
     @cached_property
+    def reuse(self) -> str:
+        """What is really shared: inside the decoder methods look at the question, so that its prefix is its own."""
+        asked, stages = self.config.runner.reuse, methods.stages(self.method)
+        if asked == "none" or stages is None:
+            return "none"
+        return "features" if stages[1] else asked
+
+    @cached_property
     def resolved(self) -> dict:
         """What `auto`, the path of the weights and the budget came to."""
         return {**asdict(self.placement), "fingerprint": self.checkpoint.fingerprint, "method": repr(self.method)}
@@ -158,8 +166,8 @@ class Session:
         return [{**message, "content": [decode(part) for part in message["content"]]} for message in messages]
 
     def inputs(self, conversations: list[list[dict]]):
-        """Decoded chat messages -> the processor's batch on the model's device."""
-        model, processor = self.load()
+        """Decoded chat messages -> the processor's batch, on the host."""
+        _, processor = self.load()
         parts = [part for messages in conversations for message in messages for part in message["content"]]
         given = {f"{kind}s": [part["url"] for part in parts if part["type"] == kind] for kind in ("image", "video")}
         texts = [
@@ -172,8 +180,7 @@ class Session:
             for messages in conversations
         ]
         given = {name: found for name, found in given.items() if found}
-        batch = processor(text=texts, **given, padding=True, return_tensors="pt")
-        return batch.to(model.device, model.dtype)
+        return processor(text=texts, **given, padding=True, return_tensors="pt")
 
     def jpeg(self, pixels) -> bytes:
         """A picture of which the processor made `pixels` (..., 3, height, width); the first of its crops or frames."""
@@ -315,6 +322,7 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
             "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
         },
         "prefill": {name: fmean(s[name] for s in read) for name in COSTS},
+        "reuse": model.session.reuse,
         "started": started,
         "ended": records.now(),  # or when the last verdict came
         "seconds": round(time.monotonic() - clock, 2),

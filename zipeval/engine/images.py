@@ -5,7 +5,10 @@ A crop is what the encoder sees at once: an image, the whole image and its tiles
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from zipeval.budget import Picture
@@ -18,6 +21,16 @@ TOWERS = {"image": ("vision_tower", "image_tower"), "video": ("video_tower",)}
 def pixels(inputs: dict, kind: str) -> torch.Tensor | None:
     """The images or videos among the processor's inputs."""
     return next((inputs[name] for name in PIXELS[kind] if inputs.get(name) is not None), None)
+
+
+def joined(inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The pictures of several of the processor's inputs, one after another; tiles are padded to the most of one."""
+    made = {}
+    for name in ("image_sizes", *chain.from_iterable(PIXELS.values())):
+        rows = [row for its in inputs if name in its for row in its[name]]
+        if rows:
+            made[name] = pad_sequence(rows, batch_first=True)
+    return made
 
 
 def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
@@ -105,7 +118,6 @@ def packing(model, counts: list[int], kept: list[torch.Tensor], size: torch.Tens
 
     The whole image as it is; then the tiles' patches in raster order of the image that they make up together, the
     CLS tokens of the tiles, and their merged tokens. Nothing is cut off where the image was padded.
-    An image that nothing was removed from is packed as the model packs it.
 
     Args:
         counts: tokens of the whole image and of its tiles.
@@ -115,9 +127,6 @@ def packing(model, counts: list[int], kept: list[torch.Tensor], size: torch.Tens
             official code has none.
     """
     prefix, width, device = cls_tokens(model), side(model), kept[0].device
-    everything = torch.arange(width**2, device=device) + prefix
-    if all(torch.equal(positions, everything) for positions in kept):
-        return stock_packing(model, size).to(device)
     tile_rows, tile_columns = grid(model, size)
     rows, columns = tile_rows * width, tile_columns * width
     places = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 def compact_index(keep: torch.Tensor, order: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,6 +27,13 @@ def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """x (B, S, ...), index (B, L) -> (B, L, ...)."""
     trailing = x.shape[2:]
     return x.gather(1, index.view(*index.shape, *(1,) * len(trailing)).expand(*index.shape, *trailing))
+
+
+def left_padded(rows: list[torch.Tensor], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (L_i) of ids -> ids and attention mask, (B, L) each, L the longest."""
+    ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    return ids, mask
 
 
 def visual_slots(ids: torch.Tensor, config) -> torch.Tensor:

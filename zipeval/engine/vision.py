@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, tower
+from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
 from zipeval.engine.ragged import compact_index, take, visual_slots
 from zipeval.engine.trace import observer
 
@@ -193,8 +193,11 @@ class VisionMethod(ABC):
 
 
 @dataclass(frozen=True)
-class _Everything(VisionMethod):
-    """For images that a budget is too large for."""
+class Everything(VisionMethod):
+    """The model as it is: of images that a budget is too large for, or that no method before the decoder reduces."""
+
+    def left(self, patches: int) -> int:
+        return patches
 
     def reduce(self, crops: Crops) -> Reduced:
         return crops.everything()
@@ -203,7 +206,7 @@ class _Everything(VisionMethod):
 def _parts(method: VisionMethod, picture: Picture) -> list[VisionMethod]:
     """The method for each crop; what the model itself does where that makes no fewer tokens."""
     if method.left_of(picture) == picture.tokens:
-        return [_Everything()] * picture.crops
+        return [Everything()] * picture.crops
     return method.of_crops(picture)
 
 
@@ -252,8 +255,7 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
 
     Inputs without images and videos (text, decoding steps, a later turn) come back as they are.
     """
-    kinds = [kind for kind in PIXELS if pixels(inputs, kind) is not None]
-    if not kinds:
+    if all(pixels(inputs, kind) is None for kind in PIXELS):
         return inputs
     inputs = dict(inputs)
     if inputs.pop("labels", None) is not None:
@@ -263,59 +265,136 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
         if len(ids) > 1:
             raise ValueError(f"attention_mask=None with {len(ids)} prompts: pass the mask that the processor returns")
         mask = torch.ones_like(ids)
-    encoded = {}
-    for kind in kinds:
-        images = pictures(model, inputs, kind)
-        features = _encode(model, inputs, method, kind, images)
-        placeholder = getattr(model.config, f"{kind}_token_id")
-        ids, mask = shrink(ids, mask, placeholder, [image.tokens for image in images], [len(f) for f in features])
-        # A fresh object for every call: generate() rewrites it in place for num_beams > 1.
-        encoded[kind] = BaseModelOutputWithPooling(pooler_output=features)
-    for name in ("image_sizes", *chain.from_iterable(PIXELS.values())):
+    # All that has to be known of the inputs is asked before anything is computed: to ask is to wait for the device.
+    sizes = inputs.pop("image_sizes", None)
+    sized = {} if sizes is None else {"image_sizes": sizes.cpu()}
+    found = {kind: pictures(model, {**inputs, **sized}, kind) for kind in PIXELS if pixels(inputs, kind) is not None}
+    left = {kind: [method.left_of(picture) for picture in its] for kind, its in found.items()}
+    inputs["input_ids"], inputs["attention_mask"] = shrunk(model, ids, mask, found, left)
+    encoded = {
+        kind: reduced(model, see(model, {**inputs, **sized}, kind), its, sized.get("image_sizes"), method)
+        for kind, its in found.items()
+    }
+    for name in chain.from_iterable(PIXELS.values()):
         inputs.pop(name, None)
-    return {**inputs, "input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": encoded}
+    return {**inputs, "mm_encoder_outputs": outputs(model, encoded)}
 
 
-def shrink(ids, mask, placeholder: int, before: list[int], after: list[int]):
-    """Leave the first `after[i]` of the `before[i]` placeholders of image i, images in reading order.
+def shrunk(model, ids, mask, found: dict[str, list[Picture]], left: dict[str, list[int]]):
+    """Prompts with as many placeholders as are left of each of their images and videos, in reading order.
 
     ids, mask: (B, L) -> (B, L') left-padded anew.
     """
-    at = ids == placeholder
-    numbered = [torch.arange(b, device=ids.device) < a for b, a in zip(before, after, strict=True)]
-    kept = torch.cat(numbered)
-    if int(at.sum()) != len(kept):
-        raise ValueError(f"the prompts hold {int(at.sum())} placeholders, the images or videos {len(kept)} tokens")
-    keep = mask.bool().clone()
-    keep[at] &= kept
+    of, keep = ids.cpu(), mask.cpu().bool()
+    for kind, its in found.items():
+        at = of == getattr(model.config, f"{kind}_token_id")
+        counts = zip([picture.tokens for picture in its], left[kind], strict=True)
+        kept = torch.cat([torch.arange(before) < after for before, after in counts])
+        if int(at.sum()) != len(kept):
+            raise ValueError(f"the prompts hold {int(at.sum())} placeholders, the images or videos {len(kept)} tokens")
+        keep[at] &= kept
     index, valid = compact_index(keep)
-    return take(ids, index).masked_fill(~valid, 0), valid.to(mask.dtype)
+    return take(of, index).masked_fill(~valid, 0).to(ids.device), valid.to(mask)
 
 
-def _encode(
-    model, inputs: dict, method: VisionMethod, kind: str, images: list[Picture]
-) -> list[torch.Tensor] | torch.Tensor:
-    """What `method` leaves of every image or video, (k, D) each, held as the model holds them."""
-    sizes = inputs.get("image_sizes")
-    sized = {} if sizes is None else {"image_sizes": sizes}
-    get_features = getattr(model.base_model, f"get_{kind}_features")
-    with _at_projector(model, method, kind, images) as crops:
-        stock = get_features(pixels(inputs, kind), **sized, return_dict=True).pooler_output
-    told, remaining, packed, places = observer(model), iter(crops), [], []
-    row_end = getattr(model.base_model, "image_newline", None)
-    for number, image in enumerate(images):
-        features, reduced = zip(*islice(remaining, image.crops), strict=True)
-        order = None
-        if sizes is not None:
-            kept = [r.kept for r in reduced]
-            order = packing(model, [*map(len, features)], kept, sizes[number], method.row_ends)
-        packed.append(_in_order(torch.cat(features), order, row_end))
+@dataclass(frozen=True)
+class Encoded:
+    """An image or a video as the decoder gets it.
+
+    Attributes:
+        features: (k, D).
+        places: (k, 2) where they are, as in `Trace`; None if nobody asked.
+    """
+
+    features: torch.Tensor
+    places: torch.Tensor | None
+
+
+def outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
+    """What `forward` and `generate` accept in place of pixels. Fresh objects, as generate() writes into them."""
+    told, made = observer(model), {}
+    for kind, its in encoded.items():
         if told is not None:
-            its = _places(reduced, cls_tokens(model), side(model) ** 2)
-            places.append(_in_order(its, order, its.new_full((2,), -1)))
-    if told is not None:
-        told.encoded(kind, places)
-    return torch.stack(packed) if torch.is_tensor(stock) else packed
+            told.encoded(kind, [picture.places for picture in its])
+        features = [picture.features for picture in its]
+        if hasattr(model.base_model, "get_video_features"):  # such models hold them in one tensor
+            features = torch.stack(features)
+        made[kind] = BaseModelOutputWithPooling(pooler_output=features)
+    return made
+
+
+def see(model, inputs: dict, kind: str) -> Crops:
+    """All crops of the images, or of the videos, of the processor's inputs, in reading order."""
+    base, encoder, number = model.base_model, tower(model, kind), model.config.vision_feature_layer
+    if not isinstance(number, int):
+        raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
+    layer = encoder.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
+    attention, seen = layer.self_attn, {}
+
+    def remember(name):
+        return lambda module, args, output: seen.update({name: output})
+
+    def stop(module, args):
+        seen["selected"] = args[0]
+        return (args[0][:, :0],)  # what is left is projected later
+
+    hooks = [
+        encoder.embeddings.register_forward_pre_hook(lambda module, args: seen.update(pixels=args[0])),
+        layer.register_forward_hook(remember("hidden")),
+        attention.q_proj.register_forward_hook(remember("queries")),
+        attention.k_proj.register_forward_hook(remember("keys")),
+        base.multi_modal_projector.register_forward_pre_hook(stop),
+    ]
+    sizes = inputs.get("image_sizes")
+    if sizes is not None:
+        base.pack_image_features = lambda features, *given, **options: (features, None)
+    try:
+        sized = {} if sizes is None else {"image_sizes": sizes}
+        getattr(base, f"get_{kind}_features")(pixels(inputs, kind), **sized, return_dict=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        vars(base).pop("pack_image_features", None)
+    selected = seen["selected"]
+    # What lies between encoder and projector (Mini-Gemini's mining) is in what the projector is given.
+    seen["hidden"] = torch.cat([seen["hidden"][:, : seen["hidden"].shape[1] - selected.shape[1]], selected], 1)
+    return Crops(**seen, heads=attention.num_heads, prefix=cls_tokens(model))
+
+
+def reduced(
+    model, crops: Crops, images: list[Picture], sizes: torch.Tensor | None, method: VisionMethod
+) -> list[Encoded]:
+    """What `method` leaves of every image or video; where it leaves everything, packed as the model packs it.
+
+    Args:
+        crops: of all of them, one image after another.
+        sizes: (N, 2) height and width of every image, where the model packs tiles.
+
+    Raises:
+        ValueError: if it leaves another number of tokens than it says.
+    """
+    parts = _reduce(crops, [part for image in images for part in _parts(method, image)])
+    padded = pad_sequence([part.features for part in parts], batch_first=True).to(crops.selected.dtype)
+    projected = model.base_model.multi_modal_projector(padded)
+    remaining = zip(projected, parts, strict=True)
+    row_end, told = getattr(model.base_model, "image_newline", None), observer(model) is not None
+    found = []
+    for number, image in enumerate(images):
+        rows, its = zip(*islice(remaining, image.crops), strict=True)
+        features = [row[: len(part.features)] for row, part in zip(rows, its, strict=True)]
+        order = None
+        if sizes is not None and method.left_of(image) == image.tokens:
+            order = stock_packing(model, sizes[number]).to(crops.hidden.device)
+        elif sizes is not None:
+            order = packing(model, [*map(len, features)], [part.kept for part in its], sizes[number], method.row_ends)
+        places = _places(its, crops.prefix, side(model) ** 2) if told else None
+        if told:
+            places = _in_order(places, order, places.new_full((2,), -1))
+        packed = _in_order(torch.cat(features), order, row_end)
+        if len(packed) != (said := method.left_of(image)):
+            raise ValueError(f"the method leaves {len(packed)} tokens of an image, and {said} as it says itself")
+        found.append(Encoded(packed, places))
+    return found
 
 
 def _in_order(rows: torch.Tensor, order: torch.Tensor | None, row_end: torch.Tensor | None) -> torch.Tensor:
@@ -335,52 +414,6 @@ def _places(crops: list[Reduced], prefix: int, patches: int) -> torch.Tensor:
         position = torch.where(position < 0, -1, position + crop * patches)
         places.append(position.new_full((len(position), 2), -1).scatter(1, column[:, None], position[:, None]))
     return torch.cat(places)
-
-
-@contextmanager
-def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture]) -> Iterator[list]:
-    """While open, the projector receives what `method` leaves of every crop.
-
-    Yields a list that then holds, for every crop, its projected features (k, D) and what they are of.
-    """
-    base = model.base_model
-    encoder = tower(model, kind)
-    number = model.config.vision_feature_layer
-    if not isinstance(number, int):
-        raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
-    layer = encoder.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
-    attention, prefix, seen, reduced, crops = layer.self_attn, cls_tokens(model), {}, [], []
-
-    def see(name):
-        return lambda module, args, output: seen.update({name: output})
-
-    def swap(module, args):
-        (selected,) = args
-        # What lies between encoder and projector (Mini-Gemini's mining) is in what the projector is given.
-        hidden = torch.cat([seen["hidden"][:, : seen["hidden"].shape[1] - selected.shape[1]], selected], 1)
-        given = Crops(**{**seen, "hidden": hidden}, heads=attention.num_heads, prefix=prefix, selected=selected)
-        reduced.extend(_reduce(given, [part for image in images for part in _parts(method, image)]))
-        return (pad_sequence([r.features for r in reduced], batch_first=True).to(selected.dtype),)
-
-    def collect(module, args, output):
-        crops.extend((row[: len(r.features)], r) for row, r in zip(output, reduced, strict=True))
-
-    hooks = [
-        encoder.embeddings.register_forward_pre_hook(lambda module, args: seen.update(pixels=args[0])),
-        layer.register_forward_hook(see("hidden")),
-        attention.q_proj.register_forward_hook(see("queries")),
-        attention.k_proj.register_forward_hook(see("keys")),
-        base.multi_modal_projector.register_forward_pre_hook(swap),
-        base.multi_modal_projector.register_forward_hook(collect),
-    ]
-    if hasattr(base, "pack_image_features"):
-        base.pack_image_features = lambda features, *given, **options: (features, None)  # the caller packs them
-    try:
-        yield crops
-    finally:
-        for hook in hooks:
-            hook.remove()
-        vars(base).pop("pack_image_features", None)
 
 
 def _reduce(crops: Crops, methods: list[VisionMethod]) -> list[Reduced]:

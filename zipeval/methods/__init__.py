@@ -39,6 +39,25 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
         raise UsageError(f"method={method['name']}: {error}. `zipeval run --help` shows its settings.") from error
 
 
+def stages(method):
+    """(what acts before the decoder, what acts inside it or None), if the method is made of such; else None.
+
+    The encoder's output, which the first is a function of, can then be shared.
+    """
+    from zipeval.engine.decoder import DecoderMethod
+    from zipeval.engine.vision import Everything, VisionMethod
+    from zipeval.methods.chain import Chain
+    from zipeval.methods.vanilla import Vanilla
+
+    if isinstance(method, Chain):
+        return method.first, method.second
+    if isinstance(method, VisionMethod):
+        return method, None
+    if isinstance(method, DecoderMethod):
+        return Everything(), method
+    return (Everything(), None) if isinstance(method, Vanilla) else None
+
+
 def _packed(method, shape: Shape):
     from zipeval.engine.vision import RowEnds, VisionMethod
 

@@ -1,0 +1,149 @@
+"""Questions about one picture share what is computed of it, and their answers are as without that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zipeval import records
+from zipeval.answering import answering
+from zipeval.cli import compose
+from zipeval.engine import reuse as sharing
+from zipeval.engine.images import tower
+from zipeval.feed import feed
+from zipeval.runner import Session, run
+
+MODELS = {"tiny_llava": 48, "tiny_gemini": 48, "tiny_next": 240, "tiny_video": 390}  # a third of the visual tokens
+METHODS = ("vanilla", "visionzip", "random", "pool", "none", "fastv", "sparsevlm", "chain")
+OPTIONS = {"max_new_tokens": 6, "until": ["\n"]}
+SIZES = [(150, 130), (200, 100), (90, 300)]
+WORDS = "what shape is left of the red one and how many blue circles are there in this picture today"
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen():
+    sharing._seen.clear()
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    """Its name. In float64: a choice that hangs on rounding is nobody's error."""
+    loaded, _ = Session(compose([f"model={request.param}"])).load()
+    loaded.double()
+    yield request.param
+    loaded.float()
+
+
+def picture(number: int) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 255, (*SIZES[number % 3][::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def asked(number: int) -> list[dict]:
+    """Question `number`: about picture number % 3; every fourth about two pictures, and one about none."""
+    shown = [] if number == 5 else [number % 3, 0] if number % 4 == 3 else [number % 3]
+    text = {"type": "text", "text": " ".join(WORDS.split()[: 3 + number])}
+    return [{"role": "user", "content": [*({"type": "image", "url": picture(n)} for n in shown), text]}]
+
+
+def answered(model: str, method: str, reuse: str, numbers=range(10), size=10, room=2**30):
+    """The answers to these questions, `size` at a time, and how often the encoder saw a picture."""
+    settings = [f"model={model}", f"method={method}", f"runner.reuse={reuse}", "runner.workers=0", "budget=mean"]
+    settings.append(f"runner.cache_gib={room / 2**30}")
+    if method not in ("vanilla", "none"):
+        settings.append(f"tokens={MODELS[model] // (2 if method == 'chain' else 1)}")
+    if method == "chain":
+        settings.append(f"method.first.tokens={MODELS[model]}")
+    session = Session(compose(settings))
+    seen, answers = Counter(), {}
+    questions = [*feed(session, asked, [*numbers], keyed=True)]
+    loaded, _ = session.load()
+    hook = tower(loaded).register_forward_hook(lambda *_: seen.update(calls=1))
+    inside = tower(loaded).embeddings.register_forward_pre_hook(lambda _, args: seen.update(crops=len(args[0])))
+    try:
+        with answering(session) as model_:
+            for start in range(0, len(questions), size):
+                batch = questions[start : start + size]
+                answers |= zip([q.number for q in batch], model_.answer(batch, OPTIONS), strict=True)
+    finally:
+        hook.remove()
+        inside.remove()
+    return answers, seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_are_those_of_prompts_that_share_nothing(model, method):
+    apart, without = answered(model, method, "none")
+    for reuse in ("features", "prefix"):
+        shared, seen = answered(model, method, reuse)
+        assert shared == apart
+        assert seen["crops"] < without["crops"] / 3
+        sharing._seen.clear()
+
+
+def test_what_questions_share_is_computed_once():
+    """Ten questions about three pictures, thirteen images in all, two of them of a prompt without a question's own."""
+    _, apart = answered("tiny_llava", "visionzip", "none")
+    _, features = answered("tiny_llava", "visionzip", "features")
+    assert (apart["crops"], features["crops"]) == (11, 3)
+    _, again = answered("tiny_llava", "pool", "features")  # another method of the sweep
+    assert again["crops"] == 0
+
+
+def test_a_prefix_is_read_once():
+    lengths = []
+    model, _ = Session(compose([])).load()
+    hook = model.base_model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    try:
+        answered("tiny_llava", "vanilla", "prefix", numbers=[0, 1, 2, 6, 9])
+    finally:
+        hook.remove()
+    (rows, length), (questions, behind) = lengths[:2]
+    assert (rows, questions) == (3, 5)
+    assert length > 144 > behind
+
+
+def test_room_is_kept_within():
+    answered("tiny_llava", "visionzip", "features")
+    (seen,) = sharing._seen.values()
+    one = seen.bytes // 3
+    sharing._seen.clear()
+    answered("tiny_llava", "visionzip", "features", room=1.5 * one)
+    (seen,) = sharing._seen.values()
+    assert (len(seen.crops), seen.bytes) == (1, one)
+    held = next(iter(seen.crops.values()))
+    assert one == sum(x.untyped_storage().nbytes() for x in (held.hidden, held.queries, held.keys, held.pixels))
+    assert held.selected.untyped_storage().data_ptr() == held.hidden.untyped_storage().data_ptr()
+
+
+def run_of(root, *settings):
+    (path,) = run(compose([f"results={root}", "limit=80", "method=visionzip", "tokens=16", *settings]))
+    record = records.read(path)
+    return record, [records.essence(sample) for sample in records.read_samples(path.parent, record)]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return run_of(tmp_path_factory.mktemp("plain"), "runner.workers=0")
+
+
+@pytest.mark.parametrize("settings", ["batch_size=1", "runner.reuse=features", "runner.reuse=prefix runner.workers=2"])
+def test_a_run_answers_alike_however_fast(settings, plain, tmp_path):
+    record, samples = run_of(tmp_path, *settings.split())
+    assert samples == plain[1]
+    assert (record["run_id"], record["metrics"]) == (plain[0]["run_id"], plain[0]["metrics"])
+    assert record["reuse"] == (settings.split()[0].partition("reuse=")[2] or "none")
+    pictures = [{p.name: p.read_bytes() for p in Path(r["path"]).parent.glob("*/*.jpg")} for r in (record, plain[0])]
+    assert pictures[0] == pictures[1]
+    assert len(pictures[0]) == 8
+
+
+def test_methods_that_look_at_the_question_share_no_prefix(tmp_path):
+    (path,) = run(compose([f"results={tmp_path}", "limit=4", "method=fastv", "tokens=48", "runner.reuse=prefix"]))
+    assert records.read(path)["reuse"] == "features"

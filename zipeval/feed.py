@@ -1,0 +1,159 @@
+"""Questions ahead of the device: worker processes decode their images and prepare them while the model answers others.
+
+Which questions stand beside each other decides how fast they are answered, and never what the answers are: those of one
+picture, and those of about one length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from zipeval.engine.images import PIXELS, joined
+from zipeval.engine.ragged import left_padded
+from zipeval.errors import MediaError
+
+AHEAD = 64  # questions that the workers are ahead, together
+MOST_WORKERS = 8
+NAMES = ("imageId", "video")  # columns that name a picture which another data set, or a file, holds
+
+
+@dataclass
+class Question:
+    """One prompt as the processor made it, on the host.
+
+    Attributes:
+        number: which of the requests it is.
+        inputs: the processor's, of this prompt alone; empty if its image or video cannot be decoded.
+        kinds: image or video, of each of its pictures in reading order.
+        keys: of its pictures, likewise: equal for what the encoder cannot tell apart. Empty if nobody asked.
+        error: why it cannot be decoded.
+    """
+
+    number: int
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    kinds: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt before reduction."""
+        return self.inputs["input_ids"].shape[1]
+
+    def pictures(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """(kind, the processor's inputs of that picture alone), in reading order."""
+        seen = dict.fromkeys(PIXELS, 0)
+        for kind in self.kinds:
+            row, seen[kind] = seen[kind], seen[kind] + 1
+            names = (*PIXELS[kind], *(("image_sizes",) if kind == "image" else ()))
+            yield kind, {name: self.inputs[name][row : row + 1] for name in names if name in self.inputs}
+
+
+class _Questions(Dataset):
+    def __init__(self, session, messages: Callable[[int], list[dict]], numbers: list[int], keyed: bool):
+        self.session, self.messages, self.numbers, self.keyed = session, messages, numbers, keyed
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index) -> Question | Exception:
+        try:
+            return self._prepared(self.numbers[index])
+        except Exception as error:  # raised again where it can be told: a worker would add its own traceback
+            return error
+
+    def _prepared(self, number: int) -> Question:
+        try:
+            messages = self.session.decoded(self.messages(number))
+        except MediaError as error:
+            return Question(number, error=str(error))
+        parts = [part["type"] for message in messages for part in message["content"]]
+        inputs = dict(self.session.inputs([messages]))
+        question = Question(number, inputs, [kind for kind in parts if kind in PIXELS])
+        if self.keyed:
+            question.keys = [_digest(kind, its) for kind, its in question.pictures()]
+        return question
+
+
+def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], keyed: bool) -> Iterator[Question]:
+    """The questions with these numbers, in this order.
+
+    Args:
+        messages: a question's chat messages, by its number.
+        keyed: whether the pictures' `keys` are wanted.
+
+    Raises:
+        UsageError: as Session.decoded; MediaErrors are in the questions.
+    """
+    workers = session.config.runner.workers
+    if workers is None:
+        workers = min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if len(numbers) > AHEAD else 0
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers complain in every worker
+    loader = DataLoader(
+        _Questions(session, messages, numbers, keyed),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=max(2, AHEAD // workers) if workers else None,
+        # Not through shared memory: containers have little of it, and every tensor in it takes a file descriptor.
+        collate_fn=pickle.dumps if workers else None,
+        generator=torch.Generator(),  # of the workers' seeds; the global one is the task's
+    )
+    for question in loader:
+        if workers:
+            question = pickle.loads(question)
+        if isinstance(question, Exception):
+            raise question
+        yield question
+
+
+def _digest(kind: str, inputs: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
+    for name, value in inputs.items():
+        digest.update(f"{name}{tuple(value.shape)}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def same_picture(dataset) -> Callable[[int], Hashable]:
+    """By the number of a document, something that documents of one picture have in common, without decoding it.
+
+    A hint: where the data set does not tell, no two of them seem to have.
+    """
+    from datasets import Features, Image
+
+    def holds_images(feature) -> bool:
+        inner = getattr(feature, "feature", None) or (feature[0] if isinstance(feature, list) else None)
+        return isinstance(feature, Image) or (inner is not None and holds_images(inner))
+
+    features = Features(getattr(dataset, "features", None) or {})
+    columns = [name for name, feature in features.items() if holds_images(feature)]
+    columns = columns or [name for name in NAMES if name in features]
+    if not columns:
+        return lambda document: document
+    raw = dataset.select_columns(columns).with_format("arrow")
+    return lambda document: hashlib.blake2b(pickle.dumps(raw[document].to_pylist())).digest()
+
+
+def together(groups: list[Hashable], lengths: list[int]) -> list[int]:
+    """The numbers of questions with these groups and lengths: groups stay together, the longest first.
+
+    The longest first, so that what does not fit into memory shows at once.
+    """
+    longest: dict[Hashable, int] = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest[group] = max(length, longest.get(group, 0))
+    place = {group: number for number, group in enumerate(sorted(longest, key=lambda g: -longest[g]))}
+    return sorted(range(len(groups)), key=lambda i: (place[groups[i]], -lengths[i]))
+
+
+def collate(questions: list[Question], padding: int) -> dict[str, torch.Tensor]:
+    """The processor's inputs of several prompts, as it would make them of all together: left-padded."""
+    ids, mask = left_padded([question.inputs["input_ids"][0] for question in questions], padding)
+    return {"input_ids": ids, "attention_mask": mask, **joined([question.inputs for question in questions])}
