@@ -215,7 +215,7 @@ def test_a_refused_job_of_a_sweep_gives_its_memory_back(monkeypatch, tmp_path):
         (["list", "methods"], "visionzip"),
         (["list", "suites"], "shapes"),
         (["list", "tasks"], "zipeval_shapes"),
-        (["run", "--help"], "batch_size: 32"),
+        (["run", "--help"], "batch_size: auto"),
         (["doctor"], "tiny_llava   "),
     ],
     ids=str,

@@ -26,7 +26,7 @@ WORDS = "what shape is left of the red one and how many blue circles are there i
 
 @pytest.fixture(autouse=True)
 def nothing_seen():
-    sharing._seen.clear()
+    sharing.forget()
 
 
 @pytest.fixture(params=MODELS)
@@ -82,7 +82,7 @@ def test_answers_are_those_of_prompts_that_share_nothing(model, method):
         shared, seen = answered(model, method, reuse)
         assert shared == apart
         assert seen["crops"] < without["crops"] / 3
-        sharing._seen.clear()
+        sharing.forget()
 
 
 def test_what_questions_share_is_computed_once():
@@ -113,7 +113,7 @@ def test_room_is_kept_within():
     answered("tiny_llava", "visionzip", "features")
     (seen,) = sharing._seen.values()
     one = seen.bytes // 3
-    sharing._seen.clear()
+    sharing.forget()
     answered("tiny_llava", "visionzip", "features", room=1.5 * one)
     (seen,) = sharing._seen.values()
     assert (len(seen.crops), seen.bytes) == (1, one)

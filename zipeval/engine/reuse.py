@@ -21,6 +21,11 @@ from zipeval.engine.vision import Crops, Encoded, VisionMethod, reduced, see
 _seen: WeakKeyDictionary = WeakKeyDictionary()  # model -> its Seen
 
 
+def forget() -> None:
+    """Everything that is kept of pictures."""
+    _seen.clear()
+
+
 class Seen:
     """What an encoder made of pictures, on the host: first come, first kept, until there is no more room.
 
