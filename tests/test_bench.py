@@ -123,7 +123,6 @@ def test_the_record_says_what_was_measured(tmp_path):
         "new_tokens": NEW,
         "prompt_tokens": TEXT,
         "repeats": 2,
-        "results": str(tmp_path),
     }
     assert record["machine"]["device"] and record["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert record["resolved"]["dtype"] == "float32" and record["resolved"]["attn_implementation"] == "sdpa"
@@ -217,6 +216,7 @@ def test_answers_are_those_of_generate_and_nothing_stays_on_the_model(make, name
         with timing.staged(model, method, clock):
             ours = torch.cat(timing.answer(model, inputs, 5, clock), 1)
             marks = len(clock.marks)
+            assert [stage for stage, _ in clock.marks[-2:]] == ["decode", "end"]  # of all four steps
         with method.applied(model):
             stock = model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(ours, stock)

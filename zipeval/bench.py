@@ -83,7 +83,7 @@ def bench(configs: list[RunConfig], settings: Settings) -> Path:
         "schema": SCHEMA,
         "started": records.now(),
         "model": asdict(session.config.model),
-        "settings": asdict(settings),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "results"},
         "resolved": {**asdict(session.placement), "fingerprint": session.checkpoint.fingerprint},
         "reuse": "none",
         "machine": machine(session.placement),

@@ -18,8 +18,8 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                 [table=paper/table1 [source=paper]]  in the paper's layout, beside its numbers; or those alone
   zipeval bench model=MODEL method=METHOD,METHOD tokens=N [batch=1,8] [init=random]
                 [new_tokens=N] [prompt_tokens=N] [repeats=N] [results=DIR]
-                                                   times, memory and FLOPs beside vanilla's; needs no data, and with
-                                                   init=random no weights
+                                                   speed and memory beside vanilla's; no data, with init=random no
+                                                   weights either
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
