@@ -465,10 +465,9 @@ def test_models_have_their_real_sizes(name, decoder, wide, towers, tokens):
     assert next(iter(pixels.values())).shape == (2, *crops, 3, side, side)
 
 
-def test_no_model_is_without_its_size():
-    for name in choices("model"):
-        config = compose([f"model={name}"]).model
-        assert models.size(config)["model_type"] == models.family(config).MODEL_TYPE
+def test_no_model_is_without_its_size_nor_has_that_of_another():
+    found = {models.sketch(compose([f"model={name}"]).model).fingerprint for name in choices("model")}
+    assert len(found) == len(choices("model"))
 
 
 def test_llava_has_as_many_parameters_as_its_checkpoints_have():

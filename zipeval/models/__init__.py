@@ -114,7 +114,7 @@ def sketch(config: ModelConfig) -> Checkpoint:
     return Checkpoint(
         path=Path(config.path or config.name),
         revision=None,
-        fingerprint="random",
+        fingerprint="random-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
         visual_tokens=its.visual_tokens(settings),
         layers=its.decoder_layers(settings),
         grids=its.grids(settings),
