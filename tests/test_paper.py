@@ -98,7 +98,8 @@ def test_an_average_of_all_columns_stands_beside_the_printed_one(tmp_path):
     [
         ("table6", r"table=paper/table6: no such table. Did you mean table\d\?"),
         ("table1", "no records of model=llava15"),
-        ("table4", "table=paper/table4: .* source=paper"),
+        ("table4", "no measurements of model=llava_next.*`zipeval bench"),
+        ("table5", "table=paper/table5: .* source=paper"),
     ],
 )
 def test_what_cannot_be_shown(name, message, tmp_path):
@@ -107,9 +108,17 @@ def test_what_cannot_be_shown(name, message, tmp_path):
         paper.measured(name, str(tmp_path))
 
 
-@pytest.mark.parametrize("given", ["task=pope", "source=paper statistics=true", "source=paper results=DIR"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "table1 task=pope",
+        "table1 source=paper statistics=true",
+        "table1 source=paper results=DIR",
+        "table4 statistics=true",
+    ],
+)
 def test_a_setting_that_would_change_nothing_is_refused(given, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["zipeval", "table", "table=paper/table1", *given.split()])
+    monkeypatch.setattr("sys.argv", ["zipeval", "table", *f"table=paper/{given}".split()])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2

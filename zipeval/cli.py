@@ -16,6 +16,10 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
                 [statistics=true] [format=latex]   with intervals; also csv, html, json
                 [table=paper/table1 [source=paper]]  in the paper's layout, beside its numbers; or those alone
+  zipeval bench model=MODEL method=METHOD,METHOD tokens=N [batch=1,8] [init=random]
+                [new_tokens=N] [prompt_tokens=N] [repeats=N] [results=DIR]
+                                                   speed and memory beside vanilla's; no data, with init=random no
+                                                   weights either
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
@@ -27,6 +31,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 zipeval run --help shows every setting.
 """
 GROUPS = {"model": "models", "method": "methods", "suite": "suites"}
+IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
 FAILED, USAGE_ERROR = 1, 2
 
 
@@ -59,9 +64,7 @@ def run(arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     _register_schema()
-    # Their bars would interleave with ours. Those of downloads stay: they may take an hour.
-    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
+    _hide_bars()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
     refused: list[UsageError | RunError] = []
 
@@ -88,6 +91,52 @@ def run(arguments: list[str]) -> None:
         raise kind("\nzipeval: ".join(dict.fromkeys(map(str, refused))))
 
 
+def bench(arguments: list[str]) -> None:
+    """`zipeval bench`: composes the configuration of every method at every budget, vanilla's before them."""
+    from dataclasses import fields
+
+    from zipeval.bench import Settings, read, render
+    from zipeval.bench import bench as measure
+
+    own, overrides = {"method": "vanilla", "tokens": "null"}, []
+    for argument in arguments:
+        name, assigned, value = argument.partition("=")
+        if not assigned or name.startswith("-"):
+            raise UsageError(f"{argument}: expected NAME=VALUE. `zipeval --help` shows what `zipeval bench` takes.")
+        if name.partition(".")[0] in IDLE_IN_BENCH:
+            raise UsageError(f"{argument}: `zipeval bench` has no use for it, its inputs are synthetic. Leave it out.")
+        if name in (*own, *(field.name for field in fields(Settings))):
+            own[name] = value
+        else:
+            overrides.append(argument)
+    methods = dict.fromkeys(["vanilla", *own.pop("method").split(",")])
+    budgets = own.pop("tokens").split(",")
+    settings = Settings(**{name: _parsed(name, value) for name, value in own.items()})
+    configs = []
+    for method in methods:
+        # final: for some methods on some models, nothing was published. method.x= is not of vanilla.
+        its = ["budget=final", *(o for o in overrides if method != "vanilla" or not o.startswith("method"))]
+        configs += [compose([*its, f"method={method}", f"tokens={tokens}"]) for tokens in budgets]
+    _hide_bars()
+    path = measure(configs, settings)
+    print(f"{render(read(path))}\n\n{path}")
+
+
+def _parsed(name: str, value: str) -> str | int | tuple[int, ...]:
+    """A setting of `zipeval bench`.
+
+    Raises:
+        UsageError: for a number that is none.
+    """
+    if name in ("init", "results"):
+        return value
+    try:
+        numbers = tuple(dict.fromkeys(map(int, value.split(","))))
+        return numbers if name == "batch" else int(value)
+    except ValueError:
+        raise UsageError(f"{name}={value}: expected a whole number, such as {name}=8.") from None
+
+
 def table(arguments: list[str]) -> None:
     """`zipeval table`."""
     from zipeval import paper
@@ -95,18 +144,19 @@ def table(arguments: list[str]) -> None:
     from zipeval.tables import tables
 
     given = settings("table", arguments, ("results", "task", "table", "source", "format", "statistics"))
-    results, source, layout = given.get("results", "results/runs"), given.get("source", "records"), given.get("table")
+    results, source, layout = given.get("results"), given.get("source", "records"), given.get("table")
     statistics = choice(given, "statistics", ("false", "true")) == "true"
     if choice({"source": source}, "source", ("records", "paper")) == "paper" and not layout:
         raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
-    idle = ["task"] * bool(layout) + ["results", "statistics"] * (source == "paper")
-    for name in given.keys() & set(idle):
-        raise UsageError(f"{name}={given[name]}: table={layout} source={source} has no use for it. Leave it out.")
+    name = (layout or "").removeprefix("paper/")
+    idle = ["task"] * bool(layout) + ["results"] * (source == "paper")
+    idle += ["statistics"] * (source == "paper" or name in paper.SPEED)
+    for setting in given.keys() & set(idle):
+        raise UsageError(f"{setting}={given[setting]}: table={layout} source={source} has no use for it. Leave it out.")
     if layout:
-        name = layout.removeprefix("paper/")
         found = [paper.published(name)] if source == "paper" else paper.measured(name, results, statistics)
     else:
-        found = tables(results, given.get("task"), statistics=statistics)
+        found = tables(results or paper.RESULTS, given.get("task"), statistics=statistics)
     print(render(found, given.get("format", "markdown")))
 
 
@@ -230,6 +280,7 @@ def doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
+    "bench": bench,
     "table": table,
     "show": show,
     "report": report,
@@ -292,6 +343,12 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
     key = getattr(cause, "full_key", None)
     culprit = next((a for a in arguments if key and a.lstrip("+").startswith(f"{key}=")), None)
     return UsageError(f"{culprit + ': ' if culprit else ''}{reason}. `zipeval run --help` shows every setting.")
+
+
+def _hide_bars() -> None:
+    """Libraries' own would interleave with ours. Those of downloads stay: they may take an hour."""
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
 
 
 def _register_schema() -> None:

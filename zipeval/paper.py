@@ -6,16 +6,23 @@ import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import zipeval.published
+from zipeval import bench
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.tables import DIFFERENCE, PUBLISHED, UPPER_BOUND, Cell, Row, Table, tables
 
 SOURCE = Path(zipeval.published.__path__[0])
 CITATION = "VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467)"
 MODELS = {"table1": "llava15", "table2": "llava_next", "table3": "video_llava"}  # ours that the paper measured
-TABLES = (*MODELS, "table4", "table5")
+SPEED = {"table4": "llava_next"}
+TABLES = (*MODELS, *SPEED, "table5")
+RESULTS = "results/runs"
+OURS = (
+    "prefill_ms: ours is the time to the first token, vision encoder included; answer_ms: of {} tokens, after one "
+    "prompt; total_time_s: published only, of a whole benchmark. Speed-ups are within one device."
+)
 ROUNDING = 0.1  # points of a percentage: printed ones have one decimal, of scores that were rounded before
 
 
@@ -35,20 +42,58 @@ def published(name: str) -> Table:
     return _misalignment() if name == "table5" else _scores(name)
 
 
-def measured(name: str, results: str, statistics: bool = False) -> list[Table]:
-    """Records in a table's layout, with the published rows and the differences from them.
+def measured(name: str, results: str | None = None, statistics: bool = False) -> list[Table]:
+    """Records in a table's layout, with the published rows and, of scores, the differences from them.
+
+    Args:
+        results: their directory; None: where they are written by default.
 
     Raises:
         UsageError: without records of the table's model.
     """
     printed = published(name)
+    if name in SPEED:
+        return _speeds(printed, SPEED[name], results or bench.RESULTS)
     if name not in MODELS:
         raise UsageError(
             f"table=paper/{name}: it is not of benchmark scores, and no record holds what it is of. Its published "
             f"numbers: `zipeval table table=paper/{name} source=paper`."
         )
-    found = tables(results, model=MODELS[name], columns=printed.columns, statistics=statistics)
+    found = tables(results or RESULTS, model=MODELS[name], columns=printed.columns, statistics=statistics)
     return [_beside(table, printed) for table in found]
+
+
+def _speeds(printed: Table, model: str, results: str) -> list[Table]:
+    """One for every record of `zipeval bench` and batch size, without differences: the devices are not the same."""
+    paths = sorted(Path(results).expanduser().glob("*.json"))
+    found = [record for path in paths if (record := bench.read(path))["model"]["name"] == model]
+    if not found:
+        raise UsageError(
+            f"results={results}: no measurements of model={model}. Make them with `zipeval bench model={model} "
+            "init=random method=visionzip,fastv,sparsevlm tokens=160`; results=DIR looks elsewhere."
+        )
+    theirs = [replace(row, label=f"{row.label} (published)") for row in printed.rows]
+    made = []
+    for record in found:
+        for batch in record["settings"]["batch"]:
+            rows = [row for row in record["rows"] if row["batch"] == batch]
+            notes = [f"{bench.key(row)[0]}: {row['failed']}." for row in rows if "failed" in row]
+            notes += [OURS.format(record["settings"]["new_tokens"]), f"{printed.about}."]
+            ours = [_speed(record, row) for row in rows if row["rounds"]]
+            columns = ["prefill_ms", "prefill_speedup", "answer_ms", "answer_speedup", "total_time_s", "total_speedup"]
+            made.append(Table(f"{bench.about(record)}, batch {batch}", columns, ours + theirs, notes))
+    return made
+
+
+def _speed(record: dict, row: dict) -> Row:
+    label, tokens = bench.key(row)
+    bound, cells = bench.vanilla_of(record, row), {}
+    for name, of in (("prefill", bench.first), ("answer", bench.total)):
+        cells[f"{name}_ms"] = Cell(median(map(of, row["rounds"])), None, record)
+        cells[f"{name}_speedup"] = Cell(bench.speed_up(record, row, of), None, record)
+    mean, final = (row["visual_tokens"][name] for name in ("mean", "final"))
+    share = row["flops"]["decoder"] / bound["flops"]["decoder"] if "flops" in bound else None
+    return Row(label, tokens, cells, mean=mean, final=final, flops=share)
 
 
 def _beside(table: Table, printed: Table) -> Table:

@@ -107,15 +107,20 @@ def markdown(tables: list[Table]) -> str:
     texts = []
     for table in tables:
         header, groups = grid(table)
-        lines = [header, *(line for group in groups for line in group)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        rows = []
-        for line in lines:
-            cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-            rows.append("| " + " | ".join(cells) + " |")
-        rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-        texts.append("\n".join([f"{table.about}\n", rows[0], rule, *rows[1:], "", *legend(table)]))
+        lines = aligned([header, *(line for group in groups for line in group)])
+        texts.append("\n".join([f"{table.about}\n", *lines, "", *legend(table)]))
     return "\n\n".join(texts)
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """A Markdown table of cells, the first line its head."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for line in lines:
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        rows.append("| " + " | ".join(cells) + " |")
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return [rows[0], rule, *rows[1:]]
 
 
 def latex(tables: list[Table]) -> str:

@@ -30,13 +30,16 @@ JUDGED_AT_ONCE = 2000  # answers between two writes: verdicts cost money, and so
 class Session:
     """A configuration that was found feasible, with everything it names; the weights are loaded when needed.
 
+    Args:
+        checkpoint: in place of the one that the configuration names.
+
     Raises:
         UsageError: for what cannot run, before anything is loaded.
     """
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, checkpoint: models.Checkpoint | None = None):
         self.config = config = check(config)
-        self.checkpoint = models.find(config.model)
+        self.checkpoint = checkpoint or models.find(config.model)
         self._afford()
         found = self.checkpoint
         self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, self._grids())

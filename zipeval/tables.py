@@ -153,8 +153,8 @@ def _judge(record: Record) -> str | None:
     return judge and f"judge={judge['model']} at {judge['url']}"
 
 
-def _key(record: Record) -> tuple[str, int | None]:
-    """(method and its options that are not at their default, budget)."""
+def key(record: Record) -> tuple[str, int | None]:
+    """(method and its options that are not at their default, budget) of a record, or of a row of `zipeval bench`."""
     config = record["config"]
     label = _label(config["method"])
     label += f" seed={config['seed']}" if config["seed"] else ""
@@ -177,7 +177,7 @@ def _label(method: dict) -> str:
 def _table(found: list[Record], task: str | None, order: list[str] | None, results: str) -> Table:
     by_row: dict[tuple, dict[str, Record]] = {}
     for record in found:
-        row = by_row.setdefault(_key(record), {})
+        row = by_row.setdefault(key(record), {})
         if record["task"] in row:
             raise UsageError(
                 f"two records for one cell: {row[record['task']]['path']} and {record['path']}. Move one of them away."
@@ -214,7 +214,7 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
 
 
 def _notes(record: Record) -> Iterator[str]:
-    row = " ".join(str(part) for part in _key(record) if part is not None)
+    row = " ".join(str(part) for part in key(record) if part is not None)
     total = f"of the {record['samples']['count']} samples of {record['task']}"
     if record["failed"]:
         yield f"{row}: {record['failed']} {total} could not be read and count as unanswered."

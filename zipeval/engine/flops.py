@@ -1,8 +1,11 @@
-"""Floating-point operations of reading a prompt, from the number of tokens that enter each decoder layer."""
+"""Floating-point operations of reading a prompt: in the decoder from the number of tokens that enter each layer, before
+it as they are computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 def formula(lengths: Iterable[int], config) -> int:
@@ -28,3 +31,35 @@ def exact(lengths: Iterable[int], config) -> int:
     queries, keys = heads * width, config.num_key_value_heads * width
     weights = 2 * d * queries + 2 * d * keys + 3 * d * m
     return sum(2 * n * weights + 4 * n**2 * queries for n in lengths)
+
+
+@contextmanager
+def before_decoder(model) -> Iterator[dict[str, int]]:
+    """Yields `encoder` and `projector`, to which calls of the model inside the block add theirs: convolutions, products
+    with weights and every query against every key, two operations a multiply-add, whatever kernel computes them.
+
+    Norms, softmax, and the few features that a token of Mini-Gemini attends to are left out.
+    """
+    from torch import nn
+
+    base, found = model.base_model, {"encoder": 0, "projector": 0}
+    projector, decoder = (set(part.modules()) for part in (base.multi_modal_projector, base.language_model))
+
+    def count(name, kind):
+        def hook(module, args, output):
+            found[kind] += 2 * output.numel() * module.weight[0].numel()
+            if name.endswith(".q_proj"):  # (N, S, D)
+                found[kind] += 4 * output.numel() * output.shape[1]
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(count(name, "projector" if module in projector else "encoder"))
+        for name, module in base.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in decoder
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

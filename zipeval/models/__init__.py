@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -61,14 +61,7 @@ def find(config: ModelConfig) -> Checkpoint:
         raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {fetch(config)}.")
     sizes = [_check_safetensors(file, where, config) for file in weights]
     parameters, quantizable = map(sum, zip(*sizes, strict=True))
-    if config.embedded and not config.path and hasattr(its, "of_llava"):
-        _refuse_for_stand_in(config)
-        settings = its.of_llava(settings)
-    if settings.get("model_type") != its.MODEL_TYPE:
-        raise UsageError(
-            f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
-            f"loads {its.MODEL_TYPE!r}. `zipeval list models` shows the families."
-        )
+    settings = _of_family(settings, config, path, where)
     return Checkpoint(
         path=path,
         revision=None if config.path or config.embedded else path.name,  # of a snapshot in the cache its commit
@@ -79,6 +72,74 @@ def find(config: ModelConfig) -> Checkpoint:
         parameters=parameters,
         quantizable=quantizable,
     )
+
+
+def _of_family(settings: dict, config: ModelConfig, path: Path, where: str) -> dict:
+    """A config.json, or that of the stand-in which is made of it.
+
+    Raises:
+        UsageError: if it is of another family.
+    """
+    its = family(config)
+    if config.embedded and not config.path and hasattr(its, "of_llava"):
+        _refuse_for_stand_in(config)
+        settings = its.of_llava(settings)
+    if settings.get("model_type") != its.MODEL_TYPE:
+        raise UsageError(
+            f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
+            f"loads {its.MODEL_TYPE!r}. `zipeval list models` shows the families."
+        )
+    return settings
+
+
+def size(config: ModelConfig) -> dict:
+    """The model's config.json: the one that is here, or what the family knows of models by their names.
+
+    Raises:
+        UsageError: if there is neither; says what to do.
+    """
+    its = family(config)
+    if config.path or config.embedded:
+        path = _directory(config)
+        where = f"model.path={config.path}" if config.path else f"model={config.name}"
+        return _of_family(_read_json(path / "config.json", where), config, path, where)
+    if config.name not in its.SIZES:
+        raise UsageError(f"model={config.name}: its size is not known. Set model.path=DIR, where its config.json is.")
+    return its.SIZES[config.name]
+
+
+def sketch(config: ModelConfig) -> Checkpoint:
+    """A checkpoint without weights, for `draw`; counts of parameters are not known before."""
+    its, settings = family(config), size(config)
+    return Checkpoint(
+        path=Path(config.path or config.name),
+        revision=None,
+        fingerprint="random-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
+        visual_tokens=its.visual_tokens(settings),
+        layers=its.decoder_layers(settings),
+        grids=its.grids(settings),
+        parameters=0,
+        quantizable=0,
+    )
+
+
+def draw(config: ModelConfig, placement: Placement, seed: int):
+    """The model in evaluation mode, its weights drawn at random: on the device, in its dtype, and nowhere else.
+
+    Raises:
+        UsageError: if they do not fit into memory.
+    """
+    import torch
+
+    model_class, settings = family(config).model_class(), size(config)
+    made = [model_class.config_class.from_dict(settings) for _ in range(2)]  # a model changes its own
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in model_class(made[0]).parameters())
+    check_memory(replace(sketch(config), parameters=parameters), placement)
+    with torch.random.fork_rng(), torch.device(placement.device):
+        torch.manual_seed(seed)
+        options = {"dtype": getattr(torch, placement.dtype), "attn_implementation": placement.attn_implementation}
+        return model_class._from_config(made[1], **options).eval()
 
 
 def _refuse_for_stand_in(config: ModelConfig) -> None:

@@ -14,6 +14,41 @@ if TYPE_CHECKING:
 MODEL_TYPE = "llava"
 MEDIA = ("image",)
 ASPECTS = ("pad", "crop")
+# The parts of models whose weights may not be here, as their config.json describe them.
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+VICUNA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32064,
+    "max_position_embeddings": 4096,
+}
+VICUNA_13B = VICUNA | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+
+
+def sized(model_type: str, text: dict, **others) -> dict:
+    """A config.json of these parts; `others` come on top."""
+    return {"model_type": model_type, "vision_config": CLIP, "text_config": text, "image_token_index": 32000, **others}
+
+
+SIZES = {"llava15": sized(MODEL_TYPE, VICUNA), "llava15_13b": sized(MODEL_TYPE, VICUNA_13B)}
 
 
 def visual_tokens(config: dict) -> int:
@@ -32,6 +67,21 @@ def decoder_layers(config: dict) -> int:
 def grids(config: dict) -> tuple[tuple[int, int], ...]:
     """(crops, rows of patches in its tiles) that an image can have: the encoder sees it once."""
     return ((1, 0),)
+
+
+def model_class():
+    """What transformers calls it."""
+    from transformers import LlavaForConditionalGeneration
+
+    return LlavaForConditionalGeneration
+
+
+def noise(config, count: int) -> dict:
+    """What the processor makes of `count` pictures of the largest size, with noise in place of pixels."""
+    import torch
+
+    side = getattr(config, "image_size_aux", config.vision_config.image_size)  # Mini-Gemini's are larger
+    return {"pixel_values": torch.randn(count, 3, side, side)}
 
 
 def load(path: Path, placement: Placement):

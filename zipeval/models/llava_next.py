@@ -15,6 +15,18 @@ MODEL_TYPE = "llava_next"
 MEDIA = llava.MEDIA
 ASPECTS = ("anyres",)
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # transformers' default
+MISTRAL = llava.VICUNA | {
+    "model_type": "mistral",
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32768,
+    "sliding_window": None,
+}
+SIZES = {
+    "llava_next": llava.sized(MODEL_TYPE, llava.VICUNA),
+    "llava_next_13b": llava.sized(MODEL_TYPE, llava.VICUNA_13B),
+    "llava_next_mistral": llava.sized(MODEL_TYPE, MISTRAL),
+}
 
 decoder_layers = llava.decoder_layers
 
@@ -37,6 +49,26 @@ def of_llava(config: dict) -> dict:
     side = config["vision_config"]["image_size"]
     pinpoints = [[height // 336 * side, width // 336 * side] for height, width in PINPOINTS]
     return {**config, "model_type": MODEL_TYPE, "image_grid_pinpoints": pinpoints}
+
+
+def model_class():
+    """What transformers calls it."""
+    from transformers import LlavaNextForConditionalGeneration
+
+    return LlavaNextForConditionalGeneration
+
+
+def noise(config, count: int) -> dict:
+    """What the processor makes of `count` images that fill the largest grid, with noise in place of pixels."""
+    import torch
+
+    side = config.vision_config.image_size
+    high, wide = max(config.image_grid_pinpoints, key=lambda size: size[0] * size[1])
+    crops = 1 + (high // side) * (wide // side)
+    return {
+        "pixel_values": torch.randn(count, crops, 3, side, side),
+        "image_sizes": torch.tensor([[high, wide]] * count),
+    }
 
 
 def load(path: Path, placement: Placement):

@@ -18,8 +18,29 @@ if TYPE_CHECKING:
 MODEL_TYPE = "mini_gemini"
 MEDIA, ASPECTS = llava.MEDIA, llava.ASPECTS
 NO_WEIGHTS = "Make them of the official checkpoint with `zipeval convert mini_gemini SRC DST`, then set model.path=DST."
+CONVNEXT = {"model_type": "convnext", "depths": [3, 3, 27, 3], "hidden_sizes": [192, 384, 768, 1536]}
+VICUNA, VICUNA_13B = ({**text, "vocab_size": 32001} for text in (llava.VICUNA, llava.VICUNA_13B))
+GEMMA = {
+    "model_type": "gemma",
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "vocab_size": 256001,
+    "max_position_embeddings": 8192,
+}
+SIZES = {
+    "mini_gemini": llava.sized(MODEL_TYPE, VICUNA, aux_config=CONVNEXT, image_size_aux=768),
+    "mini_gemini_13b": llava.sized(MODEL_TYPE, VICUNA_13B, aux_config=CONVNEXT, image_size_aux=768),
+    "mini_gemini_hd": llava.sized(MODEL_TYPE, VICUNA, aux_config=CONVNEXT, image_size_aux=1536, image_grid=2),
+    "mini_gemini_2b": llava.sized(
+        MODEL_TYPE, GEMMA, aux_config=CONVNEXT, image_size_aux=768, image_token_index=256000, tie_word_embeddings=True
+    ),
+}
 
-decoder_layers = llava.decoder_layers
+decoder_layers, noise = llava.decoder_layers, llava.noise
 
 
 def grids(config: dict) -> tuple[tuple[int, int], ...]:
@@ -52,6 +73,13 @@ def of_llava(config: dict) -> dict:
     aux = {"model_type": "convnext", "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 16, 32]}
     size = 2 * config["vision_config"]["image_size"]
     return {**config, "model_type": MODEL_TYPE, "aux_config": aux, "image_size_aux": size, "image_grid": 1}
+
+
+def model_class():
+    """Ours: see zipeval/models/_mini_gemini.py."""
+    from zipeval.models._mini_gemini import MiniGeminiForConditionalGeneration
+
+    return MiniGeminiForConditionalGeneration
 
 
 def load(path: Path, placement: Placement):

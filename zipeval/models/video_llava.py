@@ -15,6 +15,11 @@ MODEL_TYPE = "video_llava"
 MEDIA = ("image", "video")
 ASPECTS = llava.ASPECTS
 FRAMES = 8  # of a video, as it was trained and is evaluated
+SIZES = {
+    "video_llava": llava.sized(
+        MODEL_TYPE, llava.VICUNA, vision_config={**llava.CLIP, "image_size": 224}, video_token_index=32001
+    )
+}
 
 decoder_layers = llava.decoder_layers
 
@@ -39,6 +44,21 @@ def of_llava(config: dict) -> dict:
     }
     tokens = {"video_token_index": text["vocab_size"], "text_config": {**text, "vocab_size": text["vocab_size"] + 1}}
     return {**config, "model_type": MODEL_TYPE, **size, **tokens}
+
+
+def model_class():
+    """What transformers calls it."""
+    from transformers import VideoLlavaForConditionalGeneration
+
+    return VideoLlavaForConditionalGeneration
+
+
+def noise(config, count: int) -> dict:
+    """What the processor makes of `count` videos, with noise in place of pixels."""
+    import torch
+
+    side = config.vision_config.image_size
+    return {"pixel_values_videos": torch.randn(count, FRAMES, 3, side, side)}
 
 
 def load(path: Path, placement: Placement):

@@ -1,0 +1,258 @@
+"""`zipeval bench`: the speed of methods beside the model as it is, as a record.
+
+    results/efficiency/MODEL-TIME-DIGEST.json    one file for every run of the command
+
+Inputs are synthetic, weights need not be real: what is computed does not depend on what they show. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import TYPE_CHECKING
+
+from zipeval import models, records
+from zipeval.config import ModelConfig, RunConfig
+from zipeval.errors import UsageError
+from zipeval.placement import machine
+from zipeval.tables import UPPER_BOUND, key
+
+if TYPE_CHECKING:
+    from zipeval.runner import Session
+
+SCHEMA = 1
+RESULTS = "results/efficiency"
+INITS = ("checkpoint", "random")
+HEADER = ("method", "tokens", "batch", "mean", "final", "encoder", "reducer", "projector", "prefill", "other")
+HEADER += ("TTFT", "x vanilla", "limit", "TTFT/limit", "decode/token", "total", "x vanilla", "KV MiB", "peak MiB")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        init: checkpoint (the model's weights) or random (none are needed).
+        batch: sizes.
+        new_tokens: of an answer.
+        prompt_tokens: of text in a prompt; one at least is behind the picture.
+        repeats: rounds.
+        results: directory of the records.
+    """
+
+    init: str = INITS[0]
+    batch: tuple[int, ...] = (1,)
+    new_tokens: int = 32
+    prompt_tokens: int = 50
+    repeats: int = 10
+    results: str = RESULTS
+
+    def __post_init__(self):
+        if self.init not in INITS:
+            raise UsageError(f"init={self.init}: expected one of {', '.join(INITS)}.")
+        for name in ("new_tokens", "prompt_tokens", "repeats", "batch"):
+            value = getattr(self, name)
+            for number in value if name == "batch" else (value,):
+                if number < 1:
+                    raise UsageError(f"{name}={number}: expected a whole number from 1 up.")
+
+
+def bench(configs: list[RunConfig], settings: Settings) -> Path:
+    """Measure every configuration at every batch size; returns the record's path.
+
+    Args:
+        configs: of one model; the first is of vanilla.
+
+    Raises:
+        UsageError: for what cannot be measured, before weights are made.
+    """
+    sessions = _sessions(configs, settings)
+    results = records.prepare(settings.results)
+    from zipeval import timing  # imports torch
+
+    session = sessions[0]
+    if settings.init == "random":
+        model = models.draw(session.config.model, session.placement, session.config.seed)
+    else:
+        model, _ = session.load()
+    record = {
+        "schema": SCHEMA,
+        "started": records.now(),
+        "model": asdict(session.config.model),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "results"},
+        "resolved": {**asdict(session.placement), "fingerprint": session.checkpoint.fingerprint},
+        "reuse": "none",
+        "machine": machine(session.placement),
+        "versions": records.versions(),
+        "git": records.git_revision(),
+        "status": "interrupted",
+    }
+    cases = [timing.Case(s.method, batch, _row(s, batch)) for batch in settings.batch for s in sessions]
+    record |= {"matrix_flops": [], "rows": [case.row for case in cases]}
+    noise = models.family(session.config.model).noise
+    inputs = {
+        batch: timing.prompts(model, noise, batch, settings.prompt_tokens, session.config.seed)
+        for batch in settings.batch
+    }
+    try:
+        with timing.on(model.device):
+            for rate in timing.measure(
+                model, cases, inputs, settings.new_tokens, settings.repeats, session.config.seed
+            ):
+                record["matrix_flops"].append(rate)
+        record["status"] = "success"
+    finally:  # an interrupted command keeps its rounds
+        if record["matrix_flops"]:
+            path = _write(results, record | {"ended": records.now()})
+    return path
+
+
+def _sessions(configs: list[RunConfig], settings: Settings) -> list[Session]:
+    """One for each configuration; those that come to the same are one."""
+    from zipeval.runner import Session
+
+    config = configs[0].model
+    if config.device_map:
+        raise UsageError(f"model.device_map={config.device_map}: only a model on one device is timed. Leave it out.")
+    if settings.init == "random" and config.quantization != ModelConfig.quantization:
+        raise UsageError(f"model.quantization={config.quantization}: weights have to be real for it. Leave out init=.")
+    checkpoint = models.sketch(config) if settings.init == "random" else models.find(config)
+    found: list[Session] = []
+    for config in configs:
+        session = Session(config, checkpoint)
+        if session.config not in [other.config for other in found]:  # vanilla has no tokens
+            found.append(session)
+    return found
+
+
+def _row(session: Session, batch: int) -> dict:
+    config = session.config
+    kept = {name: getattr(config, name) for name in ("method", "tokens", "budget", "packing", "seed")}
+    requested = {"visual_tokens": {"requested": config.tokens}}
+    return {"batch": batch, "config": kept, "method": repr(session.method), **requested, "rounds": []}
+
+
+def _write(results: Path, record: dict) -> Path:
+    content = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    path = results / f"{record['model']['name']}-{record['started'][:19].replace(':', '')}-{digest}.json"
+    records.atomic_write(path, content)
+    return path
+
+
+def read(path: Path) -> dict:
+    """A record that `bench` wrote, with its `run_id`.
+
+    Raises:
+        UsageError: if it is not one.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA or "rows" not in record:
+            raise ValueError(f"schema {record['schema']}, this zipeval reads {SCHEMA}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not a record of `zipeval bench` ({error}). Move it away.") from error
+    return {**record, "run_id": path.stem}
+
+
+def vanilla_of(record: dict, row: dict) -> dict:
+    """The upper bound's row at the same batch size."""
+    rows = (other for other in record["rows"] if other["batch"] == row["batch"])
+    return next(other for other in rows if other["config"]["method"]["name"] == UPPER_BOUND)
+
+
+def first(times: dict) -> float:
+    """Milliseconds to the first token."""
+    return times["ttft"]
+
+
+def total(times: dict) -> float:
+    """Milliseconds of a whole answer."""
+    return times["ttft"] + times["decode"]
+
+
+def speed_up(record: dict, row: dict, of: Callable[[dict], float]) -> float | None:
+    """Median over the rounds that both have of vanilla's time over the row's."""
+    bound = {times["round"]: of(times) for times in vanilla_of(record, row)["rounds"]}
+    ratios = [bound[times["round"]] / of(times) for times in row["rounds"] if times["round"] in bound]
+    return median(ratios) if ratios else None
+
+
+def limit(record: dict, row: dict) -> float:
+    """Milliseconds to the first token if every operation took place at the highest rate that was measured."""
+    return 1000 * sum(row["flops"].values()) / max(record["matrix_flops"])
+
+
+def about(record: dict) -> str:
+    """What its rows have in common."""
+    settings, resolved = record["settings"], record["resolved"]
+    weights = "random weights" if settings["init"] == "random" else resolved["fingerprint"]
+    said = [f"{record['model']['name']} ({weights})", record["machine"]["device"], resolved["dtype"]]
+    said += [resolved["attn_implementation"], *[resolved["quantization"]] * (resolved["quantization"] != "none")]
+    said += [f"{settings['prompt_tokens']} tokens of text", f"{settings['new_tokens']} new tokens"]
+    return ", ".join([*said, f"medians of {len(record['matrix_flops'])} rounds (quartiles)"])
+
+
+def render(record: dict) -> str:
+    """The record as a Markdown table."""
+    from zipeval.render import aligned
+
+    lines = [_line(record, row) for row in record["rows"]]
+    rate = max(record["matrix_flops"]) / 1e12
+    return "\n".join(
+        [
+            f"{about(record)}\n",
+            *aligned([list(HEADER), *lines]),
+            "",
+            "ms, of a whole batch. TTFT: from the inputs on the device to the first token, the sum of the stages "
+            "before it; x vanilla: how many times faster, median of the rounds; limit: FLOPs of encoder, projector and "
+            f"decoder at {rate:.3g} TFLOP/s, the rate of large matrix products in this run; total: of all new tokens; "
+            "peak: over the weights.",
+            *(f"{key(row)[0]}, batch {row['batch']}: {row['failed']}." for row in record["rows"] if "failed" in row),
+        ]
+    )
+
+
+def _line(record: dict, row: dict) -> list[str]:
+    (label, tokens), rounds, counts = key(row), row["rounds"], row["visual_tokens"]
+    head = [label, "all" if tokens is None else str(tokens), str(row["batch"])]
+    head += [_number(counts.get(name)) for name in ("mean", "final")]
+    if not rounds:
+        return head + ["-"] * (len(HEADER) - len(head))
+
+    def middle(of: Callable[[dict], float]) -> float:
+        return median(map(of, rounds))
+
+    def times_vanilla(of: Callable[[dict], float]) -> str:
+        ratio = speed_up(record, row, of)
+        return "-" if ratio is None else f"{ratio:.2f}x"
+
+    stages = [_number(middle(lambda times, stage=stage: times[stage])) for stage in HEADER[5:10]]
+    # Of a single round there are no quartiles: it is all of them.
+    low, _, high = quantiles([*map(first, rounds)] * (1 + (len(rounds) == 1)), method="inclusive")
+    least, steps = limit(record, row), record["settings"]["new_tokens"] - 1
+    peak = max((times["peak_bytes"] for times in rounds if times["peak_bytes"] is not None), default=None)
+    return [
+        *head,
+        *stages,
+        f"{_number(middle(first))} ({_number(low)}-{_number(high)})",
+        times_vanilla(first),
+        _number(least),
+        f"{middle(first) / least:.2f}",
+        _number(middle(lambda times: times["decode"] / steps) if steps else None),
+        _number(middle(total)),
+        times_vanilla(total),
+        _number(row["kv_bytes"] / 2**20),
+        _number(None if peak is None else peak / 2**20),
+    ]
+
+
+def _number(value: float | None) -> str:
+    """Three digits at least, one behind the point."""
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
