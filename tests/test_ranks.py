@@ -25,7 +25,7 @@ from zipeval import errors, ranks, runner
 from zipeval.cli import main
 
 def fail(*given):
-    raise {"refused": errors.UsageError, "bug": KeyError}[os.environ["RAISED"]]("what went wrong")
+    raise {"refused": errors.UsageError, "bug": KeyError}[os.environ["RAISED"]]("what" + " went wrong")
 
 if ranks.here().rank == int(os.environ["WHO"]):
     owner, _, name = os.environ["PLACE"].rpartition(".")
@@ -51,34 +51,33 @@ def kept(results):
 
 
 def test_two_processes_make_the_records_of_one(miniatures, tmp_path):
-    """Of two tasks, one with an image that no rank can decode; of odd numbers of questions, and of a single one."""
-    damaged(miniatures, tmp_path / "data", "POPE/data/test-00000-of-00001.parquet", 4)
-    settings = [f"data.root={tmp_path}/data", "tasks=[zipeval_shapes,pope]"]
-    sweep = ["-m", "method=vanilla,visionzip", "tokens=16", "limit=7,1"]
-    done = torchrun("-m", "zipeval", "run", *settings, *sweep, f"results={tmp_path}/two")
+    """Of an odd number of questions; of another task two images are damaged, in the share of either rank one."""
+    damaged(miniatures, tmp_path / "data", "GQA/testdev_balanced_images/testdev-00000-of-00001.parquet", 2)
+    settings = [f"data.root={tmp_path}/data", "tasks=[zipeval_shapes,gqa]", "tokens=16", "limit=3"]
+    sweep = ["-m", *settings, "method=vanilla,visionzip", f"results={tmp_path}/two"]
+    done = torchrun("-m", "zipeval", "run", *sweep)
     assert done.returncode == 0, done.stderr
     for method in ("vanilla", "visionzip"):
-        for limit in (7, 1):
-            run(compose([*settings, f"method={method}", "tokens=16", f"limit={limit}", f"results={tmp_path}/one"]))
+        run(compose([*settings, f"method={method}", f"results={tmp_path}/one"]))
     two, one = kept(tmp_path / "two"), kept(tmp_path / "one")
-    assert len(one) == 8
+    assert len(one) == 4
     assert two == one
-    assert {record["failed"] for record, *_ in one.values()} == {0, 1}
-    assert {len(pictures) for *_, pictures in one.values()} == {7, 6, 1}
+    assert sorted(record["failed"] for record, *_ in one.values()) == [0, 0, 2, 2]
+    assert {len(samples) for _, samples, _ in one.values()} == {3}
+    assert sorted(len(pictures) for *_, pictures in one.values()) == [1, 1, 3, 3]
     assert {r["processes"] for r in records.read_all(f"{tmp_path}/two")} == {2}
     assert {r["processes"] for r in records.read_all(f"{tmp_path}/one")} == {1}
-    assert len(done.stdout.splitlines()) == 8  # one line for a record
-    assert ": 3/3, " in done.stderr  # rank 0's share of seven
-    assert ": 4/4, " not in done.stderr
+    assert len(done.stdout.splitlines()) == 4  # one line for a record
+    assert ": 1/1, " in done.stderr  # the first rank's share of three
+    assert ": 2/2, " not in done.stderr
 
 
 @pytest.mark.parametrize(
     "who, place, raised",
     [
-        (1, "Session", "refused"),  # before the ranks meet
-        (1, "Session.load", "refused"),  # while the first waits for answers
+        (1, "Session.load", "refused"),  # the first waits for answers
         (1, "Session.load", "bug"),
-        (0, "_scored", "refused"),  # when the other has nothing to do any more
+        (0, "_scored", "refused"),  # the other has nothing left to do
     ],
 )
 def test_what_fails_in_one_rank_ends_all_with_one_message(who, place, raised, tmp_path):
@@ -93,10 +92,12 @@ def test_what_fails_in_one_rank_ends_all_with_one_message(who, place, raised, tm
 
 
 def test_a_sweep_goes_on_after_what_all_ranks_refuse(tmp_path):
-    sweep = ["run", "-m", "method=visionzip", "tokens=9999,16", "limit=2", f"results={tmp_path}/runs"]
+    """With a single question, which is of the second rank's share."""
+    sweep = ["run", "-m", "method=visionzip", "tokens=9999,16", "limit=1", f"results={tmp_path}/runs"]
     done = torchrun("-m", "zipeval", *sweep)
     assert done.stderr.count("tokens=9999: ") == 1
-    assert len(kept(tmp_path / "runs")) == 1
+    ((_, samples, pictures),) = kept(tmp_path / "runs").values()
+    assert (len(samples), len(pictures)) == (1, 1)
 
 
 @pytest.fixture
