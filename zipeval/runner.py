@@ -39,12 +39,13 @@ class Session:
         self.config = config = check(config)
         self.checkpoint = models.find(config.model)
         self._afford()
+        self._check_aspect()
         found = self.checkpoint
         self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, self._grids())
+        # What is refused from here on has waited for torch, which the methods import.
         self.method = methods.build(config.method, config.budget, self.shape)
         self._check_it_reduces()
         self._check_budget()
-        self._check_aspect()
         self.questions = {
             task: videoqa.questions(task, config.data.videos) for task in config.tasks if task in videoqa.SETS
         }
