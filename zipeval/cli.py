@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from zipeval import __version__
+from zipeval import __version__, ranks
 from zipeval.errors import RunError, UsageError, did_you_mean
 
 HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
@@ -46,16 +46,17 @@ def main() -> None:
         if command not in COMMANDS:
             raise UsageError(f"{command}: no such command.{did_you_mean(command, COMMANDS)}")
         COMMANDS[command](arguments)
-    except UsageError as error:
-        print(f"zipeval: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
-    except RunError as error:
-        print(f"zipeval: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        ranks.leave()
+    except (UsageError, RunError) as error:
+        if ranks.first():
+            print(f"zipeval: {error}", file=sys.stderr, flush=True)
+        ranks.leave()
+        sys.exit(USAGE_ERROR if isinstance(error, UsageError) else FAILED)
     except BrokenPipeError:  # `zipeval table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@ranks.agreed()
 def run(arguments: list[str]) -> None:
     """`zipeval run`: Hydra composes the configuration of each job."""
     import hydra

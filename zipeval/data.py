@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,13 +122,25 @@ def _cache(folder: Path) -> str:
     return str(Path(config.HF_DATASETS_CACHE) / "zipeval" / _digest(folder))
 
 
+def _datasets_cache() -> Path:
+    """datasets' own HF_DATASETS_CACHE; where that is not imported yet, what it will be."""
+    if "datasets" in sys.modules:
+        from datasets import config
+
+        return Path(config.HF_DATASETS_CACHE)
+    from huggingface_hub import constants
+
+    return Path(os.environ.get("HF_DATASETS_CACHE", f"{constants.HF_HOME}/datasets")).expanduser()
+
+
 def _prepared(source: Source) -> Path | None:
     """The folder in the Hugging Face cache with the rows of a data set that was loaded before."""
-    from datasets import config
+    organisation, name = source.dataset.split("/")
+    if not any(_datasets_cache().glob(f"{organisation}___*")):
+        return None  # without the seconds that an import of datasets takes
     from datasets.naming import camelcase_to_snakecase
 
-    organisation, name = source.dataset.split("/")
-    folder = Path(config.HF_DATASETS_CACHE) / f"{organisation}___{camelcase_to_snakecase(name)}"
+    folder = _datasets_cache() / f"{organisation}___{camelcase_to_snakecase(name)}"
     return folder if any(folder.glob(f"{source.config or '*'}/*/*/dataset_info.json")) else None
 
 

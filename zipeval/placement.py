@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from zipeval import ranks
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
 
@@ -45,12 +46,20 @@ def place(config: ModelConfig) -> Placement:
             f"model.quantization={config.quantization}: bitsandbytes is not installed. "
             f"`pip install 'zipeval[quantization]'` installs it."
         )
+    if ranks.here().count > 1 and (config.device_map or ":" in config.device):
+        name = "device_map" if config.device_map else "device"
+        raise UsageError(
+            f"model.{name}={getattr(config, name)}: each of {ranks.here().count} processes has a GPU of its own. "
+            "Leave it out, or run this without torchrun."
+        )
     import torch
     from transformers.utils import is_flash_attn_2_available
 
     device, dtype, attention = config.device, config.dtype, config.attn_implementation
     if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{ranks.here().local}" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and ranks.here().count > 1:
+        device = f"cuda:{ranks.here().local}"
     if device.startswith("cuda"):
         number = int(device.partition(":")[2] or 0)
         if number >= torch.cuda.device_count():

@@ -7,14 +7,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from zipeval import ranks
+
 
 @contextmanager
 def progress(label: str, total: int, every: float = 10.0) -> Iterator[Callable[[int], None]]:
-    """Yields a function that reports so many more samples as done.
+    """Yields a function that reports so many more samples as done; of several ranks only the first tells of its own.
 
     Args:
         every: seconds between two plain lines.
     """
+    if not ranks.first():
+        yield lambda count: None
+        return
     with _bar(label, total) if sys.stderr.isatty() else _lines(label, total, every) as advance:
         yield advance
 

@@ -43,7 +43,7 @@ PACKAGES = (
     "av",
 )
 # What differs between two equal runs, in records and in samples; `samples` has the digest of the latter.
-CIRCUMSTANCES = ("started", "ended", "seconds", "path", "samples", "latency", "batch", "reuse")
+CIRCUMSTANCES = ("started", "ended", "seconds", "path", "samples", "latency", "batch", "reuse", "processes")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

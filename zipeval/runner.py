@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
 
-from zipeval import benchmarks, data, logger, methods, models, prompts, records, videoqa
+from zipeval import benchmarks, data, logger, methods, models, prompts, ranks, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, MediaError, UsageError
@@ -24,6 +24,7 @@ from zipeval.progress import progress
 from zipeval.protocols import PROTOCOLS, no_key, pending, summary
 
 COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a sample's prompt, averaged in the record
+PER_SAMPLE = ("measured", "images")  # what a ZipEval keeps of samples, by (task, doc_id)
 JUDGED_AT_ONCE = 2000  # answers between two writes: verdicts cost money, and so do not get lost with the process
 
 
@@ -41,12 +42,13 @@ class Session:
         self.config = config = check(config)
         self.checkpoint = checkpoint or models.find(config.model)
         self._afford()
+        self._check_aspect()
         found = self.checkpoint
         self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, self._grids())
+        # What is refused from here on has waited for torch, which the methods import.
         self.method = methods.build(config.method, config.budget, self.shape)
         self._check_it_reduces()
         self._check_budget()
-        self._check_aspect()
         self.questions = {
             task: videoqa.questions(task, config.data.videos) for task in config.tasks if task in videoqa.SETS
         }
@@ -197,8 +199,9 @@ class Session:
         return self.load()[1].batch_decode(ids, skip_special_tokens=True)
 
 
+@ranks.agreed()
 def run(config: RunConfig) -> list[Path]:
-    """Evaluate what is not finished yet; returns the paths of all the run's records."""
+    """Evaluate what is not finished yet; returns the paths of all the run's records, of several ranks in the first."""
     config = check(config)
     logger.check(config.logger)
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
@@ -206,16 +209,11 @@ def run(config: RunConfig) -> list[Path]:
         benchmarks.check_limit(task, config.limit)
     data.check_root(config.data.root)
     results = records.prepare(config.results)
-    # Where no run has a record this one has none either, and is refused before torch is imported.
-    new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
-    for task in new:
-        data.require(task, config.data.root)
-    session = Session(config)
-    found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
-    for task, record in found.items():
-        if record is None and task not in new:
-            data.require(task, config.data.root)
-    judge = _tried_judge(session, found)
+    session, found = _open(config, folders, results)
+    judge = _tried_judge(session, found) if ranks.first() else None
+    unanswered = ranks.exchange([task for task, record in found.items() if not record])[0]
+    if not ranks.first():
+        return _help(session, {task: folders[task] for task in unanswered})
     model = None
     written = []
     for task, folder in folders.items():
@@ -238,6 +236,31 @@ def run(config: RunConfig) -> list[Path]:
     if config.logger:
         logger.log(results, written)
     return written
+
+
+def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[Session, dict[str, dict | None]]:
+    """The session and by task the record of an earlier run, if there is one; the data of the others are there."""
+    # Where no run has a record this one has none either, and is refused before torch is imported.
+    new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
+    for task in new:
+        data.require(task, config.data.root)
+    session = Session(config)
+    found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
+    for task, record in found.items():
+        if record is None and task not in new:
+            data.require(task, config.data.root)
+    return session, found
+
+
+def _help(session: Session, folders: dict[str, Path]) -> list[Path]:
+    """What ranks other than the first do of a run: their share of the answers. They write no record."""
+    from zipeval.chat_model import ZipEval
+
+    model = ZipEval(session)
+    for task, folder in folders.items():
+        with data.copies_below(session.config.data.root), suppress(_Helped):
+            _lmms_eval(model, task, folder)
+    return []
 
 
 def _tried_judge(session: Session, found: dict[str, dict | None]):
@@ -345,6 +368,7 @@ def _provenance(session: Session, task: str, folder: Path) -> dict:
         "config": recorded(config, task in PROTOCOLS),
         "resolved": session.resolved,
         "machine": machine(session.placement),
+        "processes": ranks.here().count,  # like the first's, each on a device of its own
         "versions": records.versions(),
         "git": records.git_revision(),
     }
@@ -383,6 +407,9 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
     try:
         with ExitStack() as patches:
             patches.enter_context(no_key())
+            if ranks.here().count > 1:
+                patches.enter_context(ranks.alone())
+                patches.enter_context(patch.object(model, "generate_until", partial(_together, model)))
             patches.enter_context(patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)))
             if questions:  # lmms-eval knows data sets that datasets can load, and only those
                 loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(questions))
@@ -405,6 +432,29 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
         raise UsageError(
             f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
         ) from error
+
+
+class _Helped(Exception):
+    """A rank other than the first has answered its share of a task; it has nothing to score."""
+
+
+def _together(model, requests: list) -> list:
+    """All ranks' answers in the order of the requests, with what `model` keeps of the samples; in the first rank.
+
+    Raises:
+        _Helped: in the others.
+    """
+    mine, kept = ranks.share(requests), [getattr(model, name) for name in PER_SAMPLE]
+    answers = type(model).generate_until(model, mine) if mine else []
+    found = ranks.gather((answers, *kept))
+    if found is None:
+        for of_samples in kept:
+            of_samples.clear()
+        raise _Helped
+    for _, *its in found:
+        for of_samples, of_rank in zip(kept, its, strict=True):
+            of_samples.update(of_rank)
+    return [answer for its, *_ in found for answer in its]
 
 
 def _without_bar(tqdm, *args, **kwargs):

@@ -215,12 +215,20 @@ def staged(model, method, clock: Clock) -> Iterator[None]:
         def begins(stage, register):
             stack.callback(register(lambda *_: clock.mark(stage)).remove)
 
+        def projector(module, args):
+            """Of what is left of crops, not of the nothing that a method ends the encoder's own path with."""
+            if args[0].numel():
+                clock.mark("projector")
+
+        def projected(module, args, output):
+            clock.mark("other" if output.numel() else "reducer")
+
         for kind in PIXELS:
             if any(hasattr(base, name) for name in TOWERS[kind]):
                 begins("encoder", tower(model, kind).register_forward_pre_hook)
         begins("reducer", base.multi_modal_projector.register_forward_pre_hook)
-        begins("projector", base.multi_modal_projector.linear_1.register_forward_pre_hook)
-        begins("other", base.multi_modal_projector.register_forward_hook)
+        stack.callback(base.multi_modal_projector.linear_1.register_forward_pre_hook(projector).remove)
+        stack.callback(base.multi_modal_projector.register_forward_hook(projected).remove)
         begins("prefill", base.language_model.register_forward_pre_hook)
         for layer in layers:
             begins("reducer", base.language_model.layers[layer].register_forward_pre_hook)
