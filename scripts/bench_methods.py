@@ -73,7 +73,9 @@ def method_of(name: str, layers: int, *overrides: str):
     """As `zipeval run` would make it."""
     shape = Shape(SIDE**2, SIDE**2, layers)
     more = ["method.first.tokens=192"] if name == "chain" else []
-    return build(compose([f"method={name}", f"tokens={TOKENS}", "budget=mean", *more, *overrides]).method, "mean", shape)
+    return build(
+        compose([f"method={name}", f"tokens={TOKENS}", "budget=mean", *more, *overrides]).method, "mean", shape
+    )
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def stopwatch(first, last) -> Iterator[list[float]]:
 
 @contextmanager
 def cut(model, lengths: list[int]) -> Iterator[None]:
-    """While open, layer i of the decoder is handed the last `lengths[i]` slots of what there is, and no more is done."""
+    """While open, layer i of the decoder is handed the last `lengths[i]` slots of what there is, and that is all."""
 
     def shorten(length):
         def hook(module, args, kwargs):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import torch
 
 
-def compact_index(keep: torch.Tensor, order: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def compact_index(
+    keep: torch.Tensor, order: torch.Tensor | None = None, length: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the kept entries of every row go when rows are squeezed to the right (left padding).
 
     Args:
         keep: (B, S) bool.
         order: (B, S) whole numbers from 0 up that kept entries are sorted by; as they stand without it.
+        length: L, where the caller knows it. Without it the device is waited for.
 
     Returns:
         index (B, L) into S and valid (B, L) bool, L the largest number kept in a row. A padding
         slot points at some dropped entry and is not valid.
     """
-    length = int(keep.sum(1).max())
+    length = int(keep.sum(1).max()) if length is None else length
     key = keep.to(torch.uint8) if order is None else order.masked_fill(~keep, -1)
     index = key.argsort(dim=1, stable=True)[:, keep.shape[1] - length :]
     return index, keep.gather(1, index)
@@ -26,6 +29,11 @@ def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """x (B, S, ...), index (B, L) -> (B, L, ...)."""
     trailing = x.shape[2:]
     return x.gather(1, index.view(*index.shape, *(1,) * len(trailing)).expand(*index.shape, *trailing))
+
+
+def on_device(numbers: list, device: torch.device) -> torch.Tensor:
+    """Numbers that the host knows; unlike `torch.tensor(numbers, device=device)` this does not wait for the device."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def visual_slots(ids: torch.Tensor, config) -> torch.Tensor:

@@ -15,12 +15,12 @@ from functools import partial
 from itertools import chain, islice
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from zipeval.budget import Picture, Shape
 from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, tower
-from zipeval.engine.ragged import compact_index, take, visual_slots
+from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
 
 ROWS = 64
@@ -37,7 +37,7 @@ class Crops:
         heads: H.
         prefix: number of tokens before the patches: 1 for CLIP (CLS), 0 for SigLIP.
         selected: (N, K, D) what the model itself would hand to the projector (LLaVA: the patches without CLS).
-        pixels: (N, 3, height, width) what the encoder was given.
+        pixels: (N, 3, height, width) what the encoder was given; on the CPU if a method wants it (`reads_pixels`).
     """
 
     hidden: torch.Tensor
@@ -50,8 +50,8 @@ class Crops:
 
     def select(self, rows: list[int]) -> Crops:
         """Some of them."""
-        tensors = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("heads", "prefix")}
-        return replace(self, **tensors)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("heads", "prefix")}
+        return replace(self, **{name: x.index_select(0, on_device(rows, x.device)) for name, x in tensors.items()})
 
     def everything(self) -> Reduced:
         """What the model itself would take; not even CLS comes in."""
@@ -97,10 +97,13 @@ class VisionMethod(ABC):
     Attributes:
         tokens: visual tokens that a crop is left with; most images are one crop.
         row_ends: whether the tiles' rows of patches keep the model's row ends; the official VisionZip drops them.
+        reads_pixels: whether it needs `Crops.pixels` on the CPU. They are copied before the encoder starts, so that
+            nothing has to wait for it.
     """
 
     tokens: int
     row_ends = False
+    reads_pixels = False
 
     @abstractmethod
     def reduce(self, crops: Crops) -> Reduced:
@@ -350,6 +353,11 @@ def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture])
         raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
     layer = encoder.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
     attention, prefix, seen, reduced, crops = layer.self_attn, cls_tokens(model), {}, [], []
+    parts = [part for image in images for part in _parts(method, image)]
+    reads_pixels = any(part.reads_pixels for part in parts)
+
+    def start(module, args):
+        seen["pixels"] = args[0].cpu() if reads_pixels else args[0]
 
     def see(name):
         return lambda module, args, output: seen.update({name: output})
@@ -359,14 +367,15 @@ def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture])
         # What lies between encoder and projector (Mini-Gemini's mining) is in what the projector is given.
         hidden = torch.cat([seen["hidden"][:, : seen["hidden"].shape[1] - selected.shape[1]], selected], 1)
         given = Crops(**{**seen, "hidden": hidden}, heads=attention.num_heads, prefix=prefix, selected=selected)
-        reduced.extend(_reduce(given, [part for image in images for part in _parts(method, image)]))
-        return (pad_sequence([r.features for r in reduced], batch_first=True).to(selected.dtype),)
+        features, each = _reduce(given, parts)
+        reduced.extend(each)
+        return (features.to(selected.dtype),)
 
     def collect(module, args, output):
         crops.extend((row[: len(r.features)], r) for row, r in zip(output, reduced, strict=True))
 
     hooks = [
-        encoder.embeddings.register_forward_pre_hook(lambda module, args: seen.update(pixels=args[0])),
+        encoder.embeddings.register_forward_pre_hook(start),
         layer.register_forward_hook(see("hidden")),
         attention.q_proj.register_forward_hook(see("queries")),
         attention.k_proj.register_forward_hook(see("keys")),
@@ -383,15 +392,27 @@ def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture])
         vars(base).pop("pack_image_features", None)
 
 
-def _reduce(crops: Crops, methods: list[VisionMethod]) -> list[Reduced]:
-    """What is left of each crop, without a batch dimension; crops under equal methods are reduced together."""
+def _reduce(crops: Crops, methods: list[VisionMethod]) -> tuple[torch.Tensor, list[Reduced]]:
+    """What is left of N crops under a method each: features (N, k, D), padded behind to the longest, and what they are
+    of, crop by crop without a batch dimension. Crops under equal methods are reduced together.
+    """
+    groups: list[tuple[VisionMethod, list[int]]] = []  # a method need not be hashable
+    for row, method in enumerate(methods):
+        rows = next((rows for other, rows in groups if other == method), None)
+        if rows is None:
+            groups.append((method, rows := []))
+        rows.append(row)
+    results = [method.reduce(crops if len(groups) == 1 else crops.select(rows)) for method, rows in groups]
+    longest = max(result.features.shape[1] for result in results)
+    padded = [pad(result.features, (0, 0, 0, longest - result.features.shape[1])) for result in results]
+    features = padded[0]
+    if len(groups) > 1:
+        places = {row: place for place, row in enumerate(row for _, rows in groups for row in rows)}
+        order = on_device([places[row] for row in range(len(methods))], features.device)
+        features = torch.cat(padded).index_select(0, order)
     reduced: list[Reduced] = [None] * len(methods)
-    for first, method in enumerate(methods):
-        if reduced[first] is not None:
-            continue  # with an equal one before it; a method need not be hashable
-        rows = [i for i, other in enumerate(methods) if other == method]
-        result = method.reduce(crops if len(rows) == len(methods) else crops.select(rows))
+    for (_, rows), result in zip(groups, results, strict=True):
         for i, row in enumerate(rows):
             merged = None if result.merged is None else result.merged[i]
             reduced[row] = Reduced(result.features[i], result.kept[i], merged)
-    return reduced
+    return features, reduced

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from zipeval.budget import PAPER_TOKENS, Shape, published
 from zipeval.engine.ragged import take
@@ -103,7 +103,7 @@ def merge(hidden: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
     chosen = targets(hidden.shape[1], count)
     keys = normalize(keys, dim=-1)
     nearest = (keys @ keys[:, chosen].mT).argmax(2)
-    joined = one_hot(nearest, count)
-    joined[:, chosen] = 0  # a target joins nobody
+    joined = nearest[..., None] == torch.arange(count, device=keys.device)
+    joined[:, chosen] = False  # a target joins nobody
     size = joined.sum(1).clamp(min=1)[..., None]
     return hidden[:, chosen] + joined.to(hidden.dtype).mT @ hidden / size.to(hidden.dtype)
