@@ -147,13 +147,16 @@ def test_in_the_decoder(request, monkeypatch, name, rows):
     read = decoder._read(prompt["input_ids"], prompt["attention_mask"].bool(), real("llava").config)
     monkeypatch.setattr(decoder, "_read", lambda *given: read)
     monkeypatch.setattr(decoder._Calls, "leave", lambda *given: None)  # the wait behind it all
-    monkeypatch.setattr(masking_utils, "fast_all", lambda mask: False)  # transformers' own, on the mask of all
+    asked = []  # masks that transformers looks for padding in, which waits for them
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda *given: False)
+    monkeypatch.setattr(masking_utils, "fast_all", asked.append)
     model = build("llava")
     waits = request.getfixturevalue("waits")
     model = moved(model)
     text = model.model.language_model
     with method.applied(model):
         waits.between(text, text)
+        text.layers[0].register_forward_pre_hook(lambda *given: asked.clear())  # the stock model looks, once a call
         out = model(**on_it(prompt), use_cache=True)
         lengths = [out.past_key_values.get_seq_length(layer) for layer in range(LAYERS)]
         expected = [
@@ -162,6 +165,7 @@ def test_in_the_decoder(request, monkeypatch, name, rows):
         assert (
             lengths == [inputs["input_ids"].shape[1]] * method.layers(LAYERS)[0] + expected[method.layers(LAYERS)[0] :]
         )
+        assert asked == []
         waits.on = True  # a decoding step reads nothing at all
         mask = torch.ones(len(read), prompt["input_ids"].shape[1] + 1, device=DEVICE)
         model(
@@ -169,3 +173,4 @@ def test_in_the_decoder(request, monkeypatch, name, rows):
             attention_mask=mask.long(),
             past_key_values=out.past_key_values,
         )
+        assert asked == []
