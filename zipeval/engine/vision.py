@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain, islice
 
 import torch
+from torch import nn
 from torch.nn.functional import pad
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -340,6 +341,18 @@ def _places(crops: list[Reduced], prefix: int, patches: int) -> torch.Tensor:
     return torch.cat(places)
 
 
+def scored(model, kind: str) -> nn.Module:
+    """The layer of the encoder that features are read from; its attention is what methods score by.
+
+    Raises:
+        ValueError: for a model that reads them from several.
+    """
+    number = model.config.vision_feature_layer
+    if not isinstance(number, int):
+        raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
+    return tower(model, kind).encoder.layers[number if number < 0 else number - 1]  # hidden_states[0]: the embedding
+
+
 @contextmanager
 def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture]) -> Iterator[list]:
     """While open, the projector receives what `method` leaves of every crop.
@@ -347,11 +360,7 @@ def _at_projector(model, method: VisionMethod, kind: str, images: list[Picture])
     Yields a list that then holds, for every crop, its projected features (k, D) and what they are of.
     """
     base = model.base_model
-    encoder = tower(model, kind)
-    number = model.config.vision_feature_layer
-    if not isinstance(number, int):
-        raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
-    layer = encoder.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
+    encoder, layer = tower(model, kind), scored(model, kind)
     attention, prefix, seen, reduced, crops = layer.self_attn, cls_tokens(model), {}, [], []
     parts = [part for image in images for part in _parts(method, image)]
     reads_pixels = any(part.reads_pixels for part in parts)
