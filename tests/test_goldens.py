@@ -224,7 +224,8 @@ class WatchedSparseVLM(SparseVLM):
     def reduce(self, layer, prompts):
         self.stages.append(stage := {})
         first = int(prompts.given.visual[0].nonzero()[-1]) + 1
-        stage["raters"] = prompts.source[0, raters(prompts)[0]] - first
+        rates = raters(prompts)[0]
+        stage["raters"] = prompts.source[0, -len(rates) :][rates] - first
         visual = prompts.visual[0]
         kept = super().reduce(layer, prompts)
         stage["kept"] = kept.visual[0, visual].nonzero()[:, 0]

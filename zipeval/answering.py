@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from zipeval import methods
 from zipeval.budget import Picture
+from zipeval.engine.compiled import compiled
 from zipeval.engine.images import PIXELS, joined, pictures
 from zipeval.engine.ledger import Prefill, ledger
 from zipeval.engine.ragged import left_padded, visual_slots
@@ -163,7 +164,12 @@ class Answering:
 def answering(session) -> Iterator[Answering]:
     """The session's model, its method applied, until the block ends."""
     model, _ = session.load()
-    with torch.inference_mode(), _applied(session, model), ledger(model) as prefills, trace(model) as told:
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(_applied(session, model))
+        if session.config.runner.compile:
+            stack.enter_context(compiled(model, session.method))
+        prefills, told = stack.enter_context(ledger(model)), stack.enter_context(trace(model))
         yield Answering(session, prefills, told)
 
 

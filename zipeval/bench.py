@@ -86,12 +86,14 @@ def bench(configs: list[RunConfig], settings: Settings) -> Path:
         "settings": {name: value for name, value in asdict(settings).items() if name != "results"},
         "resolved": {**asdict(session.placement), "fingerprint": session.checkpoint.fingerprint},
         "reuse": "none",
+        "compile": session.config.runner.compile,
         "machine": machine(session.placement),
         "versions": records.versions(),
         "git": records.git_revision(),
         "status": "interrupted",
     }
-    cases = [timing.Case(s.method, batch, _row(s, batch)) for batch in settings.batch for s in sessions]
+    compiles = session.config.runner.compile
+    cases = [timing.Case(s.method, batch, _row(s, batch), compiles) for batch in settings.batch for s in sessions]
     record |= {"matrix_flops": [], "rows": [case.row for case in cases]}
     noise = models.family(session.config.model).noise
     inputs = {
@@ -193,6 +195,7 @@ def about(record: dict) -> str:
     weights = "random weights" if settings["init"] == "random" else resolved["fingerprint"]
     said = [f"{record['model']['name']} ({weights})", record["machine"]["device"], resolved["dtype"]]
     said += [resolved["attn_implementation"], *[resolved["quantization"]] * (resolved["quantization"] != "none")]
+    said += ["compiled"] * record["compile"]
     said += [f"{settings['prompt_tokens']} tokens of text", f"{settings['new_tokens']} new tokens"]
     return ", ".join([*said, f"medians of {len(record['matrix_flops'])} rounds (quartiles)"])
 

@@ -89,11 +89,13 @@ class RunnerConfig:
             of the prompt up to its last visual token, where the method does not look at the question).
         workers: processes that decode and prepare pictures ahead; null: one less than the machine has cores, at most 8.
         cache_gib: of host memory for the encoder's output, which the other runs of a sweep then share.
+        compile: whether the blocks of encoder and decoder run compiled, see zipeval/engine/compiled.py.
     """
 
     reuse: str = "none"
     workers: int | None = None
     cache_gib: float = 4.0
+    compile: bool = False
 
 
 @dataclass

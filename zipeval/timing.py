@@ -17,6 +17,7 @@ from statistics import fmean
 import torch
 
 from zipeval.engine import flops
+from zipeval.engine.compiled import compiled
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.images import PIXELS, TOWERS, pictures, tower
 from zipeval.engine.ledger import ledger
@@ -35,11 +36,13 @@ class Case:
 
     Attributes:
         row: of the record; what is measured is put there.
+        compile: whether the model's blocks run compiled.
     """
 
     method: object
     batch: int
     row: dict
+    compile: bool = False
 
 
 class Clock:
@@ -120,7 +123,7 @@ def measure(
     for number in range(-WARM_UP, repeats):
         rate = matrix_rate(model, length)
         for place, case in enumerate(order.sample(cases, len(cases))):
-            found = _attempt(case, lambda case: times(model, case.method, inputs[case.batch], new_tokens))
+            found = _attempt(case, lambda case: times(model, case, inputs[case.batch], new_tokens))
             if number >= 0 and found:
                 case.row["rounds"].append({"round": number, "place": place, **found})
         if number >= 0:
@@ -166,12 +169,12 @@ def count(model, case: Case, inputs: dict) -> None:
 
 
 @torch.inference_mode()
-def times(model, method, inputs: dict, new_tokens: int) -> dict[str, float | None]:
+def times(model, case: Case, inputs: dict, new_tokens: int) -> dict[str, float | None]:
     """Milliseconds of every stage, of their sum `ttft`, and of `decode`, all tokens but the first; `peak_bytes` over
     the weights, with the inputs; None on a CPU.
     """
     clock, peak = Clock(model.device), None
-    with staged(model, method, clock):
+    with staged(model, case.method, clock), compiled(model, case.method) if case.compile else nullcontext():
         if clock.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()

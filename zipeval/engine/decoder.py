@@ -4,6 +4,9 @@
 what enters a layer and replace both from there on; the cache then simply holds fewer entries in the later layers,
 which transformers supports. Attention stays SDPA or FlashAttention in every layer: scores are computed on the side, for
 the rows that a method asks for, from what `q_proj` and `k_proj` of one layer put out.
+
+The device is not waited for while it reads a prompt: how many tokens stay is arithmetic on what the host read of the
+prompt before anything was launched. What a method leaves is held against that when everything is.
 """
 
 from __future__ import annotations
@@ -14,17 +17,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
-from transformers import StaticCache
-from transformers.masking_utils import create_causal_mask
-from transformers.models.llama.modeling_llama import rotate_half
+import numpy as np
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.ragged import compact_index, take, visual_slots
+from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
+from zipeval.errors import BudgetError
+from zipeval.lazy import torch
 
 DECODERS = ("llama", "mistral", "qwen2", "gemma")
+BLOCK = 256  # rows of one attention map at a time
 _reduced = WeakSet()  # models under a method of this stage
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the host knows of a prompt before anything of it is computed.
+
+    Attributes:
+        ids: (n) without padding.
+        visual: number of visual tokens.
+        behind: number of tokens behind the last visual one; all of them where there is none.
+    """
+
+    ids: np.ndarray
+    visual: int
+    behind: int
 
 
 @dataclass(frozen=True)
@@ -36,12 +54,14 @@ class Given:
         visual: (B, S) bool.
         valid: (B, S) bool, False for padding.
         embedded: (B, S, D).
+        read: (B) what the host knows of them.
     """
 
     ids: torch.Tensor
     visual: torch.Tensor
     valid: torch.Tensor
     embedded: torch.Tensor
+    read: list[Read]
 
 
 @dataclass
@@ -55,6 +75,7 @@ class Prompts:
         valid: (B, L) bool, False for padding.
         positions: (B, L) rotary positions.
         source: (B, L) slot in `given`, -1 for a merged token.
+        counts: (B) visual tokens of each, known to the host.
         queries, keys: (B, L, heads * head_dim) of the layer above, before the rotary embedding.
         rotary: its cos and sin, (B or 1, L, head_dim).
         head_dim: of the decoder.
@@ -66,6 +87,7 @@ class Prompts:
     valid: torch.Tensor
     positions: torch.Tensor
     source: torch.Tensor
+    counts: list[int]
     head_dim: int
     queries: torch.Tensor | None = None
     keys: torch.Tensor | None = None
@@ -75,7 +97,7 @@ class Prompts:
         """Some rows of the attention map of the layer above, softmaxed over all they may see.
 
         Args:
-            rows: (B, R) slots whose queries are wanted.
+            rows: (B, R) slots whose queries are wanted; padding sees nothing but itself.
 
         Returns:
             (B, heads, R, L) float32.
@@ -86,8 +108,21 @@ class Prompts:
         grouped = queries.unflatten(1, (keys.shape[1], -1))  # grouped-query attention: several query heads to a key
         logits = (grouped @ keys[:, :, None].mT).flatten(1, 2) * self.head_dim**-0.5
         slots = torch.arange(self.valid.shape[1], device=rows.device)
-        seen = (slots <= rows[..., None]) & self.valid[:, None]
+        seen = (slots <= rows[..., None]) & self.valid[:, None] | (slots == rows[..., None])
         return logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1, dtype=torch.float32)
+
+    def received(self, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Attention that every slot gets from some rows, weighted and added up; `BLOCK` rows are held at a time.
+
+        Args:
+            rows: (B, R) slots.
+            weights: (B, R, 1) of the rows, or (B, R, L) of their entries.
+
+        Returns:
+            (B, heads, L) float32.
+        """
+        blocks = zip(rows.split(BLOCK, 1), weights.split(BLOCK, 1), strict=True)
+        return sum((self.attention(some) * its[:, None]).sum(2) for some, its in blocks)
 
     def gravity(self, rows: torch.Tensor) -> torch.Tensor:
         """(B, R, L): the logits of `attention(rows)` if all queries and keys were ones: what distance alone does."""
@@ -103,6 +138,8 @@ class Prompts:
 def _rotated(x, cos, sin, head_dim):
     """(B, L, heads * d) -> (B, heads, L, d) with rotary positions."""
     x = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    from transformers.models.llama.modeling_llama import rotate_half
+
     return x * cos[:, None] + rotate_half(x) * sin[:, None]
 
 
@@ -252,9 +289,9 @@ class _Calls:
     def register(self) -> list:
         blocks = self.decoder.layers
         hooks = [
-            self.model.register_forward_pre_hook(self.refuse, with_kwargs=True),
-            self.model.base_model.register_forward_pre_hook(self.enter, with_kwargs=True),
+            self.model.register_forward_pre_hook(self.enter, with_kwargs=True),
             blocks[0].register_forward_pre_hook(self.begin, with_kwargs=True),
+            self.model.register_forward_hook(self.leave),
         ]
         for layer in range(self.layers[0], len(blocks)):
             hooks.append(blocks[layer].register_forward_pre_hook(self.before(layer), with_kwargs=True))
@@ -269,49 +306,58 @@ class _Calls:
 
     # ------------------------------------------------------------------------------------ before the first layer
 
-    def refuse(self, module, args, kwargs):
+    def enter(self, module, args, kwargs):
+        """What kind of call this is, and where its visual tokens are. All that is read from the device is read here."""
         if kwargs.get("labels") is not None:
             raise ValueError("labels: training through a reduced prompt is not supported; compute the loss from logits")
-
-    def enter(self, module, args, kwargs):
-        """What kind of call this is, and where its visual tokens are."""
         ids, cache = args[0] if args else kwargs.get("input_ids"), kwargs.get("past_key_values")
         if ids is None:
             raise ValueError("inputs_embeds: pass input_ids, which tell visual tokens from text")
+        from transformers import StaticCache
+
         if isinstance(cache, StaticCache):
             raise ValueError(
                 "past_key_values: a static cache has as many entries in every layer; use the default cache"
             )
-        visual = visual_slots(ids, self.model.config)
         mask = kwargs.get("attention_mask")
-        valid = torch.ones_like(visual) if mask is None else mask[:, -ids.shape[1] :].bool()
-        self.new = valid
+        self.new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
+        self.new_padded = False
         self.reading = cache is None or cache.get_seq_length() == 0
         if self.reading:
-            if not valid[:, -1].all():
-                raise ValueError(
-                    "attention_mask: prompts have to be padded on the left (processor.tokenizer.padding_side)"
-                )
-            self.arrived = ids, visual & valid, valid
+            self.read = _read(ids.cpu(), self.new.cpu(), self.model.config)
+            self.arrived = ids, visual_slots(ids, self.model.config) & self.new, self.new
         elif cache not in self.segments:
             raise ValueError("past_key_values: this cache was filled outside of the method's block")
-        elif ids.shape[1] > 1 and visual.any():
-            raise ValueError("visual tokens in a later call: neither chunked prefill nor another image is supported")
+        elif ids.shape[1] > 1:
+            self.new_padded = not self.new.cpu().all()
+            if visual_slots(ids, self.model.config).cpu().any():
+                raise ValueError(
+                    "visual tokens in a later call: neither chunked prefill nor another image is supported"
+                )
 
     def begin(self, module, args, kwargs):
         hidden = args[0]
         self.ready: dict[int, dict] = {}  # layer of a reduction -> what the layers from there on are given
+        self.missed: list[torch.Tensor] = []  # (B) bool for each reduction
         if self.reading:
-            given = Given(*self.arrived, hidden)
+            given = Given(*self.arrived, hidden, self.read)
             slots = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
             positions = kwargs["position_ids"].expand(len(hidden), -1)
-            head_dim = self.decoder.layers[0].self_attn.head_dim
-            self.prompts = Prompts(given, hidden, given.visual, given.valid, positions, slots, head_dim)
+            counts = [prompt.visual for prompt in self.read]
+            depth, head_dim = len(self.decoder.layers), self.decoder.layers[0].self_attn.head_dim
+            self.schedules = {visual: self.method.schedule(visual, depth) for visual in {*counts}}
+            self.prompts = Prompts(given, hidden, given.visual, given.valid, positions, slots, counts, head_dim)
             self.now: dict[int, _Segment] = {}
             if (cache := kwargs.get("past_key_values")) is not None:
                 self.segments[cache] = self.now
         else:
             self.now = self.segments[kwargs["past_key_values"]]
+
+    def leave(self, module, args, output):
+        """Everything is launched: whether methods left what the arithmetic was done with."""
+        if self.reading and torch.stack(self.missed).any():
+            name = type(self.method).__name__
+            raise BudgetError(f"{name}: visual tokens that its `reduce` leaves are not as many as its `schedule` says")
 
     # -------------------------------------------------------------------------------------------- what scores need
 
@@ -347,14 +393,17 @@ class _Calls:
         p = self.prompts
         p.hidden = hidden
         kept = self.method.reduce(layer, p)
+        p.counts = [self.schedules[prompt.visual][layer] for prompt in p.given.read]
+        lengths = [len(prompt.ids) - prompt.visual + n for prompt, n in zip(p.given.read, p.counts, strict=True)]
+        self.missed.append(_number(kept, p) != on_device(p.counts, hidden.device))
         keep = p.valid & (kept.visual | ~p.visual)
-        index, valid, joined = _placed(p, keep, kept)
+        index, valid, joined = _placed(p, keep, kept, max(lengths))
         p.hidden, p.visual, p.positions, p.source = (take(x, index) for x in joined)
         p.visual, p.valid = p.visual & valid, valid
         count = valid.sum(1, keepdim=True)
         if self.method.renumber:
             p.positions = (valid.cumsum(1) - 1).clamp(min=0)
-        padded = valid if not valid.all() else None
+        padded = valid if min(lengths) < max(lengths) else None
         self.now[layer] = _Segment(valid.shape[1], p.given.ids.shape[1], padded, count)
         self.ready[layer] = self.arguments(layer, p.hidden, cache, p.positions, padded)
         hidden, p.hidden = p.hidden, None
@@ -370,7 +419,7 @@ class _Calls:
         length = new.shape[1]
         if (cache.get_seq_length(layer), cache.get_seq_length() - length) != (segment.entries, segment.full):
             raise ValueError("past_key_values: entries were added or cropped outside of the method's block")
-        if segment.valid is None and length > 1 and not new.all():
+        if segment.valid is None and self.new_padded:
             segment.valid = new.new_ones(len(new), segment.entries)
         if segment.valid is not None:
             segment.valid = torch.cat([segment.valid, new], 1)
@@ -381,12 +430,15 @@ class _Calls:
 
     def arguments(self, layer, hidden, cache, positions, valid) -> dict:
         """What replaces the model's own arguments in the layers from `layer` on."""
+        from transformers.masking_utils import create_causal_mask
+
         mask = create_causal_mask(
             config=self.decoder.config,
             inputs_embeds=hidden,
             attention_mask=valid,
             past_key_values=cache,
             layer_idx=layer,
+            allow_is_causal_skip=valid is None,  # or it would look for padding, which is there, and wait for the device
         )
         # FlashAttention takes position_ids with gaps for a packed batch; the rotary embedding does not read them here.
         ready = {"attention_mask": mask, "position_ids": None}
@@ -395,11 +447,31 @@ class _Calls:
         return ready
 
 
-def _placed(p: Prompts, keep: torch.Tensor, kept: Kept):
-    """Merged tokens behind the last visual one: (index, valid, (hidden, visual, positions, source) to be indexed)."""
+def _read(ids: torch.Tensor, valid: torch.Tensor, config) -> list[Read]:
+    """What the host knows of prompts (B, S) on the CPU, True in `valid` where they are not padding."""
+    if not valid[:, -1].all():
+        raise ValueError("attention_mask: prompts have to be padded on the left (processor.tokenizer.padding_side)")
+    prompts = [row[its] for row, its in zip(ids, valid, strict=True)]
+    places = [visual_slots(row, config).nonzero()[:, 0] for row in prompts]
+    return [
+        Read(row.numpy(), len(its), len(row) - 1 - int(its[-1]) if len(its) else len(row))
+        for row, its in zip(prompts, places, strict=True)
+    ]
+
+
+def _number(kept: Kept, p: Prompts) -> torch.Tensor:
+    """(B): visual tokens that are left."""
+    stay = (kept.visual & p.visual).sum(1)
+    return stay if kept.merged is None else stay + kept.merged_valid.sum(1)
+
+
+def _placed(p: Prompts, keep: torch.Tensor, kept: Kept, length: int):
+    """Merged tokens behind the last visual one, `length` slots in all: (index, valid, (hidden, visual, positions,
+    source) to be indexed).
+    """
     joined = p.hidden, p.visual, p.positions, p.source
     if kept.merged is None:
-        return *compact_index(keep), joined
+        return *compact_index(keep, length=length), joined
     rows, count = kept.merged_valid.shape
     slots = torch.arange(keep.shape[1], device=keep.device).expand(rows, -1)
     last = slots.masked_fill(~p.visual, -1).amax(1, keepdim=True)
@@ -411,13 +483,11 @@ def _placed(p: Prompts, keep: torch.Tensor, kept: Kept):
         p.source.new_full((rows, count), -1),
     )
     joined = tuple(torch.cat(pair, 1) for pair in zip(joined, new, strict=True))
-    return *compact_index(torch.cat([keep, kept.merged_valid], 1), order), joined
+    return *compact_index(torch.cat([keep, kept.merged_valid], 1), order, length), joined
 
 
 def keep_best(score: torch.Tensor, prompts: Prompts, counts: list[int]) -> torch.Tensor:
     """(B, L) bool: of the b-th prompt the `counts[b]` visual tokens with the highest score (B, L)."""
-    score = score.masked_fill(~prompts.visual, float("-inf"))
-    best = torch.zeros_like(prompts.visual)
-    for row, count in enumerate(counts):
-        best[row, score[row].topk(count).indices] = True
-    return best
+    order = score.masked_fill(~prompts.visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    best = torch.arange(score.shape[1], device=score.device) < on_device(counts, score.device)[:, None]
+    return torch.zeros_like(prompts.visual).scatter(1, order, best)

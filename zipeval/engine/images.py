@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from itertools import chain
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-
 from zipeval.budget import Picture
+from zipeval.lazy import torch
 
 # What processors call the pixels, and models the encoder. transformers 5.23 renamed Video-LLaVA's images.
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
@@ -29,7 +26,7 @@ def joined(inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     for name in ("image_sizes", *chain.from_iterable(PIXELS.values())):
         rows = [row for its in inputs if name in its for row in its[name]]
         if rows:
-            made[name] = pad_sequence(rows, batch_first=True)
+            made[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return made
 
 
@@ -71,6 +68,8 @@ def side(model) -> int:
 
 def grid(model, size: torch.Tensor) -> tuple[int, int]:
     """Rows and columns of tiles of an image of `size` (height, width)."""
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
     config = model.config
     return get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
 

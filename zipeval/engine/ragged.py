@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
+from zipeval.lazy import torch
 
 
-def compact_index(keep: torch.Tensor, order: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def compact_index(
+    keep: torch.Tensor, order: torch.Tensor | None = None, length: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the kept entries of every row go when rows are squeezed to the right (left padding).
 
     Args:
         keep: (B, S) bool.
         order: (B, S) whole numbers from 0 up that kept entries are sorted by; as they stand without it.
+        length: L, where the caller knows it. Without it the device is waited for.
 
     Returns:
         index (B, L) into S and valid (B, L) bool, L the largest number kept in a row. A padding
         slot points at some dropped entry and is not valid.
     """
-    length = int(keep.sum(1).max())
+    length = int(keep.sum(1).max()) if length is None else length
     key = keep.to(torch.uint8) if order is None else order.masked_fill(~keep, -1)
     index = key.argsort(dim=1, stable=True)[:, keep.shape[1] - length :]
     return index, keep.gather(1, index)
@@ -31,9 +33,15 @@ def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def left_padded(rows: list[torch.Tensor], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (L_i) of ids -> ids and attention mask, (B, L) each, L the longest."""
-    ids = pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad(rows, batch_first=True, padding_value=padding, padding_side="left")
+    mask = pad([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     return ids, mask
+
+
+def on_device(numbers: list, device: torch.device) -> torch.Tensor:
+    """Numbers that the host knows; unlike `torch.tensor(numbers, device=device)` this does not wait for the device."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def visual_slots(ids: torch.Tensor, config) -> torch.Tensor:

@@ -56,8 +56,8 @@ def _tensors(crops: Crops) -> dict[str, torch.Tensor]:
 
 
 def _on(crops: Crops, device) -> Crops:
-    """A copy on a device; `selected` is the end of `hidden`."""
-    moved = {name: x.to(device) for name, x in _tensors(crops).items() if name != "selected"}
+    """On a device, but for the pixels; `selected` is the end of `hidden`."""
+    moved = {name: x.to(device) for name, x in _tensors(crops).items() if name not in ("selected", "pixels")}
     return replace(crops, **moved, selected=moved["hidden"][:, -crops.selected.shape[1] :])
 
 
@@ -78,7 +78,7 @@ def encoded(
     if new:
         inputs = joined([*new.values()])
         given = {name: x.to(model.device, model.dtype) if name in PIXELS[kind] else x for name, x in inputs.items()}
-        crops, start = see(model, given, kind), 0
+        crops, start = see(model, given, kind, reads_pixels=True), 0
         for key in new:
             end = start + shapes[key].crops
             found[key], start = crops.select([*range(start, end)]), end

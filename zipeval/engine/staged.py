@@ -82,8 +82,8 @@ class Staged(DecoderMethod):
 
     def kept(self, layer: int, prompts: Prompts) -> list[int]:
         """How many visual tokens of each prompt stay before `layer`."""
-        here, given = prompts.visual.sum(1).tolist(), prompts.given.visual.sum(1).tolist()
-        return [self._count(layer, *numbers) for numbers in zip(here, given, strict=True)]
+        pairs = zip(prompts.counts, prompts.given.read, strict=True)
+        return [self._count(layer, here, prompt.visual) for here, prompt in pairs]
 
     def _count(self, layer: int, here: int, given: int) -> int:
         count = self.counts[self.layers(0).index(layer)]

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
-import torch
-
 from zipeval.engine.images import PIXELS, stock_positions
 from zipeval.engine.ragged import take
+from zipeval.lazy import torch
 
 _open: WeakKeyDictionary = WeakKeyDictionary()  # model -> its open Trace
 

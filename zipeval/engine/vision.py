@@ -14,14 +14,11 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, islice
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-
 from zipeval.budget import Picture, Shape
 from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
-from zipeval.engine.ragged import compact_index, take, visual_slots
+from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
+from zipeval.lazy import torch
 
 ROWS = 64
 
@@ -37,7 +34,7 @@ class Crops:
         heads: H.
         prefix: number of tokens before the patches: 1 for CLIP (CLS), 0 for SigLIP.
         selected: (N, K, D) what the model itself would hand to the projector (LLaVA: the patches without CLS).
-        pixels: (N, 3, height, width) what the encoder was given.
+        pixels: (N, 3, height, width) what the encoder was given; on the CPU if a method wants it (`reads_pixels`).
     """
 
     hidden: torch.Tensor
@@ -50,8 +47,8 @@ class Crops:
 
     def select(self, rows: list[int]) -> Crops:
         """Some of them."""
-        tensors = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("heads", "prefix")}
-        return replace(self, **tensors)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("heads", "prefix")}
+        return replace(self, **{name: x.index_select(0, on_device(rows, x.device)) for name, x in tensors.items()})
 
     def everything(self) -> Reduced:
         """What the model itself would take; not even CLS comes in."""
@@ -97,10 +94,13 @@ class VisionMethod(ABC):
     Attributes:
         tokens: visual tokens that a crop is left with; most images are one crop.
         row_ends: whether the tiles' rows of patches keep the model's row ends; the official VisionZip drops them.
+        reads_pixels: whether it needs `Crops.pixels` on the CPU. They are copied before the encoder starts, so that
+            nothing has to wait for it.
     """
 
     tokens: int
     row_ends = False
+    reads_pixels = False
 
     @abstractmethod
     def reduce(self, crops: Crops) -> Reduced:
@@ -271,10 +271,11 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     found = {kind: pictures(model, {**inputs, **sized}, kind) for kind in PIXELS if pixels(inputs, kind) is not None}
     left = {kind: [method.left_of(picture) for picture in its] for kind, its in found.items()}
     inputs["input_ids"], inputs["attention_mask"] = shrunk(model, ids, mask, found, left)
-    encoded = {
-        kind: reduced(model, see(model, {**inputs, **sized}, kind), its, sized.get("image_sizes"), method)
-        for kind, its in found.items()
-    }
+    encoded = {}
+    for kind, its in found.items():
+        reads_pixels = any(part.reads_pixels for picture in its for part in _parts(method, picture))
+        crops = see(model, {**inputs, **sized}, kind, reads_pixels)
+        encoded[kind] = reduced(model, crops, its, sized.get("image_sizes"), method)
     for name in chain.from_iterable(PIXELS.values()):
         inputs.pop(name, None)
     return {**inputs, "mm_encoder_outputs": outputs(model, encoded)}
@@ -312,6 +313,8 @@ class Encoded:
 
 def outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
     """What `forward` and `generate` accept in place of pixels. Fresh objects, as generate() writes into them."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
     told, made = observer(model), {}
     for kind, its in encoded.items():
         if told is not None:
@@ -323,13 +326,17 @@ def outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
     return made
 
 
-def see(model, inputs: dict, kind: str) -> Crops:
-    """All crops of the images, or of the videos, of the processor's inputs, in reading order."""
-    base, encoder, number = model.base_model, tower(model, kind), model.config.vision_feature_layer
-    if not isinstance(number, int):
-        raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
-    layer = encoder.encoder.layers[number if number < 0 else number - 1]  # hidden_states[0] is the embedding
+def see(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
+    """All crops of the images, or of the videos, of the processor's inputs, in reading order.
+
+    Args:
+        reads_pixels: whether a method that they are for does.
+    """
+    base, encoder, layer = model.base_model, tower(model, kind), scored(model, kind)
     attention, seen = layer.self_attn, {}
+
+    def start(module, args):
+        seen["pixels"] = args[0].cpu() if reads_pixels else args[0]
 
     def remember(name):
         return lambda module, args, output: seen.update({name: output})
@@ -339,7 +346,7 @@ def see(model, inputs: dict, kind: str) -> Crops:
         return (args[0][:, :0],)  # what is left is projected later
 
     hooks = [
-        encoder.embeddings.register_forward_pre_hook(lambda module, args: seen.update(pixels=args[0])),
+        encoder.embeddings.register_forward_pre_hook(start),
         layer.register_forward_hook(remember("hidden")),
         attention.q_proj.register_forward_hook(remember("queries")),
         attention.k_proj.register_forward_hook(remember("keys")),
@@ -373,9 +380,8 @@ def reduced(
     Raises:
         ValueError: if it leaves another number of tokens than it says.
     """
-    parts = _reduce(crops, [part for image in images for part in _parts(method, image)])
-    padded = pad_sequence([part.features for part in parts], batch_first=True).to(crops.selected.dtype)
-    projected = model.base_model.multi_modal_projector(padded)
+    features, parts = _reduce(crops, [part for image in images for part in _parts(method, image)])
+    projected = model.base_model.multi_modal_projector(features.to(crops.selected.dtype))
     remaining = zip(projected, parts, strict=True)
     row_end, told = getattr(model.base_model, "image_newline", None), observer(model) is not None
     found = []
@@ -384,7 +390,7 @@ def reduced(
         features = [row[: len(part.features)] for row, part in zip(rows, its, strict=True)]
         order = None
         if sizes is not None and method.left_of(image) == image.tokens:
-            order = stock_packing(model, sizes[number]).to(crops.hidden.device)
+            order = stock_packing(model, sizes[number]).to(crops.hidden.device, non_blocking=True)
         elif sizes is not None:
             order = packing(model, [*map(len, features)], [part.kept for part in its], sizes[number], method.row_ends)
         places = _places(its, crops.prefix, side(model) ** 2) if told else None
@@ -416,15 +422,41 @@ def _places(crops: list[Reduced], prefix: int, patches: int) -> torch.Tensor:
     return torch.cat(places)
 
 
-def _reduce(crops: Crops, methods: list[VisionMethod]) -> list[Reduced]:
-    """What is left of each crop, without a batch dimension; crops under equal methods are reduced together."""
+def scored(model, kind: str) -> torch.nn.Module:
+    """The layer of the encoder that features are read from; its attention is what methods score by.
+
+    Raises:
+        ValueError: for a model that reads them from several.
+    """
+    number = model.config.vision_feature_layer
+    if not isinstance(number, int):
+        raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
+    return tower(model, kind).encoder.layers[number if number < 0 else number - 1]  # hidden_states[0]: the embedding
+
+
+def _reduce(crops: Crops, methods: list[VisionMethod]) -> tuple[torch.Tensor, list[Reduced]]:
+    """What is left of N crops under a method each: features (N, k, D), padded behind to the longest, and what they are
+    of, crop by crop without a batch dimension. Crops under equal methods are reduced together.
+    """
+    groups: list[tuple[VisionMethod, list[int]]] = []  # a method need not be hashable
+    for row, method in enumerate(methods):
+        rows = next((rows for other, rows in groups if other == method), None)
+        if rows is None:
+            groups.append((method, rows := []))
+        rows.append(row)
+    results = [method.reduce(crops if len(groups) == 1 else crops.select(rows)) for method, rows in groups]
+    longest = max(result.features.shape[1] for result in results)
+    padded = [
+        torch.nn.functional.pad(result.features, (0, 0, 0, longest - result.features.shape[1])) for result in results
+    ]
+    features = padded[0]
+    if len(groups) > 1:
+        places = {row: place for place, row in enumerate(row for _, rows in groups for row in rows)}
+        order = on_device([places[row] for row in range(len(methods))], features.device)
+        features = torch.cat(padded).index_select(0, order)
     reduced: list[Reduced] = [None] * len(methods)
-    for first, method in enumerate(methods):
-        if reduced[first] is not None:
-            continue  # with an equal one before it; a method need not be hashable
-        rows = [i for i, other in enumerate(methods) if other == method]
-        result = method.reduce(crops if len(rows) == len(methods) else crops.select(rows))
+    for (_, rows), result in zip(groups, results, strict=True):
         for i, row in enumerate(rows):
             merged = None if result.merged is None else result.merged[i]
             reduced[row] = Reduced(result.features[i], result.kept[i], merged)
-    return reduced
+    return features, reduced

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from zipeval.budget import Shape, published, search
 from zipeval.engine.decoder import DecoderMethod, Kept, Prompts, keep_best
-from zipeval.engine.ragged import take
+from zipeval.lazy import torch
 
 # Kept at K=2 in the comparisons that SparseVLM published and VisionZip took over.
 PUBLISHED = {192: 180, 128: 114, 64: 48}
 ONE = "give tokens=, method.keep= or method.ratio=, one of them"
-BLOCK = 256  # query rows of one attention map at a time
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,7 @@ class FastV(DecoderMethod):
 
     def reduce(self, layer: int, prompts: Prompts) -> Kept:
         score = self._mean(prompts) if self.score == "mean" else prompts.attention(prompts.last_rows()).mean(1)[:, 0]
-        counts = [self._count(n) for n in prompts.visual.sum(1).tolist()]
-        return Kept(keep_best(score, prompts, counts))
+        return Kept(keep_best(score, prompts, [self._count(n) for n in prompts.counts]))
 
     def _count(self, visual: int) -> int:
         return min(visual, self.keep if self.ratio is None else round(visual * (1 - self.ratio)))
@@ -83,9 +79,6 @@ class FastV(DecoderMethod):
     @staticmethod
     def _mean(prompts: Prompts) -> torch.Tensor:
         """(B, L): attention received, averaged over heads and over the rows of all tokens."""
-        total = 0
-        for slots in torch.arange(prompts.valid.shape[1], device=prompts.valid.device).split(BLOCK):
-            rows = slots.expand(len(prompts.valid), -1)
-            attention = prompts.attention(rows).mean(1)
-            total = total + attention.masked_fill(~take(prompts.valid, rows)[..., None], 0).sum(1)
-        return total / prompts.valid.sum(1, keepdim=True)
+        valid = prompts.valid
+        rows = torch.arange(valid.shape[1], device=valid.device).expand(len(valid), -1)
+        return prompts.received(rows, valid[..., None]).mean(1) / valid.sum(1, keepdim=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.nn.functional import adaptive_avg_pool2d
-
 from zipeval.budget import Shape
 from zipeval.engine.vision import Crops, Reduced, RowEnds, VisionMethod
+from zipeval.lazy import torch
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Pool(VisionMethod):
             return crops.everything()
         side = round(patches.shape[1] ** 0.5)
         image = patches.mT.unflatten(2, (side, side))
-        pooled = adaptive_avg_pool2d(image, grid(self.tokens, side)).flatten(2).mT
+        pooled = torch.nn.functional.adaptive_avg_pool2d(image, grid(self.tokens, side)).flatten(2).mT
         return Reduced(pooled, pooled.new_zeros(len(pooled), 0).long())
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zlib import crc32
 
-import torch
-
 from zipeval.engine.ragged import take
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
+from zipeval.lazy import torch
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,12 @@ class Random(VisionMethod):
 
     tokens: int
     seed: int = 0
+    reads_pixels = True
 
     def reduce(self, crops: Crops) -> Reduced:
         patches = crops.hidden.shape[1] - crops.prefix
-        chosen = [self._choose(image, patches) for image in crops.pixels.float().cpu()]
-        kept = torch.stack(chosen).to(crops.hidden.device) + crops.prefix
+        chosen = [self._choose(image, patches) for image in crops.pixels.float()]
+        kept = torch.stack(chosen).to(crops.hidden.device, non_blocking=True) + crops.prefix
         return Reduced(take(crops.hidden, kept), kept)
 
     def _choose(self, image: torch.Tensor, patches: int) -> torch.Tensor:

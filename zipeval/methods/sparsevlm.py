@@ -11,13 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zlib import crc32
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from zipeval.engine import density_peaks
-from zipeval.engine.decoder import Given, Kept, Prompts, keep_best
-from zipeval.engine.ragged import compact_index, take
+from zipeval.engine.decoder import Kept, Prompts, Read, keep_best
+from zipeval.engine.ragged import on_device, take
 from zipeval.engine.staged import Staged
+from zipeval.lazy import torch
 
 PUBLISHED = {
     1.5: {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)},
@@ -64,41 +62,44 @@ class SparseVLM(Staged):
         return int(_recycled(dropped) / 10) + 1 if dropped and self.version < 2 else 0
 
     def reduce(self, layer: int, prompts: Prompts) -> Kept:
-        score = self.score(prompts)
-        kept = keep_best(score, prompts, self.kept(layer, prompts))
-        if self.version == 2:
+        score, counts = self.score(prompts), self.kept(layer, prompts)
+        kept = keep_best(score, prompts, counts)
+        dropped = [here - count for here, count in zip(prompts.counts, counts, strict=True)]
+        if self.version == 2 or not any(dropped):
             return Kept(kept)
-        dropped = prompts.visual & ~kept
-        merged = [
-            self._recycle(prompts.hidden[b, dropped[b]], score[b, dropped[b]], self._generator(prompts.given, b, layer))
-            for b in range(len(kept))
-        ]
-        sizes = torch.tensor([len(m) for m in merged], device=kept.device)
-        valid = torch.arange(int(sizes.max()), device=kept.device) < sizes[:, None]
-        return Kept(kept, pad_sequence(merged, batch_first=True), valid)
+        score = score.masked_fill(kept | ~prompts.visual, float("-inf"))
+        return Kept(kept, *self._recycle(layer, prompts, score, dropped))
 
     def score(self, prompts: Prompts) -> torch.Tensor:
         """(B, L): attention that a token gets from the raters, averaged over heads, then over raters."""
-        rows, used = compact_index(raters(prompts))
-        attention = prompts.attention(rows) * used[:, None, :, None]
+        rates = raters(prompts)
+        slots = torch.arange(prompts.valid.shape[1], device=rates.device)
+        rows = slots[len(slots) - rates.shape[1] :].expand(len(rates), -1)
+        weights = rates[..., None].float()
         if self.version == 2:
-            attention = attention / prompts.gravity(rows)[:, None]
-            look = (attention * prompts.visual[:, None, None]).sum((2, 3))
-            attention = take(attention, look.topk(min(self.heads, look.shape[1])).indices)
-        return attention.mean(1).sum(1) / used.sum(1, keepdim=True)
+            weights = torch.where(rates[..., None], 1 / prompts.gravity(rows), 0)
+        received = prompts.received(rows, weights)
+        if self.version == 2:
+            look = received.masked_fill(~prompts.visual[:, None], 0).sum(2)
+            received = take(received, look.topk(min(self.heads, look.shape[1])).indices)
+        return received.mean(1) / rates.sum(1, keepdim=True)
 
-    def _recycle(self, hidden: torch.Tensor, score: torch.Tensor, generator) -> torch.Tensor:
-        """Dropped tokens (d, D) and their score (d,) -> (clusters, D)."""
-        if len(hidden) == 0:
-            return hidden
-        best = hidden[score.topk(_recycled(len(hidden))).indices]
-        noise = self._draw(len(best), generator).to(hidden.device) * self.noise
-        return density_peaks.merge(best, self.merged(len(hidden)), noise)
+    def _recycle(self, layer: int, prompts: Prompts, score: torch.Tensor, dropped: list[int]):
+        """What is made of the best rated ones of `dropped[b]` tokens, those with a score (B, L) above -inf."""
+        sizes = [_recycled(number) if number else 0 for number in dropped]
+        best = score.argsort(dim=1, descending=True, stable=True)[:, : max(sizes)]
+        drawn = [
+            self._draw(size, self._generator(prompt, layer))
+            for size, prompt in zip(sizes, prompts.given.read, strict=True)
+        ]
+        noise = (
+            torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True).to(score.device, non_blocking=True) * self.noise
+        )
+        return density_peaks.merge(take(prompts.hidden, best), sizes, [*map(self.merged, dropped)], noise)
 
-    def _generator(self, given: Given, row: int, layer: int) -> torch.Generator:
+    def _generator(self, prompt: Read, layer: int) -> torch.Generator:
         """Seeded by the prompt's own ids and the layer, whatever stands beside it in the batch."""
-        ids = given.ids[row, given.valid[row]].cpu().numpy()
-        return torch.Generator().manual_seed(crc32(ids.tobytes(), self.seed + layer))
+        return torch.Generator().manual_seed(crc32(prompt.ids.tobytes(), self.seed + layer))
 
     def _draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(count, generator=generator)
@@ -109,23 +110,29 @@ def _recycled(dropped: int) -> int:
 
 
 def raters(prompts: Prompts) -> torch.Tensor:
-    """(B, L) bool: text behind the image that is more similar to it than the average of that text (section 3.2).
+    """(B, T) bool, of the last T slots: text behind the image that is more similar to it than the average of that text
+    (section 3.2).
 
     Similarity is the dot product of what enters the first layer, softmaxed over the text and averaged over the image.
+    How many rate is known to the device alone; T is the most text that any prompt has there.
 
     Raises:
         ValueError: for a prompt that ends in its image.
     """
     given = prompts.given
-    if given.visual[:, -1].any():
+    behind = [prompt.behind if prompt.visual else 1 for prompt in given.read]
+    if min(behind) == 0:
         raise ValueError("input_ids: a prompt ends in an image; SparseVLM needs text behind it that rates")
-    rates = torch.zeros_like(given.valid)
-    for row, embedded in enumerate(given.embedded):
-        seen = given.visual[row].nonzero()[:, 0]
-        if len(seen):
-            text = slice(int(seen[-1]) + 1, None)
-            relevance = (embedded[seen] @ embedded[text].T).softmax(1).mean(0)
-            rates[row, text] = relevance > relevance.mean()
-        if not rates[row].any():
-            rates[row, -1] = True  # nothing stands out, as in a single token of text
-    return take(rates, prompts.source.clamp(min=0)) & (prompts.source >= 0) & prompts.valid
+    slots = torch.arange(-max(behind), 0, device=given.ids.device)
+    text = slots >= -on_device(behind, given.ids.device)[:, None]
+    similarity = given.embedded @ given.embedded[:, -max(behind) :].mT
+    shares = similarity.masked_fill(~text[:, None], float("-inf")).softmax(2).masked_fill(~given.visual[..., None], 0)
+    relevance = _mean(shares, given.visual.sum(1, keepdim=True))
+    rates = text & (relevance > _mean(relevance.masked_fill(~text, 0), text.sum(1))[:, None])
+    nobody = ~rates.any(1, keepdim=True)  # nothing stands out, as in a single token of text
+    return rates | (nobody & (slots == -1))
+
+
+def _mean(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Of `count` entries of x (B, n, ...) along its second dimension, all others 0; rounded as `x.mean(1)` is."""
+    return (x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)) / count.clamp(min=1)).to(x.dtype)

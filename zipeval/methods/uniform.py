@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from zipeval.engine.ragged import take
+from zipeval.engine.ragged import on_device, take
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
 
 
@@ -22,7 +20,7 @@ class Uniform(VisionMethod):
 
     def reduce(self, crops: Crops) -> Reduced:
         side = round((crops.hidden.shape[1] - crops.prefix) ** 0.5)
-        kept = torch.tensor(grid(self.tokens, side), device=crops.hidden.device) + crops.prefix
+        kept = on_device(grid(self.tokens, side), crops.hidden.device) + crops.prefix
         kept = kept.expand(len(crops.hidden), -1)
         return Reduced(take(crops.hidden, kept), kept)
 

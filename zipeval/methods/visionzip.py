@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch.nn.functional import normalize, one_hot
-
 from zipeval.budget import PAPER_TOKENS, Shape, published
 from zipeval.engine.ragged import take
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
+from zipeval.lazy import torch
 
 # By the crops of an image or frames of a video: visual tokens without reduction, and the dominant and contextual tokens
 # of a crop for what is left in all (Tables 1, 2 and 3). Other numbers are split in the same proportion, as is that for
@@ -101,9 +99,9 @@ def merge(hidden: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
     if count == 0:
         return hidden[:, :0]
     chosen = targets(hidden.shape[1], count)
-    keys = normalize(keys, dim=-1)
+    keys = torch.nn.functional.normalize(keys, dim=-1)
     nearest = (keys @ keys[:, chosen].mT).argmax(2)
-    joined = one_hot(nearest, count)
-    joined[:, chosen] = 0  # a target joins nobody
+    joined = nearest[..., None] == torch.arange(count, device=keys.device)
+    joined[:, chosen] = False  # a target joins nobody
     size = joined.sum(1).clamp(min=1)[..., None]
     return hidden[:, chosen] + joined.to(hidden.dtype).mT @ hidden / size.to(hidden.dtype)

@@ -92,7 +92,7 @@ class Projector(LlavaMultiModalProjector):
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
         """(N, P, D) -> (N, P, the decoder's width)."""
         projected = super().forward(image_features)
-        return projected * projected.new_tensor(self.scale)
+        return projected * projected.new_full((), self.scale)
 
 
 class MiniGeminiModel(LlavaModel):
