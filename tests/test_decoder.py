@@ -10,6 +10,7 @@ import torch
 from tiny import llava, prompts
 from transformers import StaticCache
 
+from zipeval.errors import BudgetError
 from zipeval.methods.fastv import FastV
 from zipeval.methods.sparsevlm import SparseVLM
 
@@ -214,6 +215,14 @@ class TestRefusals:
         inputs["attention_mask"] = inputs["attention_mask"].flip(1)
         with pytest.raises(ValueError, match="left"), FastV(keep=9).applied(llama):
             llama(**inputs)
+
+    def test_a_method_that_leaves_more_than_it_says(self, llama):
+        class Generous(FastV):
+            def schedule(self, visual, depth):
+                return [visual] * self.K + [visual - 1] * (depth - self.K)
+
+        with pytest.raises(BudgetError, match="Generous"), Generous(keep=999).applied(llama), torch.no_grad():
+            llama(**one(ask(llama), 1))
 
     def test_a_foreign_cache(self, llama):
         inputs = ask(llama)

@@ -356,6 +356,7 @@ def test_time_is_a_batchs_share_and_needs_every_benchmark(sweep):
     assert outcomes[str(path)].seconds == pytest.approx((4 * 2.0 + 3.0) / 5)
     assert _seconds(table, table.rows[0], outcomes) == pytest.approx((0.8 + 0.8 + 2.2) / 3)
     assert _seconds(table, table.rows[1], outcomes) is None
+    assert outcome(records.read(path) | {"reuse": "features"}).seconds is None
 
 
 def test_plots_are_written_as_pdf_and_svg_and_always_alike(sweep):

@@ -68,6 +68,8 @@ class ZipEval(lmms):
         from zipeval.progress import progress
 
         answers: dict[int, GenerationResult] = {}
+        if not requests:
+            return []
         label = f"{self.session.run_id} {requests[0].args[4]}"
         with answering(self.session) as model, progress(label, len(requests)) as advance:
             for numbers in _alike(requests):

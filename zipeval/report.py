@@ -61,7 +61,7 @@ class Section:
     plots: list[Plot]
     gallery: list[Shown]
     overlaps: list[Overlap]
-    batches: list[int]
+    batches: list[str]
 
     @property
     def name(self) -> str:
@@ -115,7 +115,9 @@ def outcome(record: Record) -> Outcome:
     path = Path(record["path"])
     samples = records.read_samples(path.parent, record)
     images = pictures(record)
-    shares = [s["latency"] / s["batch"] for s in samples if "latency" in s]
+    # Where questions share what is computed of a picture, a sample has no time of its own.
+    apart = record.get("reuse", "none") == "none"
+    shares = [s["latency"] / s["batch"] for s in samples if apart and "latency" in s]
     return Outcome(
         seconds=fmean(shares) if shares else None,
         kept={
@@ -135,7 +137,7 @@ def outcome(record: Record) -> Outcome:
 
 def _section(number: int, table: Table, outcomes: dict[str, Outcome]) -> Section:
     shown = {path: found.shown for path, found in outcomes.items()}
-    batches = {cell.record["config"]["batch_size"] for row in table.rows for cell in row.cells.values()}
+    batches = {str(cell.record["config"]["batch_size"]) for row in table.rows for cell in row.cells.values()}
     return Section(
         number,
         table,

@@ -227,7 +227,7 @@ def run(config: RunConfig) -> list[Path]:
 
                 model = model or ZipEval(session)
                 record, samples = evaluate(model, task, folder)
-                images = {doc_id: jpeg for (of, doc_id), jpeg in model.images.items() if of == task}
+                images = {doc_id: model.images.pop((task, doc_id)) for of, doc_id in [*model.images] if of == task}
                 records.write(directory, record, samples, images)
             if task in PROTOCOLS:
                 record = _judge(judge, directory, records.read(path))
@@ -329,7 +329,7 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
     provenance = _provenance(model.session, task, folder)
     with data.copies_below(config.data.root):
         results = _lmms_eval(model, task, folder)
-    samples = [_sample(task, s, model.measured[task, s["doc_id"]]) for s in results["samples"][task]]
+    samples = [_sample(task, s, model.measured.pop((task, s["doc_id"]))) for s in results["samples"][task]]
     read = [s for s in samples if "error" not in s]
     if not read:
         raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")

@@ -137,9 +137,9 @@ class Prompts:
 
 def _rotated(x, cos, sin, head_dim):
     """(B, L, heads * d) -> (B, heads, L, d) with rotary positions."""
-    x = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
     from transformers.models.llama.modeling_llama import rotate_half
 
+    x = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
     return x * cos[:, None] + rotate_half(x) * sin[:, None]
 
 
