@@ -4,12 +4,12 @@
 
 POPE-shaped: 18 questions about every one of ten pictures of the embedded test set, in the order of a data set that does
 not keep them together. The two take turns; a ratio is that of one turn. From decoding the pictures to the last
-answer, everything but lmms-eval's own loop is in it. Then a sweep of 13 rows over the same questions, one after the
-other in this process: sharing, against everything on its own.
+answer, everything but lmms-eval's own loop is in it.
 
     python scripts/bench_reuse.py sweep [OVERRIDE ...]
 
-The same 13 rows as 13 commands, of which each starts Python and loads the model, against one `zipeval run -m`.
+13 rows, as Table 1 has, by one `zipeval run -m` that shares, over the same rows as 13 commands with settings as they
+are; each of those starts Python and loads the model.
 """
 
 from __future__ import annotations
@@ -88,13 +88,6 @@ def pairs(count: int, overrides: list[str]) -> None:
         print(
             f"{' '.join(method)}: {median(ratios[1:]):.2f}x the samples per second ({spread}), same answers", flush=True
         )
-    ratios = []
-    for _ in range(count):
-        reuse.forget()
-        shared = sum(answer([*row, *SHARING, *overrides], *its)[0] for row in ROWS)
-        alone = sum(answer([*row, *ALONE, *overrides], *its)[0] for row in ROWS)
-        ratios.append(shared / alone)
-    print(f"sweep of {len(ROWS)} rows in one process: {median(ratios):.3f} of the time of each on its own")
 
 
 def sweep(overrides: list[str]) -> None:

@@ -77,6 +77,6 @@ def test_a_method_that_leaves_other_than_it_says_fails_its_run(outside):
     (outside / "norms.py").write_text(source.replace("topk(self.tokens)", "topk(self.tokens + 1)"))
     done = follow("PYTHONPATH=. zipeval run --config-dir configs method=norms tokens=16", outside)
     assert done.returncode == 1
-    assert "17 visual tokens entered layer 0, and 16 should have" in done.stderr
+    assert "Norms leaves 17 visual tokens of an image, and 16 as it says itself" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(outside.glob("results/**/*.json"))

@@ -233,7 +233,7 @@ def test_answers_are_those_of_generate_and_nothing_stays_on_the_model(make, name
 def test_every_round_measures_every_case_once_in_its_own_order(monkeypatch):
     model, asked = tiny.llava(), []
     monkeypatch.setattr(timing, "WARM_UP", 1)
-    monkeypatch.setattr(timing, "times", lambda model, method, inputs, new: asked.append(method) or {"ttft": 1.0})
+    monkeypatch.setattr(timing, "times", lambda model, case, inputs, new: asked.append(case.method) or {"ttft": 1.0})
     methods = [Vanilla(), *(VisionZip(tokens=n) for n in (4, 8, 12))]
     cases = [timing.Case(method, 1, {"visual_tokens": {}, "rounds": []}) for method in methods]
     rates = list(timing.measure(model, cases, {1: inputs_of(model)}, 1, 5, 0))
@@ -389,6 +389,7 @@ def test_an_interrupted_command_keeps_its_rounds(tmp_path, monkeypatch):
         ("suite=shapes", "suite=shapes: .* has no use for it"),
         ("data.root=x", "data.root=x: .* has no use for it"),
         ("batch_size=4", "batch_size=4: .* has no use for it"),
+        ("runner.reuse=prefix", "runner.reuse=prefix: .* has no use for it"),
         ("-m", "-m: expected NAME=VALUE"),
         ("model=llava15 model.name=mine init=random", "model=mine: its size is not known. Set model.path"),
         ("init=random model.path=/nowhere", "model.path=/nowhere: no such directory"),

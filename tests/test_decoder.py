@@ -172,6 +172,19 @@ def test_noise_depends_on_the_prompt_alone(llama):
         assert not torch.equal(generate(llama, inputs)[1], logits)
 
 
+def test_nothing_of_a_prompt_that_failed_is_kept(llama, monkeypatch):
+    def exhausted(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with METHODS["fastv"].applied(llama):
+        generate(llama, ask(llama))
+        calls = next(hook.__self__ for hook in llama._forward_hooks.values())
+        monkeypatch.setattr(FastV, "reduce", exhausted)
+        with pytest.raises(torch.OutOfMemoryError):
+            generate(llama, ask(llama))
+        assert (calls.prompts, calls.arrived, calls.new, calls.ready, calls.missed) == (None, None, None, {}, [])
+
+
 class TestRefusals:
     def test_more_layers_than_there_are(self, llama):
         with pytest.raises(ValueError, match="layers 1 to 5"), FastV(keep=9, K=6).applied(llama):

@@ -21,7 +21,7 @@ from transformers import LlavaForConditionalGeneration
 import zipeval.tasks
 from zipeval import answering, chat_model, models, records
 from zipeval.cli import compose, main
-from zipeval.errors import UsageError
+from zipeval.errors import MediaError, UsageError
 from zipeval.placement import Placement, machine
 from zipeval.runner import Session, run
 
@@ -231,6 +231,39 @@ def test_a_batch_that_does_not_fit_is_halved_and_not_lost(reuse, visionzip, tmp_
     assert samples == visionzip[1]
     assert sizes == [32, 16, 16, 8, 8, 8, 8]
     assert "cpu ran out of memory: batch_size=8 from here on" in capsys.readouterr().err
+
+
+def test_failures_do_not_end_a_run_early(vanilla, tmp_path, monkeypatch):
+    """The longest questions are asked first: more of them than wait together."""
+    messages, lengths = chat_model.ZipEval._messages, [s["prompt_tokens"] for s in vanilla[1][:12]]
+    good = lengths.index(min(lengths))
+
+    def broken(self, request):
+        if request.args[3] != good:
+            raise MediaError("an image cannot be decoded (it is cut off)")
+        return messages(self, request)
+
+    monkeypatch.setattr(chat_model.ZipEval, "_messages", broken)
+    record, samples = evaluate(tmp_path, "limit=12", "batch_size=1")
+    assert record["failed"] == 11
+    assert samples[good] == vanilla[1][good]
+
+
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_others(tmp_path, monkeypatch):
+    generate = chat_model.ZipEval.generate_until
+
+    def drawing(self, requests):
+        for request in requests:
+            request.arguments[2].update(do_sample=True, temperature=5.0)
+        return generate(self, requests)
+
+    monkeypatch.setattr(chat_model.ZipEval, "generate_until", drawing)
+    answers = [
+        [s["prediction"] for s in evaluate(tmp_path / str(number), "limit=10", *settings)[1]]
+        for number, settings in enumerate((["batch_size=32"], ["batch_size=5"], ["runner.reuse=prefix"], ["seed=1"]))
+    ]
+    assert answers[0] == answers[1] == answers[2] != answers[3]
+    assert len({*answers[0]}) > 5
 
 
 def test_out_of_memory_with_one_prompt_says_what_to_run_next(tmp_path, monkeypatch, capsys):

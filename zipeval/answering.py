@@ -88,7 +88,10 @@ class Answering:
         beams = len(prefill.entered) // len(batch) if read.rows is None else 1  # generate() repeats a prompt for each
         ends = self.model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else ends or []
-        places = _by_prompt(batch, self.told.places(self.model, joined([question.inputs for question in batch])))
+        places = []
+        if self.session.reduces:
+            given = joined([question.inputs for question in batch])
+            places = _by_prompt(batch, self.told.places(self.model, given))
         answers = []
         for number, text in enumerate(self.session.decode(new)):
             row = number * beams if read.rows is None else read.rows[number]
@@ -186,9 +189,14 @@ def _by_prompt(batch: list[Question], found: dict[str, Iterable]) -> list[list]:
     return [[next(remaining[kind]) for kind in question.kinds] for question in batch]
 
 
+def drawn(given: dict) -> bool:
+    """Whether lmms-eval's generation_kwargs ask for answers that are drawn at random, and can be."""
+    return bool(given.get("do_sample")) and (given.get("temperature") or 0) > 0
+
+
 def generation_options(given: dict) -> dict:
     """lmms-eval's generation_kwargs as `generate` wants them; greedy unless sampling is asked for and possible."""
-    sample = bool(given.get("do_sample")) and (given.get("temperature") or 0) > 0
+    sample = drawn(given)
     return {
         "max_new_tokens": int(given.get("max_new_tokens", DEFAULT_NEW_TOKENS)),
         "num_beams": int(given.get("num_beams") or 1),

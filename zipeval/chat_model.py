@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count
+from zlib import crc32
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
+from zipeval.answering import answering, drawn
 from zipeval.batch_size import BatchSize
 from zipeval.budget import Picture
 from zipeval.engine import flops
@@ -19,6 +21,7 @@ from zipeval.media import decoding
 
 PICTURED = 8  # samples of a task whose picture is kept
 WINDOW = 4  # batches of questions that wait together, from which those of one length are taken
+MOST_WAITING = 256  # questions: a prepared picture in tiles is 7 MB
 
 
 class ZipEval(lmms):
@@ -64,7 +67,6 @@ class ZipEval(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests; what each prompt cost is kept in `measured`."""
-        from zipeval.answering import answering
         from zipeval.progress import progress
 
         answers: dict[int, GenerationResult] = {}
@@ -80,8 +82,9 @@ class ZipEval(lmms):
 
     def _answered(self, model, requests: list[Instance], numbers: list[int]) -> Iterator[dict[int, GenerationResult]]:
         """Batch by batch, of the requests with these numbers, which have the same generation options."""
-        sharing = self.session.reuse != "none"
-        size = BatchSize(self.session.config.batch_size, self.device)
+        sharing, sampled = self.session.reuse != "none", drawn(requests[numbers[0]].args[2])
+        # What is drawn for a prompt depends on whatever is drawn for others beside it.
+        size = BatchSize(1 if sampled else self.session.config.batch_size, self.device)
         stream = feed(
             self.session,
             lambda number: self._messages(requests[number]),
@@ -89,8 +92,11 @@ class ZipEval(lmms):
             sharing,
         )
         waiting: list[Question] = []
-        while True:
-            for question in islice(stream, max(0, WINDOW * size.now - len(waiting))):
+        for batches in count(1):  # the first does not wait until many are prepared
+            while len(waiting) < max(size.now, min(min(batches, WINDOW) * size.now, MOST_WAITING)):
+                question = next(stream, None)
+                if question is None:
+                    break
                 if question.error:
                     self.measured[_place(requests[question.number])] = {"error": question.error, "batch": 1}
                     yield {question.number: GenerationResult("", TokenCounts(0, 0))}
@@ -123,7 +129,10 @@ class ZipEval(lmms):
 
         decoder, start = model.model.base_model.language_model.config, time.perf_counter()
         try:
-            answers = model.answer(batch, requests[batch[0].number].args[2])
+            first = requests[batch[0].number]
+            if drawn(first.args[2]):
+                torch.manual_seed(crc32(f"{_place(first)}".encode(), self.session.config.seed))
+            answers = model.answer(batch, first.args[2])
         except torch.OutOfMemoryError:
             return None  # and not below: the exception would keep what is on the device
         seconds = time.perf_counter() - start

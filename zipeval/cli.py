@@ -99,12 +99,15 @@ def bench(arguments: list[str]) -> None:
     from zipeval.bench import Settings, read, render
     from zipeval.bench import bench as measure
 
+    if ranks.here().count > 1:
+        raise UsageError(f"{ranks.here().count} processes: they would disturb each other. Run this without torchrun.")
+
     own, overrides = {"method": "vanilla", "tokens": "null"}, []
     for argument in arguments:
         name, assigned, value = argument.partition("=")
         if not assigned or name.startswith("-"):
             raise UsageError(f"{argument}: expected NAME=VALUE. `zipeval --help` shows what `zipeval bench` takes.")
-        if name.partition(".")[0] in IDLE_IN_BENCH:
+        if name.partition(".")[0] in IDLE_IN_BENCH or (name.startswith("runner.") and name != "runner.compile"):
             raise UsageError(f"{argument}: `zipeval bench` has no use for it, its inputs are synthetic. Leave it out.")
         if name in (*own, *(field.name for field in fields(Settings))):
             own[name] = value

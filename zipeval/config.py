@@ -179,9 +179,10 @@ def check(config: RunConfig) -> RunConfig:
 
 def _check_numbers(config: RunConfig) -> None:
     for name in ("tokens", "limit", "batch_size"):
-        value = getattr(config, name)
-        if value not in (None, "auto") and not (isinstance(value, int) and value > 0):
-            raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16.")
+        value, auto = getattr(config, name), name == "batch_size"
+        if value != ("auto" if auto else None) and not (type(value) is int and value > 0):
+            also = ", or auto" if auto else ""
+            raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16{also}.")
     for name in ("workers", "cache_gib"):
         value = getattr(config.runner, name)
         if value is not None and not 0 <= value < float("inf"):

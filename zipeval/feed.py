@@ -12,12 +12,13 @@ import pickle
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from zipeval.engine.images import PIXELS, joined
 from zipeval.engine.ragged import left_padded
-from zipeval.errors import MediaError
+from zipeval.errors import MediaError, RunError, UsageError
 
 AHEAD = 64  # questions that the workers are ahead, together
 MOST_WORKERS = 8
@@ -63,10 +64,10 @@ class _Questions(Dataset):
     def __len__(self):
         return len(self.numbers)
 
-    def __getitem__(self, index) -> Question | Exception:
+    def __getitem__(self, index) -> Question | UsageError:
         try:
             return self._prepared(self.numbers[index])
-        except Exception as error:  # raised again where it can be told: a worker would add its own traceback
+        except UsageError as error:  # raised again where it can be told: a worker would add its own traceback
             return error
 
     def _prepared(self, number: int) -> Question:
@@ -94,7 +95,9 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
     """
     workers = session.config.runner.workers
     if workers is None:
-        workers = min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if len(numbers) > AHEAD else 0
+        cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun on this machine
+        workers = min(MOST_WORKERS, max(1, cores // here - 1)) if len(numbers) > AHEAD and cores > 1 else 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers complain in every worker
     loader = DataLoader(
         _Questions(session, messages, numbers, keyed),
@@ -106,12 +109,20 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
         collate_fn=pickle.dumps if workers else None,
         generator=torch.Generator(),  # of the workers' seeds; the global one is the task's
     )
-    for question in loader:
-        if workers:
-            question = pickle.loads(question)
-        if isinstance(question, Exception):
-            raise question
-        yield question
+    try:
+        for question in loader:
+            if workers:
+                question = pickle.loads(question)
+            if isinstance(question, UsageError):
+                raise question
+            yield question
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            f"runner.workers={workers}: one of them was ended, most likely for want of memory ({error}). "
+            "Run this again with runner.workers=0."
+        ) from error
 
 
 def _digest(kind: str, inputs: dict[str, torch.Tensor]) -> str:

@@ -30,12 +30,14 @@ class Outcome:
 
     Attributes:
         seconds: per sample, each its share of its batch's; None where nothing was read.
+        batch: samples of its largest batch; the last one of a task may be smaller.
         kept: document -> the positions kept of each of its pictures, as bits; only of samples that have them.
         failures: (document, what, reason).
         shown: document -> sample, of those with a picture.
     """
 
     seconds: float | None
+    batch: int | None
     kept: dict[tuple[str, str], list[int]]
     failures: list[tuple[str, str, str]]
     shown: dict[str, dict]
@@ -61,7 +63,7 @@ class Section:
     plots: list[Plot]
     gallery: list[Shown]
     overlaps: list[Overlap]
-    batches: list[str]
+    batches: list[int]
 
     @property
     def name(self) -> str:
@@ -115,11 +117,12 @@ def outcome(record: Record) -> Outcome:
     path = Path(record["path"])
     samples = records.read_samples(path.parent, record)
     images = pictures(record)
-    # Where questions share what is computed of a picture, a sample has no time of its own.
-    apart = record.get("reuse", "none") == "none"
-    shares = [s["latency"] / s["batch"] for s in samples if apart and "latency" in s]
+    # Where questions share what is computed of a picture a sample has no time of its own, and compiling takes minutes.
+    own = record.get("reuse", "none") == "none" and not record["config"].get("runner", {}).get("compile")
+    shares = [s["latency"] / s["batch"] for s in samples if own and "latency" in s]
     return Outcome(
         seconds=fmean(shares) if shares else None,
+        batch=max((s["batch"] for s in samples if "latency" in s), default=None),
         kept={
             (record["task"], str(s["doc_id"])): [overlap.bits(positions) for positions in s["kept"]]
             for s in samples
@@ -137,14 +140,14 @@ def outcome(record: Record) -> Outcome:
 
 def _section(number: int, table: Table, outcomes: dict[str, Outcome]) -> Section:
     shown = {path: found.shown for path, found in outcomes.items()}
-    batches = {str(cell.record["config"]["batch_size"]) for row in table.rows for cell in row.cells.values()}
+    its = [outcomes[cell.record["path"]] for row in table.rows for cell in row.cells.values()]
     return Section(
         number,
         table,
         plots(table, [_seconds(table, row, outcomes) for row in table.rows]),
         gallery(table, shown),
         list(_overlaps(table, outcomes)),
-        sorted(batches),
+        sorted({found.batch for found in its if found.batch}),
     )
 
 

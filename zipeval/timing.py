@@ -1,7 +1,8 @@
 """How long a model takes to read a prompt and to answer, stage by stage: what `zipeval bench` measures.
 
-Nothing here waits for the device between the start of a prompt and the last token of its answer: stages are bounded by
-CUDA events, or by the clock on a CPU, where nothing is asynchronous.
+Nothing here waits for the device between the start of a prompt and the last token of its answer (methods inside the
+decoder do, once, behind its head): stages are bounded by CUDA events, or by the clock on a CPU, where nothing is
+asynchronous.
 """
 
 from __future__ import annotations

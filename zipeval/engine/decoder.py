@@ -212,7 +212,7 @@ class DecoderMethod(ABC):
         hooks = calls.register()
         _reduced.add(model)
         try:
-            with _whole_prompts(model):
+            with _whole_prompts(model, calls):
                 yield
         finally:
             _reduced.discard(model)
@@ -239,8 +239,10 @@ def _check_decoder(config) -> None:
 
 
 @contextmanager
-def _whole_prompts(model) -> Iterator[None]:
-    """While open, `generate` refuses to read a prompt in chunks: its first chunk would be taken for all of it."""
+def _whole_prompts(model, calls: _Calls) -> Iterator[None]:
+    """While open, `generate` refuses to read a prompt in chunks: its first chunk would be taken for all of it. Where it
+    fails, nothing of the prompt stays on the device.
+    """
     before = vars(model).get("generate")  # that of a vision-stage method, if there is one
     generate = model.generate
 
@@ -249,7 +251,11 @@ def _whole_prompts(model) -> Iterator[None]:
         size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         if size is not None:
             raise ValueError(f"prefill_chunk_size={size}: a prompt that is reduced has to be read at once")
-        return generate(*args, **kwargs)
+        try:
+            return generate(*args, **kwargs)
+        except BaseException:
+            calls.forget()
+            raise
 
     model.generate = checked
     try:
@@ -284,7 +290,14 @@ class _Calls:
         self.method, self.model, self.layers = method, model, layers
         self.decoder = model.base_model.language_model
         self.segments: WeakKeyDictionary = WeakKeyDictionary()
+        self.forget()
+
+    def forget(self) -> None:
+        """The call in progress."""
         self.prompts: Prompts | None = None
+        self.arrived = self.new = None
+        self.ready: dict[int, dict] = {}  # layer of a reduction -> what the layers from there on are given
+        self.missed: list[torch.Tensor] = []  # (B) bool for each reduction
 
     def register(self) -> list:
         blocks = self.decoder.layers
@@ -337,8 +350,7 @@ class _Calls:
 
     def begin(self, module, args, kwargs):
         hidden = args[0]
-        self.ready: dict[int, dict] = {}  # layer of a reduction -> what the layers from there on are given
-        self.missed: list[torch.Tensor] = []  # (B) bool for each reduction
+        self.ready, self.missed = {}, []
         if self.reading:
             given = Given(*self.arrived, hidden, self.read)
             slots = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)

@@ -127,7 +127,7 @@ def prefixed(
         logits_to_keep=1,
     )
     if len(read) < len(ids):
-        cache.batch_select_indices(torch.tensor(rows, device=model.device))
+        cache.batch_select_indices(torch.tensor(rows))  # layers may be on several devices
     behind, mask = left_padded([row[end:] for row, end in zip(ids, ends, strict=True)], padding)
     inputs = {
         "input_ids": torch.cat([before[rows], behind], 1).to(model.device),

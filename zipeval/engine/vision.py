@@ -18,6 +18,7 @@ from zipeval.budget import Picture, Shape
 from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
+from zipeval.errors import BudgetError
 from zipeval.lazy import torch
 
 ROWS = 64
@@ -378,7 +379,7 @@ def reduced(
         sizes: (N, 2) height and width of every image, where the model packs tiles.
 
     Raises:
-        ValueError: if it leaves another number of tokens than it says.
+        BudgetError: if it leaves another number of tokens than it says.
     """
     features, parts = _reduce(crops, [part for image in images for part in _parts(method, image)])
     projected = model.base_model.multi_modal_projector(features.to(crops.selected.dtype))
@@ -398,7 +399,8 @@ def reduced(
             places = _in_order(places, order, places.new_full((2,), -1))
         packed = _in_order(torch.cat(features), order, row_end)
         if len(packed) != (said := method.left_of(image)):
-            raise ValueError(f"the method leaves {len(packed)} tokens of an image, and {said} as it says itself")
+            name = type(method).__name__
+            raise BudgetError(f"{name} leaves {len(packed)} visual tokens of an image, and {said} as it says itself.")
         found.append(Encoded(packed, places))
     return found
 
