@@ -80,12 +80,16 @@ def method_of(name: str, layers: int, *overrides: str):
 
 @contextmanager
 def stopwatch(first, last) -> Iterator[list[float]]:
-    """Seconds from before the module `first` to before the inner work of `last`, or behind it if they are one."""
+    """Seconds from before the module `first` to before the inner work of `last`, or behind it if they are one.
+
+    A method calls the projector twice: with nothing at the end of the encoder's own path, and with what it leaves.
+    """
+    began: list[float] = []
     times: list[float] = []
-    hooks = [first.register_forward_pre_hook(lambda *given: times.append(time.perf_counter()))]
+    hooks = [first.register_forward_pre_hook(lambda *given: began.append(time.perf_counter()))]
 
     def stop(*given):
-        times.append(time.perf_counter() - times.pop())
+        times[:] = [time.perf_counter() - began[-1]]
 
     hooks.append(last.register_forward_hook(stop) if first is last else last.register_forward_pre_hook(stop))
     try:
