@@ -19,6 +19,7 @@ from zipeval.runner import Session, run
 
 MODELS = {"tiny_llava": 48, "tiny_gemini": 48, "tiny_next": 240, "tiny_video": 390}  # a third of the visual tokens
 METHODS = ("vanilla", "visionzip", "random", "pool", "none", "fastv", "sparsevlm", "chain")
+TEXT, PICTURED = 5, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
 OPTIONS = {"max_new_tokens": 6, "until": ["\n"]}
 SIZES = [(150, 130), (200, 100), (90, 300)]
 WORDS = "what shape is left of the red one and how many blue circles are there in this picture today"
@@ -44,13 +45,13 @@ def picture(number: int) -> Image.Image:
 
 
 def asked(number: int) -> list[dict]:
-    """Question `number`: about picture number % 3; every fourth about two pictures, and one about none."""
-    shown = [] if number == 5 else [number % 3, 0] if number % 4 == 3 else [number % 3]
+    """Question `number`: about picture number % 3; every fourth about two pictures, and TEXT about none."""
+    shown = [] if number == TEXT else [number % 3, 0] if number % 4 == 3 else [number % 3]
     text = {"type": "text", "text": " ".join(WORDS.split()[: 3 + number])}
     return [{"role": "user", "content": [*({"type": "image", "url": picture(n)} for n in shown), text]}]
 
 
-def answered(model: str, method: str, reuse: str, numbers=range(10), size=10, room=2**30):
+def answered(model: str, method: str, reuse: str, numbers=PICTURED, size=10, room=2**30):
     """The answers to these questions, `size` at a time, and how often the encoder saw a picture."""
     settings = [f"model={model}", f"method={method}", f"runner.reuse={reuse}", "runner.workers=0", "budget=mean"]
     settings.append(f"runner.cache_gib={room / 2**30}")
@@ -85,11 +86,19 @@ def test_answers_are_those_of_prompts_that_share_nothing(model, method):
         sharing.forget()
 
 
+@pytest.mark.parametrize("method", ["vanilla", "fastv"])
+def test_a_question_about_no_picture_shares_no_prefix(method):
+    numbers = [*PICTURED, TEXT]
+    apart, _ = answered("tiny_llava", method, "none", numbers)
+    for reuse in ("features", "prefix"):
+        assert answered("tiny_llava", method, reuse, numbers)[0] == apart
+
+
 def test_what_questions_share_is_computed_once():
-    """Ten questions about three pictures, thirteen images in all, two of them of a prompt without a question's own."""
+    """Ten questions about three pictures, two of them about two."""
     _, apart = answered("tiny_llava", "visionzip", "none")
     _, features = answered("tiny_llava", "visionzip", "features")
-    assert (apart["crops"], features["crops"]) == (11, 3)
+    assert (apart["crops"], features["crops"]) == (12, 3)
     _, again = answered("tiny_llava", "pool", "features")  # another method of the sweep
     assert again["crops"] == 0
 
