@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from statistics import median
 from types import ModuleType
 
@@ -27,7 +28,7 @@ from zipeval.runner import Session, _lmms_eval, _without_bar
 def builtin(session: Session):
     """lmms-eval's own model with the session's weights, device and numbers."""
     try:
-        import decord  # noqa: F401
+        import_module("decord")
     except ModuleNotFoundError:  # they need it for videos, of which there are none here
         sys.modules["decord"] = stand_in = ModuleType("decord")
         stand_in.VideoReader = stand_in.cpu = None

@@ -45,7 +45,6 @@ class Session:
         self._check_aspect()
         found = self.checkpoint
         self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, self._grids())
-        # What is refused from here on has waited for torch, which the methods import.
         self.method = methods.build(config.method, config.budget, self.shape)
         self._check_it_reduces()
         self._check_budget()
