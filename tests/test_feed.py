@@ -108,6 +108,23 @@ def test_a_worker_that_is_ended_is_told():
         [*feed(session, killed, [0], keyed=False)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_scheduler_s_signal_is_not_for_workers(tmp_path, number):
+    """What a launcher does at it, having the job queued again, every worker would do as well; or die of it."""
+
+    def signalled(question):
+        os.kill(os.getpid(), number)
+        return messages(question)
+
+    before = signal.signal(number, lambda *_: (tmp_path / "queued again").touch())
+    try:
+        questions = [*feed(Session(compose(["runner.workers=1"])), signalled, [0, 1], keyed=False)]
+    finally:
+        signal.signal(number, before)
+    assert [question.number for question in questions] == [0, 1]
+    assert not (tmp_path / "queued again").exists()
+
+
 def test_random_numbers_of_a_task_do_not_depend_on_workers():
     state = torch.get_rng_state()
     [*feed(Session(compose(["runner.workers=1"])), messages, [0, 1], keyed=False)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import signal
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
@@ -107,6 +108,7 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
         prefetch_factor=max(2, AHEAD // workers) if workers else None,
         # Not through shared memory: containers have little of it, and every tensor in it takes a file descriptor.
         collate_fn=pickle.dumps if workers else None,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # of the workers' seeds; the global one is the task's
     )
     try:
@@ -123,6 +125,12 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
             f"runner.workers={workers}: one of them was ended, most likely for want of memory ({error}). "
             "Run this again with runner.workers=0."
         ) from error
+
+
+def _leave_signals(worker: int) -> None:
+    """A scheduler signals every process of a job before it ends it. What follows is the owner's to decide: it ends us."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _digest(kind: str, inputs: dict[str, torch.Tensor]) -> str:
