@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +26,13 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                  [plots=DIR]                       and the plots as PDF and SVG files
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
-  zipeval list models|methods|tasks|suites         what there is to choose from
+  zipeval list models|methods|tasks|suites|tables|launchers
+                                                   what there is to choose from
   zipeval doctor                                   what will work on this machine and what will not
 
 zipeval run --help shows every setting.
 """
-GROUPS = {"model": "models", "method": "methods", "suite": "suites"}
+GROUPS = {"model": "models", "method": "methods", "suite": "suites", "table": "tables", "launcher": "launchers"}
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
 FAILED, USAGE_ERROR = 1, 2
 
@@ -58,8 +60,9 @@ def main() -> None:
 
 @ranks.agreed()
 def run(arguments: list[str]) -> None:
-    """`zipeval run`: Hydra composes the configuration of each job."""
+    """`zipeval run`: Hydra composes the configuration, or those of a sweep and launches its jobs."""
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -67,29 +70,116 @@ def run(arguments: list[str]) -> None:
     _register_schema()
     _hide_bars()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
+    sys.argv = ["zipeval run", *arguments]
+    given = get_args_parser().parse_args(arguments)
+    shown = given.help or given.hydra_help or given.cfg or given.info
+    if not shown and (given.multirun or any(map(_makes_a_sweep, given.overrides))):
+        return _launch(*expand(arguments))
+
     refused: list[UsageError | RunError] = []
 
     def job(config) -> None:
-        from zipeval.records import incomplete, read
-        from zipeval.runner import run as evaluate
+        from zipeval.sweep import evaluate
 
         try:
-            waiting = [str(path) for path in evaluate(OmegaConf.to_object(config)) if incomplete(read(path))]
-            if waiting:
-                raise RunError(
-                    f"{', '.join(waiting)}: answers have no verdict. Run this again to ask the judge for those."
-                )
-        except (UsageError, RunError) as error:  # the other jobs of a sweep go on
-            refused.append(type(error)(str(error)))  # without its traceback, which would keep the model
+            evaluate(OmegaConf.to_object(config))
+        except (UsageError, RunError) as error:  # Hydra would tell of it too
+            refused.append(error)
 
-    sys.argv = ["zipeval run", *arguments]
     try:
         hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="run")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
     if refused:
-        kind = RunError if any(isinstance(error, RunError) for error in refused) else UsageError
-        raise kind("\nzipeval: ".join(dict.fromkeys(map(str, refused))))
+        raise refused[0]
+
+
+def _makes_a_sweep(override: str) -> bool:
+    return override.startswith("+table=") or override == "hydra.mode=MULTIRUN"
+
+
+def expand(arguments: list[str]):
+    """(the sweep of `zipeval run -m`, overrides of Hydra's that launch it), by Hydra's rules; nothing is started.
+
+    Raises:
+        UsageError: for a name that does not exist, and as zipeval.sweep.plan.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from zipeval.sweep import GROUPINGS, plan
+
+    _register_schema()
+    given = get_args_parser().parse_args(arguments)
+    overrides = [*_elsewhere(given.config_dir), *given.overrides]
+    launching = [o for o in overrides if o.lstrip("+~").startswith(("hydra", "launcher="))]
+    own = [o for o in overrides if o.startswith("sweep.")]
+    group_by = choice(settings("run -m", own, ("sweep.group_by",)), "sweep.group_by", GROUPINGS)
+    asked = [o for o in overrides if o not in own + launching]
+    search = [o for o in launching if o.startswith("hydra.searchpath=")]
+    try:
+        with initialize_config_module("zipeval.configs", version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            hydra_compose("sweep", launching)  # or a launcher that does not exist would be told later
+            whole = hydra.compose_config("run", search + asked, RunMode.MULTIRUN, with_log_configuration=False)
+            params = [f"{name}={values}" for name, values in (whole.hydra.sweeper.params or {}).items()]
+            parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params + asked)
+            if any(o.key_or_group == "table" and o.is_sweep_override() for o in parsed):
+                raise UsageError("+table=: one table is one sweep. Run each by itself.")
+            (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+            composed = [(its, OmegaConf.to_object(hydra_compose("run", search + its))) for its in runs]
+            table = whole.hydra.runtime.choices.get("table")
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, arguments) from error
+    return plan(table, " ".join(["zipeval run", *map(shlex.quote, arguments)]), composed, group_by), launching
+
+
+def _launch(sweep, launching: list[str]) -> None:
+    """Run a sweep's jobs, wherever Hydra's launcher does, and tell what became of them."""
+    import hydra
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    from zipeval.sweep import Job, begin, end, lost
+
+    if ranks.first():
+        begin(sweep)
+        count = f"{len(sweep.cells)} runs in {len(sweep.groups)} jobs"
+        print(f"sweep {sweep.name}: {count}. `{sweep.status_command}` shows how far they are.", file=sys.stderr)
+    own = {"hydra.sweep.dir": str(sweep.directory), "hydra.job.name": sweep.name}
+    own = [f"{name}={QuotedString(value, Quote.single).with_quotes()}" for name, value in own.items()]
+    sys.argv = ["zipeval run", "-m", *launching, *own, f"group={','.join(map(str, sweep.groups))}"]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="sweep")(Job(sweep))()
+    except _launchers_errors() as error:
+        raise lost(sweep, str(error).strip().splitlines()[0]) from error
+    if ranks.first():
+        end(sweep)
+
+
+def _launchers_errors() -> tuple[type[Exception], ...]:
+    """What the launchers that are in use raise where a job cannot be started, or ends without a word."""
+    known = {
+        "submitit.core.utils": ("FailedJobError", "FailedSubmissionError", "UncompletedJobError"),
+        "ray.exceptions": ("RayError",),
+    }
+    return tuple(getattr(sys.modules[m], name) for m, names in known.items() if m in sys.modules for name in names)
+
+
+def _elsewhere(directory: str | None) -> list[str]:
+    """Hydra's --config-dir as an override."""
+    if directory is None:
+        return []
+    if not Path(directory).is_dir():
+        raise UsageError(f"--config-dir {directory}: no such directory.")
+    return [f"hydra.searchpath=[{Path(directory).absolute().as_uri()}]"]
 
 
 def bench(arguments: list[str]) -> None:
@@ -326,7 +416,7 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
     elsewhere = any(a.startswith(("--config-dir", "-cd")) for a in arguments)
     for argument in arguments:
         name, assigned, value = argument.lstrip("+~").partition("=")
-        if not assigned or name.startswith(("-", "hydra")):
+        if not assigned or name.startswith(("-", "hydra", "sweep.")):
             continue
         group = name.partition("@")[0]  # method@method.first=visionzip
         top, _, option = name.partition(".")

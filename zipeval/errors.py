@@ -14,6 +14,10 @@ class RunError(Exception):
     """A run that ended without its result; exit code 1."""
 
 
+class Stopped(RunError):
+    """A run that was told to stop, and did when what it had at hand was kept; exit code 130."""
+
+
 class BudgetError(RunError):
     """What was measured contradicts what was asked for. The fault is the method's, not the user's."""
 

@@ -1,0 +1,272 @@
+"""A sweep: the runs of one command. Its plan, the jobs that work it off, and what became of every run.
+
+    RESULTS/sweeps/NAME/plan.json    its cells: the configuration of every run, and the job that it belongs to
+    RESULTS/sweeps/NAME/CELL.json    the state of a cell, written by its job
+
+Hydra launches the jobs, in this process or on a cluster. The records of the runs are where they would be without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import traceback
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zipeval import __version__, ranks, records
+from zipeval.config import RunConfig, check, public_url
+from zipeval.errors import RunError, Stopped, UsageError
+
+FOLDER, PLAN = "sweeps", "plan.json"
+GROUPINGS = ("model", "none")
+RUNNING, DONE, FAILED, REFUSED, STOPPED = "running", "done", "failed", "refused", "stopped"
+RAISED = {FAILED: RunError, REFUSED: UsageError, STOPPED: Stopped}
+# Of the configuration, what a cell's records do not depend on: the same command with another batch size continues.
+CIRCUMSTANCES = ("results", "logger", "batch_size", "runner")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a sweep.
+
+    Attributes:
+        name: of its state's file.
+        overrides: of the command line that would run it alone.
+        config: in its normal form, unless it is refused.
+        group: number of the job that runs it; None if it is refused.
+        refusal: why it cannot run, as far as that shows before anything is loaded.
+    """
+
+    name: str
+    overrides: list[str]
+    config: RunConfig
+    group: int | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Cells in the order in which they run.
+
+    Attributes:
+        name: of its directory; the same for the same cells.
+        command: that made it.
+        results: directory of the records.
+    """
+
+    name: str
+    command: str
+    results: str
+    cells: list[Cell]
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.results).expanduser().absolute() / FOLDER / self.name
+
+    @property
+    def groups(self) -> list[int]:
+        """Numbers of its jobs."""
+        return sorted({cell.group for cell in self.cells if cell.group is not None})
+
+    @property
+    def status_command(self) -> str:
+        """What shows how far it is."""
+        elsewhere = [f"results={self.results}"] if self.results != RunConfig.results else []
+        return " ".join(["zipeval status", self.name, *elsewhere])
+
+
+def plan(label: str | None, command: str, composed: list[tuple[list[str], RunConfig]], group_by: str) -> Sweep:
+    """The sweep of some runs. Those that are equal in their normal form, as vanilla at every budget, are one cell.
+
+    Args:
+        label: beginning of its name; None: the names of its models.
+        composed: overrides and configuration of every run.
+        group_by: what cells of one job share: model or none.
+
+    Raises:
+        UsageError: for runs that no sweep can have, and if none of them can run at all.
+    """
+    places = sorted({config.results for _, config in composed})
+    if len(places) > 1:
+        raise UsageError(f"results={','.join(places)}: a sweep has one directory of results. Run it once for each.")
+    cells: dict[str, Cell] = {}
+    groups: dict[str, int] = {}
+    for overrides, config in composed:
+        cell = _cell(overrides, config)
+        key = _identity(cell.config)
+        if key in cells:
+            continue
+        if cell.refusal is None:
+            shared = json.dumps(asdict(cell.config.model)) if group_by == "model" else key
+            cell = replace(cell, group=groups.setdefault(shared, len(groups)))
+        cells[key] = replace(cell, name=f"{len(cells):03}-{cell.name}")
+    if not groups:
+        _raise([UsageError(cell.refusal) for cell in cells.values()])
+    models = "-".join(dict.fromkeys(cell.config.model.name for cell in cells.values()))
+    digest = hashlib.sha256("\n".join(cells).encode()).hexdigest()[:10]
+    name = f"{label or models}-{digest}".replace("/", "-")  # a table may be in a folder of the user's
+    return Sweep(name, command, places[0], [*cells.values()])
+
+
+def _cell(overrides: list[str], config: RunConfig) -> Cell:
+    """One without number and group."""
+    url, refusal = config.judge.url, None
+    if url and public_url(url) != url:
+        raise UsageError(
+            f"judge.url={public_url(url)}: a sweep's plan is a file, and what is secret in the address would stand in "
+            "it. Leave it out, or run one setting after another, without -m."
+        )
+    try:
+        config = check(config)
+    except UsageError as error:
+        refusal = str(error)
+    parts = (config.model.name, config.method["name"], config.tokens)
+    name = "-".join(str(part) for part in parts if part is not None)
+    return Cell(name, overrides, config, refusal=refusal)
+
+
+def _identity(config: RunConfig) -> str:
+    return json.dumps({k: v for k, v in asdict(config).items() if k not in CIRCUMSTANCES}, sort_keys=True)
+
+
+def begin(sweep: Sweep) -> None:
+    """Write the plan and the states of what is refused; of an earlier attempt, only the states of what is done stay.
+
+    Raises:
+        UsageError: if nothing can be written there.
+    """
+    records.prepare(sweep.results)
+    sweep.directory.mkdir(parents=True, exist_ok=True)
+    written = {
+        "name": sweep.name,
+        "command": sweep.command,
+        "written": records.now(),
+        "zipeval": __version__,
+        "git": records.git_revision(),
+        "cells": [{k: v for k, v in asdict(cell).items() if k != "refusal"} for cell in sweep.cells],
+    }
+    _write(sweep.directory / PLAN, written)
+    for cell in sweep.cells:
+        path = sweep.directory / f"{cell.name}.json"
+        if cell.refusal is not None:
+            _write(path, _state(REFUSED, error=cell.refusal, ended=records.now()))
+        elif (state := read_state(path)) and state["status"] != DONE:
+            path.unlink()
+
+
+def end(sweep: Sweep) -> None:
+    """Raises RunError or UsageError for what became of the cells, once the jobs are over."""
+    errors, open_ends = [], 0
+    for cell in sweep.cells:
+        state = read_state(sweep.directory / f"{cell.name}.json")
+        if state is None or state["status"] == RUNNING:
+            open_ends += 1
+        elif state["status"] != DONE:
+            errors.append(RAISED[state["status"]](state["error"]))
+    if open_ends and not any(isinstance(error, Stopped) for error in errors):
+        errors.append(lost(sweep, f"{open_ends} of {len(sweep.cells)} runs have no end"))
+    if errors:
+        _raise(errors)
+
+
+def lost(sweep: Sweep, what: str) -> RunError:
+    """The error of a job that died without a word, as one that was killed."""
+    return RunError(
+        f"sweep {sweep.name}: {what}. `{sweep.status_command}` shows which and why; the same command continues it."
+    )
+
+
+def _raise(errors: list[UsageError | RunError]) -> None:
+    kinds = {type(error) for error in errors}
+    kind = next(kind for kind in (Stopped, RunError, UsageError) if kind in kinds)
+    raise kind("\nzipeval: ".join(dict.fromkeys(map(str, errors))))
+
+
+@dataclass
+class Job:
+    """What Hydra launches for a group: its cells one after another, in a process that keeps the weights.
+
+    Attributes:
+        over: whether this process begins no other cell.
+    """
+
+    sweep: Sweep
+    over: bool = False
+
+    def __call__(self, config) -> None:
+        """Run the cells of `config.group`; what became of each is in its state."""
+        for cell in self.sweep.cells:
+            if cell.group == config.group and not self.over:
+                self._run(cell)
+
+    def _run(self, cell: Cell) -> None:
+        started = _state(RUNNING)
+        self._record(cell, started)
+        try:
+            ended = {"status": DONE, "records": evaluate(cell.config)}
+        except (UsageError, RunError) as error:  # without its traceback, which would keep the model
+            self.over = isinstance(error, Stopped)
+            status = STOPPED if self.over else REFUSED if isinstance(error, UsageError) else FAILED
+            ended = {"status": status, "error": str(error)}
+        except Exception as error:  # a fault in one method is not to keep the others from being measured
+            if ranks.here().count > 1:  # which know nothing of it, and are somewhere within this run
+                self.over = True
+                raise
+            traceback.print_exc()
+            ended = {"status": FAILED, "error": f"{cell.name}: {type(error).__name__}: {error}. This is a bug."}
+        self._record(cell, started | ended | {"ended": records.now()})
+
+    def _record(self, cell: Cell, state: dict[str, Any]) -> None:
+        if ranks.first():
+            _write(self.sweep.directory / f"{cell.name}.json", state)
+
+
+def evaluate(config: RunConfig) -> list[str]:
+    """Paths of a run's records.
+
+    Raises:
+        UsageError, RunError: as the run does, and where answers have no verdict.
+    """
+    from zipeval import runner
+
+    paths = runner.run(config)
+    if waiting := [str(path) for path in paths if records.incomplete(records.read(path))]:
+        raise RunError(f"{', '.join(waiting)}: answers have no verdict. Run this again to ask the judge for those.")
+    return [str(path) for path in paths]
+
+
+def _state(status: str, error: str | None = None, ended: str | None = None) -> dict[str, Any]:
+    return {
+        "status": status,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "started": records.now(),
+        "ended": ended,
+        "error": error,
+        "records": [],
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    records.atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """The state of a cell; None of one that no job has begun.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: not a readable state ({error}). Delete it and run the sweep's command again."
+        ) from error
