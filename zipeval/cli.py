@@ -425,6 +425,8 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
             for choice in value.split(","):
                 if choice not in known and not elsewhere:
                     return UsageError(f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}")
+            if group in ("table", "launcher") and not argument.startswith("+"):  # nothing is there to be replaced
+                return UsageError(f"{argument}: write +{argument}.")
         elif top not in [*settings, *GROUPS]:
             return UsageError(f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}")
         elif top in nodes and option and option not in (known := [f.name for f in fields(nodes[top])]):
