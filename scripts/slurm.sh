@@ -55,7 +55,7 @@ JobRequeue=1
 # A job that was told to end has as many seconds.
 KillWait=5
 SchedulerParameters=sched_interval=5
-NodeName=$node NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN) State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 }
@@ -71,8 +71,9 @@ start() {
     mkdir -p "$dir/state" "$dir/spool"
     (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
     configure
-    munged --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
-        --log-file="$dir/munged.log" --seed-file="$dir/munged.seed"
+    # By force: it wants a socket that all users of a machine can reach. This one is its owner's.
+    munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
+        --log-file="$dir/munged.log" --seed-file="$dir/munged.seed" 2>>"$dir/munged.log"
     slurmctld -f "$dir/slurm.conf" -c
     slurmd -f "$dir/slurm.conf"
     for _ in $(seq 30); do
@@ -88,12 +89,22 @@ start() {
 
 stop() {
     local daemon
-    SLURM_CONF=$dir/slurm.conf scancel --user="$(id -un)" 2>/dev/null || true
+    export SLURM_CONF=$dir/slurm.conf
+    scancel --user="$(id -un)" 2>/dev/null || true
+    for _ in $(seq 20); do # or slurmd would wait for its jobs, which nobody is there to end
+        [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+        sleep 1
+    done
     for daemon in slurmd slurmctld munged; do
         if running "$daemon"; then
             kill "$(cat "$dir/$daemon.pid")"
         fi
     done
+    for _ in $(seq 20); do
+        running slurmd || running slurmctld || running munged || return 0
+        sleep 1
+    done
+    refuse "$dir: a daemon did not end in 20 s. See $dir/*.log"
 }
 
 [ $# -eq 2 ] || refuse "$*: expected start DIR, status DIR or stop DIR."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 zipeval run --help shows every setting.
 """
 GROUPS = {"model": "models", "method": "methods", "suite": "suites", "table": "tables", "launcher": "launchers"}
+LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # Hydra's: the extra that brings it
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
 FAILED, USAGE_ERROR = 1, 2
 
@@ -149,6 +151,11 @@ def _launch(sweep, launching: list[str]) -> None:
 
     from zipeval.sweep import Job, begin, end, lost
 
+    for choice in launching:
+        if choice.endswith(("launcher=slurm", "launcher=submitit_slurm")) and not shutil.which("srun"):
+            raise UsageError(
+                f"{choice}: this machine has no srun. Run this where Slurm is, or try its jobs here: +launcher=local."
+            )
     if ranks.first():
         begin(sweep)
         count = f"{len(sweep.cells)} runs in {len(sweep.groups)} jobs"
@@ -435,7 +442,15 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
+    return _told(cause, arguments)
+
+
+def _told(cause: BaseException, arguments: list[str]) -> UsageError:
+    """What an override was refused for, of which nothing more is known than what Hydra says."""
     reason = str(cause).splitlines()[0]
+    for launcher, extra in LAUNCHERS.items():
+        if f"'hydra/launcher/{launcher}'" in reason:
+            return UsageError(f"hydra/launcher={launcher}: it is not installed. pip install 'zipeval[{extra}]'")
     key = getattr(cause, "full_key", None)
     culprit = next((a for a in arguments if key and a.lstrip("+").startswith(f"{key}=")), None)
     return UsageError(f"{culprit + ': ' if culprit else ''}{reason}. `zipeval run --help` shows every setting.")

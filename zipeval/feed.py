@@ -128,7 +128,7 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
 
 
 def _leave_signals(worker: int) -> None:
-    """A scheduler signals every process of a job before it ends it. What follows is the owner's to decide: it ends us."""
+    """A scheduler signals every process of a job before it ends it. What follows is for the owner to decide."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
