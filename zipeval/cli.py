@@ -33,6 +33,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 zipeval run --help shows every setting.
 """
 GROUPS = {"model": "models", "method": "methods", "suite": "suites", "table": "tables", "launcher": "launchers"}
+ADDED = ("table", "launcher")  # to a configuration that has none
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
 FAILED, USAGE_ERROR = 1, 2
 
@@ -341,7 +342,7 @@ def list_choices(arguments: list[str]) -> None:
         group = next(g for g, plural in GROUPS.items() if plural == what)
         columns = (_source, _about) if group == "model" else (_about,)
         rows = [(path.stem, *(column(path) for column in columns)) for path in _choices(group)]
-        footer = f"Use with {group}=NAME."
+        footer = f"Use with {'+' * (group in ADDED)}{group}=NAME."
     else:
         raise UsageError(f"list {' '.join(arguments)}: say what.{did_you_mean(what, [*GROUPS.values(), 'tasks'])}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -425,7 +426,7 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
             for choice in value.split(","):
                 if choice not in known and not elsewhere:
                     return UsageError(f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}")
-            if group in ("table", "launcher") and not argument.startswith("+"):  # nothing is there to be replaced
+            if group in ADDED and not argument.startswith("+"):
                 return UsageError(f"{argument}: write +{argument}.")
         elif top not in [*settings, *GROUPS]:
             return UsageError(f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}")
