@@ -14,6 +14,9 @@ from zipeval.errors import RunError, UsageError, did_you_mean
 HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 
   zipeval run model=MODEL method=METHOD tokens=N   evaluate; -m sweeps, e.g. zipeval run -m tokens=48,32,16
+  zipeval plan OVERRIDES                           what `zipeval run -m OVERRIDES` comes to: runs, samples,
+                                                   tokens and, as far as measured, hours; +table=paper_table1
+  zipeval status [SWEEP] [results=DIR]             how far runs and sweeps are, and how long they will still take
   zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
                 [statistics=true] [format=latex]   with intervals; also csv, html, json
                 [table=paper/table1 [source=paper]]  in the paper's layout, beside its numbers; or those alone
@@ -116,7 +119,8 @@ def expand(arguments: list[str]):
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from zipeval.sweep import GROUPINGS, plan
+    from zipeval.sweep import GROUPINGS
+    from zipeval.sweep import plan as plan_sweep
 
     _register_schema()
     given = get_args_parser().parse_args(arguments)
@@ -140,7 +144,12 @@ def expand(arguments: list[str]):
             table = whole.hydra.runtime.choices.get("table")
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
-    return plan(table, " ".join(["zipeval run", *map(shlex.quote, arguments)]), composed, group_by), launching
+    return plan_sweep(table, _command(arguments), composed, group_by), launching
+
+
+def _command(arguments: list[str]) -> str:
+    """That runs the sweep, for a shell."""
+    return shlex.join(["zipeval", "run", "-m", *(a for a in arguments if a not in ("-m", "--multirun"))])
 
 
 def _launch(sweep, launching: list[str]) -> None:
@@ -181,6 +190,28 @@ def _elsewhere(directory: str | None) -> list[str]:
     if not Path(directory).is_dir():
         raise UsageError(f"--config-dir {directory}: no such directory.")
     return [f"hydra.searchpath=[{Path(directory).absolute().as_uri()}]"]
+
+
+def plan(arguments: list[str]) -> None:
+    """`zipeval plan`: of what `zipeval run -m` would do."""
+    from dataclasses import replace
+
+    from zipeval.plan import STAND_INS, show
+
+    missing = [name for name in STAND_INS if not any(a.lstrip("+").startswith(f"{name}=") for a in arguments)]
+    sweep, _ = expand([*(f"{name}={STAND_INS[name]}" for name in missing), *arguments])
+    show(replace(sweep, command=_command(arguments)), missing)
+
+
+def status(arguments: list[str]) -> None:
+    """`zipeval status [SWEEP]`."""
+    from zipeval.status import status as show
+
+    names = [a for a in arguments if "=" not in a]
+    given = settings("status", [a for a in arguments if "=" in a], ("results",))
+    if len(names) > 1:
+        raise UsageError(f"status {' '.join(names)}: name one sweep, or none to list all.")
+    show(names[0] if names else None, given.get("results", "results/runs"))
 
 
 def bench(arguments: list[str]) -> None:
@@ -375,6 +406,8 @@ def doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
+    "plan": plan,
+    "status": status,
     "bench": bench,
     "table": table,
     "show": show,

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from zipeval import records
+from zipeval.console import NOTHING
+from zipeval.console import add as _add
+from zipeval.console import console as new_console
+from zipeval.console import table as _table
 from zipeval.errors import UsageError, closest
 
 PROVENANCE = ("run_id", "model_revision", "git", "machine", "versions", "resolved", "config")
 OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
 OF_TASKS = ("status", "started", "ended", "seconds", "task_hash", "data_hash")  # every task has its own
-NOTHING = "-"
 
 
 def show(name: str, results: str) -> None:
@@ -33,7 +34,7 @@ def show(name: str, results: str) -> None:
     """
     directory = find(name, results)
     found = [records.read(path) for path in sorted(directory.glob("*.json"))]
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console = new_console()
     console.print(Text(directory.name, "bold"))
     for table in (_scores(found), _tasks(found), _provenance(found)):
         console.print()
@@ -102,15 +103,3 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}"
-
-
-def _table(*headings: str, left: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: Any) -> None:
-    """What is in a record is text, not rich's markup: `[red]` stays as it is."""
-    table.add_row(*(Text(NOTHING if cell is None else str(cell)) for cell in cells))

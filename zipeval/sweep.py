@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
+import socket
 import sys
 import traceback
 from dataclasses import asdict, dataclass, replace
@@ -247,7 +247,7 @@ def evaluate(config: RunConfig) -> list[str]:
 def _state(status: str, error: str | None = None, ended: str | None = None) -> dict[str, Any]:
     return {
         "status": status,
-        "host": platform.node(),
+        "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "started": records.now(),
