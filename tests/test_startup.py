@@ -27,6 +27,7 @@ SCRIPT = (
         "list tasks",
         "list suites",
         "no-such-command",
+        "status",
         "run limit=0",
         "run method=visionzip tokens=9999",
         "run model.image_aspect=anyres",
