@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zipeval import __version__, ranks
-from zipeval.errors import RunError, UsageError, did_you_mean
+from zipeval.errors import RunError, Stopped, UsageError, did_you_mean
 
 HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 
@@ -32,11 +32,11 @@ zipeval run --help shows every setting.
 """
 GROUPS = {"model": "models", "method": "methods", "suite": "suites"}
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
-FAILED, USAGE_ERROR = 1, 2
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main() -> None:
-    """Console entry point. Exit codes: 0 done, 1 failed, 2 refused."""
+    """Console entry point. Exit codes: 0 done, 1 failed, 2 refused, 130 stopped by Ctrl-C or a scheduler."""
     command, arguments = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if command in ("-h", "--help", "help"):
         return print(HELP, end="")
@@ -51,7 +51,10 @@ def main() -> None:
         if ranks.first():
             print(f"zipeval: {error}", file=sys.stderr, flush=True)
         ranks.leave()
-        sys.exit(USAGE_ERROR if isinstance(error, UsageError) else FAILED)
+        codes = {UsageError: USAGE_ERROR, Stopped: INTERRUPTED}
+        sys.exit(codes.get(type(error), FAILED))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `zipeval table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -70,6 +73,8 @@ def run(arguments: list[str]) -> None:
     refused: list[UsageError | RunError] = []
 
     def job(config) -> None:
+        if any(isinstance(error, Stopped) for error in refused):
+            return
         from zipeval.records import incomplete, read
         from zipeval.runner import run as evaluate
 
@@ -88,7 +93,7 @@ def run(arguments: list[str]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
     if refused:
-        kind = RunError if any(isinstance(error, RunError) for error in refused) else UsageError
+        kind = next(k for k in (Stopped, RunError, UsageError) if any(isinstance(error, k) for error in refused))
         raise kind("\nzipeval: ".join(dict.fromkeys(map(str, refused))))
 
 

@@ -14,6 +14,10 @@ class RunError(Exception):
     """A run that ended without its result; exit code 1."""
 
 
+class Stopped(RunError):
+    """A run that was asked to stop, and did so behind a batch; exit code 130. Of a sweep, no other run is begun."""
+
+
 class BudgetError(RunError):
     """What was measured contradicts what was asked for. The fault is the method's, not the user's."""
 
