@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from unittest.mock import patch
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from zipeval import baseline, gate, records
+from zipeval.benchmarks import task_folder
 from zipeval.cli import compose, main
 from zipeval.engine.vision import Crops
 from zipeval.errors import BudgetError, RunError, UsageError
 from zipeval.gate import INCOMPARABLE, NEW, PASSED, REGRESSED
 from zipeval.methods import visionzip
 from zipeval.methods.fastv import FastV
-from zipeval.runner import run
+from zipeval.runner import Session, run
 
+ROOT = Path(__file__).parents[1]
+COMMITTED = ROOT / "results/baselines/shapes.json"
 COUNT = 400  # of samples of a record that is made up
 ATTENTION, FOR_BUDGET = Crops.attention, FastV.for_budget.__func__
 
@@ -466,3 +472,37 @@ def test_annotations_of_github(zipeval, tmp_path):
 def test_titles_of_annotations_end_where_they_should():
     verdict = gate.Verdict("chain first=visionzip:64, second", REGRESSED, ["lower"])
     assert gate.annotations([verdict]) == "::error title=REGRESSION chain first=visionzip%3A64%2C second::lower"
+
+
+@pytest.fixture(scope="module")
+def workflow():
+    """The commands of .github/workflows/regression.yml by the names of their steps."""
+    held = yaml.safe_load((ROOT / ".github/workflows/regression.yml").read_text())
+    return {step["name"]: shlex.split(step["run"]) for step in held["jobs"]["gate"]["steps"] if "run" in step}
+
+
+def test_the_committed_baseline_is_of_what_the_workflow_runs(workflow):
+    """Of these weights and this task, too."""
+    assert workflow["Evaluate"][:3] == ["zipeval", "run", "-m"]
+    given = dict(argument.split("=") for argument in workflow["Evaluate"][3:])
+    held = {entry["of"]["method"]: entry for entry in baseline.read(COMMITTED)}
+    assert [*held] == sorted(given["method"].split(","))
+    for method, entry in held.items():
+        config = compose([f"method={method}", *(f"{k}={v}" for k, v in given.items() if k != "method")])
+        session = Session(config)
+        (task,) = config.tasks
+        assert entry["of"] == {"model": "tiny_llava", "method": method, "tokens": session.config.tokens, "task": task}
+        assert entry["same"]["fingerprint"] == session.checkpoint.fingerprint
+        assert entry["same"]["task_hash"] == session.task_hash(task, task_folder(task))
+        assert (entry["same"]["limit"], len(entry["scores"])) == (None, 1499)
+    assert shlex.join(workflow["Evaluate"][1:]) in (ROOT / ".ci/run").read_text()
+
+
+def test_the_workflow_compares(workflow, zipeval, tmp_path):
+    """Its command, where nothing that the committed baseline holds was run."""
+    (tmp_path / "results/baselines").mkdir(parents=True)
+    shutil.copy(COMMITTED, tmp_path / "results/baselines")
+    assert workflow["Compare"][0] == "zipeval"
+    code, printed, _ = zipeval(*workflow["Compare"][1:])
+    assert (code, printed.count("::error title=CANNOT COMPARE tiny_llava ")) == (2, 4)
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("errors") == "4"
