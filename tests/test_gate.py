@@ -107,8 +107,8 @@ def test_what_a_run_itself_refuses_cannot_be_compared(good, tmp_path):
     assert command in verdicts[0].lines[0]
 
 
-def put(root, wrong=100, first=0, answers=0, left=0, task="shapes", reduces=True, fields=(), **changed):
-    """A made-up record, of which `wrong` samples are, from `first` on.
+def put(root, wrong=100, first=0, worth=1.0, answers=0, left=0, task="shapes", reduces=True, fields=(), **changed):
+    """A made-up record, of which `wrong` samples are, from `first` on, and the others are worth `worth`.
 
     Args:
         answers, left: how many samples have another answer, and other tokens left.
@@ -123,7 +123,7 @@ def put(root, wrong=100, first=0, answers=0, left=0, task="shapes", reduces=True
             "target": "red",
             "prediction": "blue\x07" if i < answers else "red",
             **({"kept": [[1, 2, 4 if i < left else 3]], "merged": [[]]} if reduces else {}),
-            "score": float(not first <= i < first + wrong),
+            "score": worth * (not first <= i < first + wrong),
             **changed,
         }
         for i in range(COUNT)
@@ -136,7 +136,7 @@ def put(root, wrong=100, first=0, answers=0, left=0, task="shapes", reduces=True
         "data_hash": None,
         "status": "success",
         "metric": "accuracy",
-        "score": 100 * (COUNT - wrong) / COUNT,
+        "score": 100 * worth * (COUNT - wrong) / COUNT,
         "visual_tokens": {"requested": 16, "mean": 16.0, "final": 16.0, "entering": [16.0] * 6},
         "prefill": {"prompt_tokens": 30.0, "kv_entries": 99.0, "flops_formula": 1e9, "flops_exact": 2e9},
         "config": {
@@ -221,6 +221,20 @@ def test_a_lower_score(lost, max_drop, outcome, said, compared):
     assert (verdict.outcome, verdict.lines[0]) == (outcome, said)
     assert f"{max(lost, 0)} samples lost" in verdict.lines
     assert f"{max(-lost, 0)} samples gained" in verdict.lines
+
+
+@pytest.mark.parametrize(("lost", "outcome"), [(3, PASSED), (10, REGRESSED)])
+def test_scores_between_right_and_wrong(lost, outcome, compared):
+    """McNemar's test has nothing to say of them, the interval of the difference has."""
+    verdict = compared(100.0, then={"worth": 0.5}, worth=0.5, wrong=100 + lost)
+    assert verdict.outcome == outcome
+    assert ("lower: significant" in verdict.lines[0]) == (outcome == REGRESSED)
+
+
+@pytest.mark.parametrize(("then", "now"), [(-50.0, -51.0), (0.0, -1.0)])
+def test_scores_below_zero(then, now, compared):
+    verdict = compared(then={"fields": [("score", then)]}, fields=[("score", now)])
+    assert (verdict.outcome, "more than max_drop=1" in verdict.lines[0]) == (REGRESSED, True)
 
 
 def test_samples_are_compared_pair_by_pair(compared):
