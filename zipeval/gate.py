@@ -18,11 +18,12 @@ from zipeval import baseline, records, stats
 from zipeval.errors import RunError, UsageError
 
 PASSED, REGRESSED, INCOMPARABLE, NEW = "ok", "REGRESSION", "CANNOT COMPARE", "new"
-# A method may decide by what it sees how many tokens it leaves, and then rounding moves the mean of many samples a bit.
-# One token of 64, in one layer, is sixteen times as much.
-TOLERANCE = 1e-3
+# A method may decide by what it sees how many tokens it leaves; then rounding may move the mean of many samples a bit.
+# A token more in one of LLaVA-NeXT's prompts of 2,880 is three times as much.
+TOLERANCE = 1e-4
 # Of samples that may have another answer, or other tokens left. In float32 none has, with other instructions of the
-# processor, another batch size or prefix reuse; without VisionZip's merging 2% have another answer and all are as good.
+# processor, eager attention, batches of 7 or a shared prefix; without VisionZip's merging 2% have another answer, and
+# the score is no lower.
 SHARE = 0.01
 SIGNIFICANT = 0.01  # p of a drop: a gate of many records is not to be red by chance
 FEW = 3  # samples that are shown
