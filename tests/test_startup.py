@@ -35,6 +35,7 @@ SCRIPT = (
         "run tasks=[pope]",
         "run tasks=[pope] data.root=.",
         "run tasks=[mmvet]",
+        "check --against nowhere.json",
         "run tasks=[zipeval_msvd_qa] judge.url=http://localhost:1/v1 judge.model=any",
     ],
 )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zipeval import __version__, ranks
-from zipeval.errors import RunError, UsageError, did_you_mean
+from zipeval.errors import RunError, Stopped, UsageError, did_you_mean
 
 HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 
@@ -27,6 +27,9 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
+  zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
+  zipeval check --against FILE [--max-drop 1.0] [--junit FILE] [--format text|github] [results=DIR]
+                                                   records beside that file: 0 as good, 1 regression, 2 cannot compare
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
   zipeval list models|methods|tasks|suites|tables|launchers
@@ -38,11 +41,11 @@ zipeval run --help shows every setting.
 GROUPS = {"model": "models", "method": "methods", "suite": "suites", "table": "tables", "launcher": "launchers"}
 ADDED = ("table", "launcher")  # to a configuration that has none
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
-FAILED, USAGE_ERROR = 1, 2
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main() -> None:
-    """Console entry point. Exit codes: 0 done, 1 failed, 2 refused."""
+    """Console entry point. Exit codes: 0 done, 1 failed, 2 refused, 130 stopped by Ctrl-C or a scheduler."""
     command, arguments = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if command in ("-h", "--help", "help"):
         return print(HELP, end="")
@@ -57,7 +60,10 @@ def main() -> None:
         if ranks.first():
             print(f"zipeval: {error}", file=sys.stderr, flush=True)
         ranks.leave()
-        sys.exit(USAGE_ERROR if isinstance(error, UsageError) else FAILED)
+        codes = {UsageError: USAGE_ERROR, Stopped: INTERRUPTED}
+        sys.exit(codes.get(type(error), FAILED))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `zipeval table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -335,6 +341,60 @@ def report(arguments: list[str]) -> None:
     print("\n".join(map(str, written)))
 
 
+def baseline(arguments: list[str]) -> None:
+    """`zipeval baseline`."""
+    from zipeval.baseline import write
+
+    given = settings("baseline", arguments, ("results", "out"))
+    out = Path(given.get("out", "results/baselines/shapes.json")).expanduser()
+    count = write(given.get("results", "results/runs"), out)
+    print(f"{out} holds {count} record{'s' if count > 1 else ''}: commit it. `zipeval check --against {out}` compares.")
+
+
+def check(arguments: list[str]) -> None:
+    """`zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
+    from zipeval import gate
+
+    given = settings("check", _without_dashes(arguments), ("against", "max_drop", "junit", "format", "results"))
+    if not given.get("against"):
+        raise UsageError("check: name a baseline, `zipeval check --against results/baselines/shapes.json`.")
+    github = choice(given, "format", ("text", "github")) == "github"
+    against, drop = Path(given["against"]).expanduser(), _percent(given.get("max_drop", "1.0"))
+    verdicts = gate.check(against, given.get("results", "results/runs"), drop)
+    print(gate.text(verdicts))
+    if github:
+        print(gate.annotations(verdicts))
+    if "junit" in given:
+        gate.write_junit(verdicts, Path(given["junit"]).expanduser())
+    gate.conclude(verdicts, against)
+
+
+def _without_dashes(arguments: list[str]) -> list[str]:
+    """`--max-drop 1.0` and `--max-drop=1.0` as the setting `max_drop=1.0`."""
+    found, rest = [], iter(arguments)
+    for argument in rest:
+        if argument.startswith("--"):
+            name, assigned, value = argument.removeprefix("--").partition("=")
+            argument = f"{name.replace('-', '_')}={value if assigned else next(rest, '')}"
+        found.append(argument)
+    return found
+
+
+def _percent(value: str) -> float:
+    """What max_drop= says.
+
+    Raises:
+        UsageError: for a number that is none.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 100:
+        raise UsageError(f"max_drop={value}: expected percent of a score, from 0 to 100, such as --max-drop 1.0.")
+    return number
+
+
 def convert(arguments: list[str]) -> None:
     """`zipeval convert mini_gemini SRC DST`."""
     places = [a for a in arguments if "=" not in a]
@@ -412,6 +472,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "table": table,
     "show": show,
     "report": report,
+    "baseline": baseline,
+    "check": check,
     "convert": convert,
     "list": list_choices,
     "data": data,

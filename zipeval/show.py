@@ -17,7 +17,7 @@ from zipeval.console import console as new_console
 from zipeval.console import table as _table
 from zipeval.errors import UsageError, closest
 
-PROVENANCE = ("run_id", "model_revision", "git", "machine", "versions", "resolved", "config")
+PROVENANCE = ("run_id", "model_revision", "git", "code", "machine", "versions", "resolved", "config")
 OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
 OF_TASKS = ("status", "started", "ended", "seconds", "task_hash", "data_hash")  # every task has its own
 
@@ -79,7 +79,7 @@ def _tasks(found: list[dict]) -> Table:
 def _provenance(found: list[dict]) -> Table:
     """A line for each setting; where tasks do not agree on it, one for each task."""
     table = _table("provenance", "", left=("provenance", ""))
-    flat = {record["task"]: dict(_flat({k: record.get(k) for k in PROVENANCE})) for record in found}
+    flat = {r["task"]: dict(_flat({**{k: r.get(k) for k in PROVENANCE}, **_sessions(r)})) for r in found}
     for name in dict.fromkeys(name for settings in flat.values() for name in settings):
         held = {task: settings[name] for task, settings in flat.items() if name in settings}
         if len(held) == len(found) and len(set(held.values())) == 1:
@@ -88,6 +88,12 @@ def _provenance(found: list[dict]) -> Table:
             for task, value in held.items():
                 _add(table, f"{name} ({task})", value)
     return table
+
+
+def _sessions(record: dict) -> dict[str, dict]:
+    """Of the processes that answered a task, where there was more than one."""
+    sessions = record.get("sessions", [])
+    return {f"session {i}": its for i, its in enumerate(sessions, 1)} if len(sessions) > 1 else {}
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
