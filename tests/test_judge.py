@@ -15,7 +15,7 @@ from test_media import write_video
 from zipeval import answering, judge, models, records
 from zipeval.cli import compose, main
 from zipeval.config import JudgeConfig, public_url
-from zipeval.errors import UsageError
+from zipeval.errors import RunError, UsageError
 from zipeval.judge import Judge, JudgeError
 from zipeval.protocols import VideoQA
 from zipeval.render import render
@@ -251,13 +251,13 @@ def test_a_run_that_dies_while_it_judges_keeps_answers_and_verdicts(asked, monke
 
     def full(path, text):
         if path.suffix == ".json" and (records_written.append(path) or len(records_written) == 3):
-            raise OSError("No space left on device")
+            raise OSError(28, "No space left on device")
         write(path, text)
 
     with serving(by_number([YES, NO, NO])) as server:
         with monkeypatch.context() as patched:
             patched.setattr(records, "atomic_write", full)
-            with pytest.raises(OSError, match="space"):
+            with pytest.raises(RunError, match="space"):
                 run(asked(server, MSVD, "limit=3"))
         assert [number(prompt) for prompt in server.prompts] == [None, 0, 1]
         record, _ = read(records_written[0])

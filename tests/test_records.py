@@ -15,7 +15,7 @@ from decimal import Decimal
 import pytest
 
 from zipeval import records
-from zipeval.errors import UsageError
+from zipeval.errors import RunError, UsageError
 
 WRITER = """
 import itertools, sys
@@ -60,7 +60,7 @@ def test_no_file_is_written_in_place(tmp_path):
 
 def test_a_record_is_never_replaced(tmp_path):
     path = records.write(tmp_path, {"task": "t", "score": 1}, [])
-    with pytest.raises(FileExistsError):
+    with pytest.raises(RunError, match="finished"):
         records.write(tmp_path, {"task": "t", "score": 2}, [])
     assert records.read(path)["score"] == 1
 
@@ -74,9 +74,9 @@ def test_images_are_there_before_their_record_and_go_with_the_next(tmp_path, mon
     path.unlink()
 
     def full(*given):
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as disk, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as disk, pytest.raises(RunError, match="No space"):
         disk.setattr(os, "fsync", full)
         records.write(tmp_path, {"task": "t"}, [], {1: b"c"})
     assert not path.exists()

@@ -31,6 +31,7 @@ def put(root, name=RUNS[1], task="shapes", score=91.5, **fields):
         "machine": {"device": "NVIDIA H100 80GB HBM3", "driver": "570.1"},
         "versions": {"torch": "2.9", "flash-attn": None},
         "git": {"revision": "abc", "dirty": True},
+        "code": "0123",
         "started": "2026-01-01T00:00:00+00:00",
         "ended": "2026-01-01T01:00:00+00:00",
         "seconds": 3600.0,
@@ -61,6 +62,7 @@ def test_scores_and_provenance(tmp_path, capsys):
         "model_revision": "c0ffee",
         "git.revision": "abc",
         "git.dirty": "true",
+        "code": "0123",
         "machine.device": "NVIDIA H100 80GB HBM3",
         "machine.driver": "570.1",
         "versions.torch": "2.9",
@@ -72,6 +74,16 @@ def test_scores_and_provenance(tmp_path, capsys):
         "config.method.layers": "[2, 6]",
         "config.limit": "-",
     }
+
+
+def test_all_processes_that_answered_a_run_are_told(tmp_path, capsys):
+    device = {"device": "NVIDIA A100"}
+    put(tmp_path, sessions=[{"machine": device, "seconds": 12.5}, {"machine": {"device": "cpu"}, "seconds": 1.0}])
+    put(tmp_path, RUNS[0], sessions=[{"machine": device, "seconds": 12.5}])
+    lines = shown(capsys, RUNS[1], str(tmp_path))
+    assert ["session", "1.machine.device", "NVIDIA", "A100"] in lines
+    assert ["session", "2.seconds", "1.0"] in lines
+    assert not [line for line in shown(capsys, RUNS[0], str(tmp_path)) if line[0] == "session"]
 
 
 def test_what_tasks_do_not_agree_on_is_said_of_each(tmp_path, capsys):

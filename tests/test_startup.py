@@ -27,6 +27,7 @@ SCRIPT = (
         "list tasks",
         "list suites",
         "no-such-command",
+        "status",
         "run limit=0",
         "run method=visionzip tokens=9999",
         "run model.image_aspect=anyres",
@@ -34,6 +35,7 @@ SCRIPT = (
         "run tasks=[pope]",
         "run tasks=[pope] data.root=.",
         "run tasks=[mmvet]",
+        "check --against nowhere.json",
         "run tasks=[zipeval_msvd_qa] judge.url=http://localhost:1/v1 judge.model=any",
     ],
 )

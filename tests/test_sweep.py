@@ -210,7 +210,7 @@ def test_what_one_run_fails_with_is_told_and_the_others_go_on(
 def test_a_sweep_that_is_told_to_stop_begins_nothing_else(group_by, tmp_path, monkeypatch, capsys):
     seen = failing(monkeypatch, {2: Stopped("two is stopped")})
     settings = ["-m", "method=visionzip", "tokens=1,2,3", f"sweep.group_by={group_by}"]
-    assert run(monkeypatch, tmp_path, *settings) != 0
+    assert run(monkeypatch, tmp_path, *settings) == 130
     assert seen == [1, 2]
     assert statuses(tmp_path) == ["done", "stopped"]
     assert capsys.readouterr().err.splitlines()[1:] == ["zipeval: two is stopped"]

@@ -45,6 +45,7 @@ class Benchmark:
         scale: what turns the metric into the number that papers print.
         about: one line for `zipeval list tasks`: what differs from the papers' protocol.
         sources: what it reads, the samples first; nothing for data beside the task.
+        samples: in the split on the hub, as its card has it; None for data that is counted where it lies.
         needs: `server` where the papers' split is scored by one, to which answers are submitted; here another split is
             read, whose answers are public.
         multiple: samples that are scored together; a limit has to be a multiple of it.
@@ -60,6 +61,7 @@ class Benchmark:
     scale: float
     about: str
     sources: tuple[Source, ...] = ()
+    samples: int | None = None
     needs: str = ""
     multiple: int = 1
     version: int = 1
@@ -89,6 +91,7 @@ BENCHMARKS = {
             Source(f"{HUB}/GQA", "testdev", "testdev_balanced_instructions"),
             Source(f"{HUB}/GQA", "testdev", scoring.GQA_IMAGES),
         ),
+        samples=12_578,
         functions=partial(scoring.gqa_functions, f"{HUB}/GQA"),
     ),
     "mmbench_en_dev": Benchmark(
@@ -98,6 +101,7 @@ BENCHMARKS = {
         "as LLaVA: validation, a question is right in all rotations of its options (a limit= may part them); the judge "
         "reads answers that name no option",
         (Source(f"{HUB}/MMBench", "dev", "en"),),
+        samples=4_329,
         settings=JUDGED,
         functions=scoring.mmbench_functions,
     ),
@@ -107,6 +111,7 @@ BENCHMARKS = {
         1,
         "perception + cognition; LLaVA's own table prints perception alone",
         (Source(f"{HUB}/MME", "test"),),
+        samples=2_374,
         multiple=2,
         sample=scoring.mme_sample,
         derive=scoring.mme,
@@ -117,6 +122,7 @@ BENCHMARKS = {
         100,
         "mean F1 of adversarial, popular and random under LLaVA's rule for yes and no; pope_f1_exact is lmms-eval's",
         (Source(f"{HUB}/POPE", "test"),),
+        samples=9_000,
         sample=scoring.pope_sample,
         derive=scoring.pope,
     ),
@@ -126,6 +132,7 @@ BENCHMARKS = {
         100,
         "as the papers: the questions with an image",
         (Source(f"{HUB}/ScienceQA", "test", "ScienceQA-IMG"),),
+        samples=2_017,
     ),
     "vqav2_val": Benchmark(
         "VQAv2",
@@ -133,6 +140,7 @@ BENCHMARKS = {
         100,
         "as the papers on the validation split",
         (Source(f"{HUB}/VQAv2", "validation"),),
+        samples=214_354,
         needs="server",
     ),
     "textvqa_val": Benchmark(
@@ -141,6 +149,7 @@ BENCHMARKS = {
         100,
         "as LLaVA: validation, OCR tokens in the prompt",
         (Source(f"{HUB}/textvqa", "validation"),),
+        samples=5_000,
         settings={
             "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": SHORT, "ocr": True}},
             "generation_kwargs": LLAVA_LENGTH,
@@ -154,6 +163,7 @@ BENCHMARKS = {
         100,
         "as MMMU: validation, images in their places, a seeded guess where no option is named",
         (Source(f"{HUB}/MMMU", "validation"),),
+        samples=900,
         sample=scoring.mmmu_sample,
         derive=scoring.mmmu,
     ),
@@ -163,6 +173,7 @@ BENCHMARKS = {
         100,
         "as LLaVA: images and videos, of a video the middle one of the data set's frames; lmms-eval gives all of them",
         (Source(f"{HUB}/SEED-Bench", "test"),),
+        samples=17_990,
         settings={"generation_kwargs": LLAVA_LENGTH},
         functions=scoring.seed_functions,
         sample=scoring.seed_sample,
@@ -173,6 +184,7 @@ BENCHMARKS = {
         1,
         "as LLaVA, without lmms-eval's preamble, graded once by the judge that you name; theirs is GPT-4 (0613)",
         (Source(f"{HUB}/MMVet", "test"),),
+        samples=218,
         settings={**JUDGED, "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}}},
         functions=scoring.judged_functions,
     ),
@@ -182,6 +194,7 @@ BENCHMARKS = {
         1,
         "as LLaVA, in the wild, up to 1024 tokens, graded by the judge that you name; theirs is GPT-4 (0613)",
         (Source(f"{HUB}/llava-bench-in-the-wild", "train"),),
+        samples=60,
         settings={**JUDGED, "generation_kwargs": {**LLAVA_LENGTH, "max_new_tokens": 1024}},
         functions=scoring.judged_functions,
     ),
@@ -191,6 +204,7 @@ BENCHMARKS = {
         100,
         "as the papers on the validation split",
         (Source(f"{HUB}/VizWiz-VQA", "val"),),
+        samples=4_319,
         needs="server",
         settings={"generation_kwargs": LLAVA_LENGTH},
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from zlib import crc32
 
@@ -47,6 +47,9 @@ class ZipEval(lmms):
         self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample;
         # its `latency` is the seconds from its batch's prepared inputs to its batch's last token
         self.images: dict[tuple[str, int], bytes] = {}  # of the first samples of a task, likewise: a JPEG file
+        self.keep: Callable[[list[tuple]], None] | None = (
+            None  # told of every batch's (request, answer), failed ones not
+        )
 
     def __repr__(self) -> str:
         """Part of the key of lmms-eval's response cache: has to tell methods and budgets apart."""
@@ -78,6 +81,9 @@ class ZipEval(lmms):
                 for found in self._answered(model, requests, numbers):
                     answers |= found
                     advance(len(found))
+                    batch = [(requests[number], answer) for number, answer in found.items()]
+                    if self.keep and "error" not in self.measured[_place(batch[0][0])]:
+                        self.keep(batch)
         return [answers[number] for number in range(len(requests))]
 
     def _answered(self, model, requests: list[Instance], numbers: list[int]) -> Iterator[dict[int, GenerationResult]]:

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zipeval import __version__, ranks
-from zipeval.errors import RunError, UsageError, did_you_mean
+from zipeval.errors import RunError, Stopped, UsageError, did_you_mean
 
 HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
 
   zipeval run model=MODEL method=METHOD tokens=N   evaluate; -m sweeps, e.g. zipeval run -m tokens=48,32,16
+  zipeval plan OVERRIDES                           what `zipeval run -m OVERRIDES` comes to: runs, samples,
+                                                   tokens and, as far as measured, hours; +table=paper_table1
+  zipeval status [SWEEP] [results=DIR]             how far runs and sweeps are, and how long they will still take
   zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
                 [statistics=true] [format=latex]   with intervals; also csv, html, json
                 [table=paper/table1 [source=paper]]  in the paper's layout, beside its numbers; or those alone
@@ -25,6 +28,9 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
+  zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
+  zipeval check --against FILE [--max-drop 1.0] [--junit FILE] [--format text|github] [results=DIR]
+                                                   records beside that file: 0 as good, 1 regression, 2 cannot compare
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
   zipeval list models|methods|tasks|suites|tables|launchers
@@ -35,12 +41,13 @@ zipeval run --help shows every setting.
 """
 GROUPS = {"model": "models", "method": "methods", "suite": "suites", "table": "tables", "launcher": "launchers"}
 LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # Hydra's: the extra that brings it
+ADDED = ("table", "launcher")  # to a configuration that has none
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
-FAILED, USAGE_ERROR = 1, 2
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main() -> None:
-    """Console entry point. Exit codes: 0 done, 1 failed, 2 refused."""
+    """Console entry point. Exit codes: 0 done, 1 failed, 2 refused, 130 stopped by Ctrl-C or a scheduler."""
     command, arguments = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if command in ("-h", "--help", "help"):
         return print(HELP, end="")
@@ -55,7 +62,10 @@ def main() -> None:
         if ranks.first():
             print(f"zipeval: {error}", file=sys.stderr, flush=True)
         ranks.leave()
-        sys.exit(USAGE_ERROR if isinstance(error, UsageError) else FAILED)
+        codes = {UsageError: USAGE_ERROR, Stopped: INTERRUPTED}
+        sys.exit(codes.get(type(error), FAILED))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `zipeval table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -117,7 +127,8 @@ def expand(arguments: list[str]):
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from zipeval.sweep import GROUPINGS, plan
+    from zipeval.sweep import GROUPINGS
+    from zipeval.sweep import plan as plan_sweep
 
     _register_schema()
     given = get_args_parser().parse_args(arguments)
@@ -141,7 +152,12 @@ def expand(arguments: list[str]):
             table = whole.hydra.runtime.choices.get("table")
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
-    return plan(table, " ".join(["zipeval run", *map(shlex.quote, arguments)]), composed, group_by), launching
+    return plan_sweep(table, _command(arguments), composed, group_by), launching
+
+
+def _command(arguments: list[str]) -> str:
+    """That runs the sweep, for a shell."""
+    return shlex.join(["zipeval", "run", "-m", *(a for a in arguments if a not in ("-m", "--multirun"))])
 
 
 def _launch(sweep, launching: list[str]) -> None:
@@ -187,6 +203,28 @@ def _elsewhere(directory: str | None) -> list[str]:
     if not Path(directory).is_dir():
         raise UsageError(f"--config-dir {directory}: no such directory.")
     return [f"hydra.searchpath=[{Path(directory).absolute().as_uri()}]"]
+
+
+def plan(arguments: list[str]) -> None:
+    """`zipeval plan`: of what `zipeval run -m` would do."""
+    from dataclasses import replace
+
+    from zipeval.plan import STAND_INS, show
+
+    missing = [name for name in STAND_INS if not any(a.lstrip("+").startswith(f"{name}=") for a in arguments)]
+    sweep, _ = expand([*(f"{name}={STAND_INS[name]}" for name in missing), *arguments])
+    show(replace(sweep, command=_command(arguments)), missing)
+
+
+def status(arguments: list[str]) -> None:
+    """`zipeval status [SWEEP]`."""
+    from zipeval.status import status as show
+
+    names = [a for a in arguments if "=" not in a]
+    given = settings("status", [a for a in arguments if "=" in a], ("results",))
+    if len(names) > 1:
+        raise UsageError(f"status {' '.join(names)}: name one sweep, or none to list all.")
+    show(names[0] if names else None, given.get("results", "results/runs"))
 
 
 def bench(arguments: list[str]) -> None:
@@ -310,6 +348,60 @@ def report(arguments: list[str]) -> None:
     print("\n".join(map(str, written)))
 
 
+def baseline(arguments: list[str]) -> None:
+    """`zipeval baseline`."""
+    from zipeval.baseline import write
+
+    given = settings("baseline", arguments, ("results", "out"))
+    out = Path(given.get("out", "results/baselines/shapes.json")).expanduser()
+    count = write(given.get("results", "results/runs"), out)
+    print(f"{out} holds {count} record{'s' if count > 1 else ''}: commit it. `zipeval check --against {out}` compares.")
+
+
+def check(arguments: list[str]) -> None:
+    """`zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
+    from zipeval import gate
+
+    given = settings("check", _without_dashes(arguments), ("against", "max_drop", "junit", "format", "results"))
+    if not given.get("against"):
+        raise UsageError("check: name a baseline, `zipeval check --against results/baselines/shapes.json`.")
+    github = choice(given, "format", ("text", "github")) == "github"
+    against, drop = Path(given["against"]).expanduser(), _percent(given.get("max_drop", "1.0"))
+    verdicts = gate.check(against, given.get("results", "results/runs"), drop)
+    print(gate.text(verdicts))
+    if github:
+        print(gate.annotations(verdicts))
+    if "junit" in given:
+        gate.write_junit(verdicts, Path(given["junit"]).expanduser())
+    gate.conclude(verdicts, against)
+
+
+def _without_dashes(arguments: list[str]) -> list[str]:
+    """`--max-drop 1.0` and `--max-drop=1.0` as the setting `max_drop=1.0`."""
+    found, rest = [], iter(arguments)
+    for argument in rest:
+        if argument.startswith("--"):
+            name, assigned, value = argument.removeprefix("--").partition("=")
+            argument = f"{name.replace('-', '_')}={value if assigned else next(rest, '')}"
+        found.append(argument)
+    return found
+
+
+def _percent(value: str) -> float:
+    """What max_drop= says.
+
+    Raises:
+        UsageError: for a number that is none.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 100:
+        raise UsageError(f"max_drop={value}: expected percent of a score, from 0 to 100, such as --max-drop 1.0.")
+    return number
+
+
 def convert(arguments: list[str]) -> None:
     """`zipeval convert mini_gemini SRC DST`."""
     places = [a for a in arguments if "=" not in a]
@@ -348,7 +440,7 @@ def list_choices(arguments: list[str]) -> None:
         group = next(g for g, plural in GROUPS.items() if plural == what)
         columns = (_source, _about) if group == "model" else (_about,)
         rows = [(path.stem, *(column(path) for column in columns)) for path in _choices(group)]
-        footer = f"Use with {group}=NAME."
+        footer = f"Use with {'+' * (group in ADDED)}{group}=NAME."
     else:
         raise UsageError(f"list {' '.join(arguments)}: say what.{did_you_mean(what, [*GROUPS.values(), 'tasks'])}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -381,10 +473,14 @@ def doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
+    "plan": plan,
+    "status": status,
     "bench": bench,
     "table": table,
     "show": show,
     "report": report,
+    "baseline": baseline,
+    "check": check,
     "convert": convert,
     "list": list_choices,
     "data": data,
@@ -432,7 +528,7 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
             for choice in value.split(","):
                 if choice not in known and not elsewhere:
                     return UsageError(f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}")
-            if group in ("table", "launcher") and not argument.startswith("+"):  # nothing is there to be replaced
+            if group in ADDED and not argument.startswith("+"):
                 return UsageError(f"{argument}: write +{argument}.")
         elif top not in [*settings, *GROUPS]:
             return UsageError(f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}")

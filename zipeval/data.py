@@ -57,19 +57,16 @@ def examine(source: Source, root: str | None) -> tuple[str, str]:
     if folder is None:
         prepared = _prepared(source)
         return (PRESENT, str(prepared)) if prepared else (MISSING, _nowhere(root))
-    import datasets
     import pyarrow
     import yaml
     from pyarrow import parquet
 
     try:
-        with TemporaryDirectory() as nothing:  # it makes folders for rows that are not read here
-            builder = datasets.load_dataset_builder(str(folder), name=source.config, cache_dir=nothing)
+        files = _files(folder, source)
     except yaml.YAMLError as error:
         return DAMAGED, f"{folder}/README.md: its head is no YAML: {str(error).splitlines()[0]}"
     except (ValueError, FileNotFoundError) as error:  # no such config; nothing matches what its README names
         return MISSING, str(error).split("\n")[0]
-    files = builder.config.data_files or {}
     if source.split not in files:
         return MISSING, f"{folder} has no split {source.split}, only {', '.join(map(str, files)) or 'nothing'}"
     for file in files[source.split]:
@@ -78,6 +75,16 @@ def examine(source: Source, root: str | None) -> tuple[str, str]:
         except (pyarrow.ArrowInvalid, OSError) as error:
             return DAMAGED, f"{file}: {str(error).splitlines()[0]}"
     return PRESENT, str(folder)
+
+
+def rows(source: Source, root: str | None) -> int | None:
+    """Of the local copy, if there is a whole one."""
+    folder = copy_of(source.dataset, root)
+    if folder is None or examine(source, root)[0] != PRESENT:
+        return None
+    from pyarrow import parquet
+
+    return sum(parquet.read_metadata(file).num_rows for file in _files(folder, source)[source.split])
 
 
 def report(tasks: list[str], root: str | None) -> tuple[str, bool]:
@@ -113,6 +120,15 @@ def copies_below(root: str | None) -> Iterator[None]:
 
 def _sources(task: str) -> tuple[Source, ...]:
     return benchmarks.BENCHMARKS[task].sources if task in benchmarks.BENCHMARKS else ()
+
+
+def _files(folder: Path, source: Source) -> dict:
+    """Those of a copy, by split."""
+    import datasets
+
+    with TemporaryDirectory() as nothing:  # it makes folders for rows that are not read here
+        builder = datasets.load_dataset_builder(str(folder), name=source.config, cache_dir=nothing)
+    return builder.config.data_files or {}
 
 
 def _cache(folder: Path) -> str:

@@ -15,7 +15,7 @@ class RunError(Exception):
 
 
 class Stopped(RunError):
-    """A run that was told to stop, and did when what it had at hand was kept; exit code 130."""
+    """A run that was asked to stop, and did so behind a batch; exit code 130. Of a sweep, no other run is begun."""
 
 
 class BudgetError(RunError):

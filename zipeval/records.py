@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from zipeval.errors import UsageError
+from zipeval.errors import RunError, UsageError
 
 SCHEMA = 4
 PACKAGES = (
@@ -43,7 +44,7 @@ PACKAGES = (
     "av",
 )
 # What differs between two equal runs, in records and in samples; `samples` has the digest of the latter.
-CIRCUMSTANCES = ("started", "ended", "seconds", "path", "samples", "latency", "batch", "reuse", "processes")
+CIRCUMSTANCES = ("started", "ended", "seconds", "sessions", "path", "samples", "latency", "batch", "reuse", "processes")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -85,11 +86,24 @@ def write(
 
     Args:
         images: by doc_id, JPEG files; without any, those stay that are there.
+
+    Raises:
+        RunError: if it cannot be written.
     """
+    try:
+        return _write(directory, record, samples, images)
+    except OSError as error:
+        place, reason = error.filename or directory, f"cannot be written ({error.strerror})"
+        raise RunError(f"{place}: {reason}. Make room and run this again: no answer is lost.") from error
+
+
+def _write(
+    directory: Path, record: dict[str, Any], samples: list[dict[str, Any]], images: Mapping[int, bytes] | None
+) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{record['task']}.json"
     if path.exists() and not incomplete(read(path)):
-        raise FileExistsError(path)
+        raise RunError(f"{path}: it is finished. Move it away and {_again(path)}.")
     if images:
         _write_images(directory / f"{record['task']}.images", images)
     lines = "".join(json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples)
@@ -198,6 +212,25 @@ def git_revision() -> dict[str, Any] | None:
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@cache
+def code(modules: tuple[str, ...] = ()) -> str:
+    """Hash of zipeval's own Python files and of those of other modules, which are imported."""
+    files = {*Path(__file__).parent.rglob("*.py")}
+    files |= {Path(file) for name in modules if (file := getattr(sys.modules[name], "__file__", None))}
+    return digest_files(files)
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words, what is not the same of all that answers depend on beyond a run's identity.
+
+    Args:
+        then, now: a record, or as much of one as `now` has of task_hash, data_hash, code and versions.
+    """
+    found = {name: (then.get(name), now[name]) for name in ("task_hash", "data_hash", "code")}
+    found |= {name: (then["versions"].get(name), its) for name, its in now["versions"].items() if name != "python"}
+    return [f"{name} {before} (now {after})" for name, (before, after) in found.items() if before != after]
 
 
 def digest_files(paths: Iterable[Path]) -> str:

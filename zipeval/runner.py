@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from copy import deepcopy
 from dataclasses import asdict
@@ -17,14 +18,16 @@ from unittest.mock import patch
 
 from zipeval import benchmarks, data, logger, methods, models, prompts, ranks, records, videoqa
 from zipeval.budget import Picture, Shape
-from zipeval.config import RunConfig, check, recorded, run_id
+from zipeval.config import REUSES, RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, MediaError, UsageError
+from zipeval.journal import Journal
+from zipeval.lock import locked
 from zipeval.placement import machine, place
 from zipeval.progress import progress
 from zipeval.protocols import PROTOCOLS, no_key, pending, summary
+from zipeval.resuming import Helped, resumed
 
 COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a sample's prompt, averaged in the record
-PER_SAMPLE = ("measured", "images")  # what a ZipEval keeps of samples, by (task, doc_id)
 JUDGED_AT_ONCE = 2000  # answers between two writes: verdicts cost money, and so do not get lost with the process
 
 
@@ -208,37 +211,66 @@ def run(config: RunConfig) -> list[Path]:
         benchmarks.check_limit(task, config.limit)
     data.check_root(config.data.root)
     results = records.prepare(config.results)
-    session, found = _open(config, folders, results)
-    judge = _tried_judge(session, found) if ranks.first() else None
-    unanswered = ranks.exchange([task for task, record in found.items() if not record])[0]
-    if not ranks.first():
-        return _help(session, {task: folders[task] for task in unanswered})
-    model = None
-    written = []
-    for task, folder in folders.items():
-        directory, record = results / session.record_id(task), found[task]
-        path = directory / f"{task}.json"
-        if record and not records.incomplete(record):
-            print(f"{directory.name} {task}: finished before, kept. Delete {path} to run it again.")
-        else:
-            if not record:
-                from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
-
-                model = model or ZipEval(session)
-                record, samples = evaluate(model, task, folder)
-                images = {doc_id: model.images.pop((task, doc_id)) for of, doc_id in [*model.images] if of == task}
-                records.write(directory, record, samples, images)
-            if task in PROTOCOLS:
-                record = _judge(judge, directory, records.read(path))
-            print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
-        written.append(path)
+    with ExitStack() as claims:
+        session, found = _open(config, folders, results, claims)
+        judge = _tried_judge(session, found) if ranks.first() else None
+        unanswered = ranks.exchange([task for task, record in found.items() if not record])[0]
+        if not ranks.first():
+            return _help(session, {task: folders[task] for task in unanswered}, results)
+        written = _written(session, found, folders, results, judge)
     if config.logger:
         logger.log(results, written)
     return written
 
 
-def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[Session, dict[str, dict | None]]:
-    """The session and by task the record of an earlier run, if there is one; the data of the others are there."""
+def _written(session: Session, found: dict[str, dict | None], folders: dict[str, Path], results: Path, judge) -> list:
+    """The paths of all records, those made that were not there."""
+    model, written = None, []
+    for task, folder in folders.items():
+        directory, record = results / session.record_id(task), found[task]
+        path = directory / f"{task}.json"
+        if record and not records.incomplete(record):
+            print(f"{directory.name} {task}: finished before, kept. Delete {path} to run it again.")
+            changed = records.changes(record, _made_with(session, task, folder))
+            if changed:
+                print(f"{directory.name} {task}: was made with {', '.join(changed)}.")
+        else:
+            if not record:
+                from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
+
+                model = model or ZipEval(session)
+                _answer(model, task, folder, directory)
+                record = records.read(path)
+            if task in PROTOCOLS:
+                record = _judge(judge, directory, record)
+            print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
+        written.append(path)
+    return written
+
+
+def _answer(model, task: str, folder: Path, directory: Path) -> None:
+    """Make a task's record, from where an earlier process left it."""
+    journal = _journal(model.session, task, folder, directory)
+    if journal.done:
+        print(f"{directory.name} {task}: {len(journal.done)} answers kept from before, going on.")
+    try:
+        with resumed(model, journal):
+            record, samples = evaluate(model, task, folder, journal.sessions)
+    except BudgetError:  # what counted right before is the same method's
+        journal.remove()
+        raise
+    images = {doc_id: model.images.pop((task, doc_id)) for of, doc_id in [*model.images] if of == task}
+    records.write(directory, record, samples, images)
+    journal.remove()
+
+
+def _open(
+    config: RunConfig, folders: dict[str, Path], results: Path, claims: ExitStack
+) -> tuple[Session, dict[str, dict | None]]:
+    """The session and by task the record of an earlier run, if there is one; the data of the others are there.
+
+    Tasks that have something to be done are this process's until `claims` are given up.
+    """
     # Where no run has a record this one has none either, and is refused before torch is imported.
     new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
     for task in new:
@@ -246,20 +278,43 @@ def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[S
     session = Session(config)
     found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
     for task, record in found.items():
+        if (not record or records.incomplete(record)) and ranks.first():
+            claims.enter_context(locked(results / session.record_id(task) / f"{task}.lock"))
+            found[task] = record = _found(session, task, folders[task], results)  # finished meanwhile, perhaps
         if record is None and task not in new:
             data.require(task, config.data.root)
     return session, found
 
 
-def _help(session: Session, folders: dict[str, Path]) -> list[Path]:
+def _help(session: Session, folders: dict[str, Path], results: Path) -> list[Path]:
     """What ranks other than the first do of a run: their share of the answers. They write no record."""
     from zipeval.chat_model import ZipEval
 
     model = ZipEval(session)
     for task, folder in folders.items():
-        with data.copies_below(session.config.data.root), suppress(_Helped):
+        journal = _journal(session, task, folder, results / session.record_id(task))
+        with data.copies_below(session.config.data.root), suppress(Helped), resumed(model, journal):
             _lmms_eval(model, task, folder)
     return []
+
+
+def _made_with(session: Session, task: str, folder: Path) -> dict:
+    """What a task's answers depend on beyond the run's identity."""
+    return {
+        "task_hash": session.task_hash(task, folder),
+        "data_hash": data.fingerprint(task, session.config.data.root),  # None: from the hub, or beside the task
+        "code": records.code(methods.modules(session.config.method)),
+        "versions": records.versions(),
+    }
+
+
+def _journal(session: Session, task: str, folder: Path, directory: Path) -> Journal:
+    return Journal(directory, task, _made_with(session, task, folder), _begun(session))
+
+
+def _begun(session: Session) -> dict:
+    """What a record says of every process that answered some of its questions."""
+    return {"started": records.now(), "reuse": session.reuse, "machine": machine(session.placement)}
 
 
 def _tried_judge(session: Session, found: dict[str, dict | None]):
@@ -316,15 +371,16 @@ def _outcome(record: dict) -> str:
     return f"{score}{failed}, {missing}: run this again to ask the judge for those only"
 
 
-def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
+def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> tuple[dict, list[dict]]:
     """One task through lmms-eval: (record, samples).
 
     Args:
         model: a ZipEval.
         folder: where the task is defined; lmms-eval then has to read nothing else.
+        sessions: of the processes that work on it, this one the last.
     """
-    config = model.session.config
-    started, clock = records.now(), time.monotonic()
+    config, clock = model.session.config, time.monotonic()
+    sessions = sessions or [_begun(model.session)]
     provenance = _provenance(model.session, task, folder)
     with data.copies_below(config.data.root):
         results = _lmms_eval(model, task, folder)
@@ -347,12 +403,21 @@ def evaluate(model, task: str, folder: Path) -> tuple[dict, list[dict]]:
             "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
         },
         "prefill": {name: fmean(s[name] for s in read) for name in COSTS},
-        "reuse": model.session.reuse,
-        "started": started,
-        "ended": records.now(),  # or when the last verdict came
-        "seconds": round(time.monotonic() - clock, 2),
     }
-    return record, samples
+    return record | _times(sessions, time.monotonic() - clock), samples
+
+
+def _times(sessions: Sequence[dict], seconds: float) -> dict:
+    """When, for how long and by what a task was answered; the last of the sessions took so many seconds."""
+    *earlier, last = sessions
+    sessions = [*earlier, {**last, "seconds": round(seconds, 2)}]
+    return {
+        "reuse": max((its["reuse"] for its in sessions), key=REUSES.index),
+        "started": sessions[0]["started"],
+        "ended": records.now(),  # or when the last verdict came
+        "seconds": round(sum(its["seconds"] for its in sessions), 2),
+        "sessions": sessions,
+    }
 
 
 def _provenance(session: Session, task: str, folder: Path) -> dict:
@@ -361,14 +426,12 @@ def _provenance(session: Session, task: str, folder: Path) -> dict:
     return {
         "run_id": session.record_id(task),
         "task": task,
-        "task_hash": session.task_hash(task, folder),
-        "data_hash": data.fingerprint(task, config.data.root),  # None: from the hub, or beside the task
+        **_made_with(session, task, folder),
         "model_revision": session.checkpoint.revision,  # None: no commit of the hub, see resolved.fingerprint
         "config": recorded(config, task in PROTOCOLS),
         "resolved": session.resolved,
         "machine": machine(session.placement),
         "processes": ranks.here().count,  # like the first's, each on a device of its own
-        "versions": records.versions(),
         "git": records.git_revision(),
     }
 
@@ -406,9 +469,7 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
     try:
         with ExitStack() as patches:
             patches.enter_context(no_key())
-            if ranks.here().count > 1:
-                patches.enter_context(ranks.alone())
-                patches.enter_context(patch.object(model, "generate_until", partial(_together, model)))
+            patches.enter_context(ranks.alone())
             patches.enter_context(patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)))
             if questions:  # lmms-eval knows data sets that datasets can load, and only those
                 loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(questions))
@@ -431,29 +492,6 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
         raise UsageError(
             f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
         ) from error
-
-
-class _Helped(Exception):
-    """A rank other than the first has answered its share of a task; it has nothing to score."""
-
-
-def _together(model, requests: list) -> list:
-    """All ranks' answers in the order of the requests, with what `model` keeps of the samples; in the first rank.
-
-    Raises:
-        _Helped: in the others.
-    """
-    mine, kept = ranks.share(requests), [getattr(model, name) for name in PER_SAMPLE]
-    answers = type(model).generate_until(model, mine) if mine else []
-    found = ranks.gather((answers, *kept))
-    if found is None:
-        for of_samples in kept:
-            of_samples.clear()
-        raise _Helped
-    for _, *its in found:
-        for of_samples, of_rank in zip(kept, its, strict=True):
-            of_samples.update(of_rank)
-    return [answer for its, *_ in found for answer in its]
 
 
 def _without_bar(tqdm, *args, **kwargs):

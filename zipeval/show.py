@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from zipeval import records
+from zipeval.console import NOTHING
+from zipeval.console import add as _add
+from zipeval.console import console as new_console
+from zipeval.console import table as _table
 from zipeval.errors import UsageError, closest
 
-PROVENANCE = ("run_id", "model_revision", "git", "machine", "versions", "resolved", "config")
+PROVENANCE = ("run_id", "model_revision", "git", "code", "machine", "versions", "resolved", "config")
 OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
 OF_TASKS = ("status", "started", "ended", "seconds", "task_hash", "data_hash")  # every task has its own
-NOTHING = "-"
 
 
 def show(name: str, results: str) -> None:
@@ -33,7 +34,7 @@ def show(name: str, results: str) -> None:
     """
     directory = find(name, results)
     found = [records.read(path) for path in sorted(directory.glob("*.json"))]
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console = new_console()
     console.print(Text(directory.name, "bold"))
     for table in (_scores(found), _tasks(found), _provenance(found)):
         console.print()
@@ -78,7 +79,7 @@ def _tasks(found: list[dict]) -> Table:
 def _provenance(found: list[dict]) -> Table:
     """A line for each setting; where tasks do not agree on it, one for each task."""
     table = _table("provenance", "", left=("provenance", ""))
-    flat = {record["task"]: dict(_flat({k: record.get(k) for k in PROVENANCE})) for record in found}
+    flat = {r["task"]: dict(_flat({**{k: r.get(k) for k in PROVENANCE}, **_sessions(r)})) for r in found}
     for name in dict.fromkeys(name for settings in flat.values() for name in settings):
         held = {task: settings[name] for task, settings in flat.items() if name in settings}
         if len(held) == len(found) and len(set(held.values())) == 1:
@@ -87,6 +88,12 @@ def _provenance(found: list[dict]) -> Table:
             for task, value in held.items():
                 _add(table, f"{name} ({task})", value)
     return table
+
+
+def _sessions(record: dict) -> dict[str, dict]:
+    """Of the processes that answered a task, where there was more than one."""
+    sessions = record.get("sessions", [])
+    return {f"session {i}": its for i, its in enumerate(sessions, 1)} if len(sessions) > 1 else {}
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -102,15 +109,3 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}"
-
-
-def _table(*headings: str, left: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: Any) -> None:
-    """What is in a record is text, not rich's markup: `[red]` stays as it is."""
-    table.add_row(*(Text(NOTHING if cell is None else str(cell)) for cell in cells))

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
+import socket
+import sys
 import traceback
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -221,8 +222,12 @@ class Job:
         self._record(cell, started | ended | {"ended": records.now()})
 
     def _record(self, cell: Cell, state: dict[str, Any]) -> None:
-        if ranks.first():
+        if not ranks.first():
+            return
+        try:
             _write(self.sweep.directory / f"{cell.name}.json", state)
+        except RunError as error:  # where a state has no room, a record may have some
+            print(f"zipeval: {error} What it was to say: {state['error'] or state['status']}", file=sys.stderr)
 
 
 def evaluate(config: RunConfig) -> list[str]:
@@ -242,7 +247,7 @@ def evaluate(config: RunConfig) -> list[str]:
 def _state(status: str, error: str | None = None, ended: str | None = None) -> dict[str, Any]:
     return {
         "status": status,
-        "host": platform.node(),
+        "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "started": records.now(),
@@ -253,7 +258,10 @@ def _state(status: str, error: str | None = None, ended: str | None = None) -> d
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    records.atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    try:
+        records.atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}). Make room and run this again.") from error
 
 
 def read_state(path: Path) -> dict[str, Any] | None:

@@ -39,6 +39,12 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
         raise UsageError(f"method={method['name']}: {error}. `zipeval run --help` shows its settings.") from error
 
 
+def modules(method: dict[str, Any]) -> tuple[str, ...]:
+    """Those that hold the classes of a config's `method` node, and of the methods that it is made of."""
+    inner = [name for option in method.values() if isinstance(option, dict) for name in modules(option)]
+    return (method["_target_"].rpartition(".")[0], *inner)
+
+
 def stages(method):
     """(what acts before the decoder, what acts inside it or None), if the method is made of such; else None.
 

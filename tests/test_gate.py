@@ -1,0 +1,522 @@
+"""The regression gate: over methods that are broken on purpose, and over records that were changed by hand."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from unittest.mock import patch
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from zipeval import baseline, gate, records
+from zipeval.benchmarks import task_folder
+from zipeval.cli import compose, main
+from zipeval.engine.vision import Crops
+from zipeval.errors import BudgetError, RunError, UsageError
+from zipeval.gate import INCOMPARABLE, NEW, PASSED, REGRESSED
+from zipeval.methods import visionzip
+from zipeval.methods.fastv import FastV
+from zipeval.runner import Session, run
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = ROOT / "results/baselines/shapes.json"
+COUNT = 400  # of samples of a record that is made up
+ATTENTION, FOR_BUDGET = Crops.attention, FastV.for_budget.__func__
+
+
+def evaluate(root, *overrides):
+    """A real run of the embedded model."""
+    (path,) = run(compose([f"results={root}", "limit=128", "tokens=16", "runner.reuse=features", *overrides]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """By method, the baseline of a real run."""
+    files = {}
+    for method in ("visionzip", "fastv"):
+        root = tmp_path_factory.mktemp(method)
+        evaluate(root / "runs", f"method={method}")
+        files[method] = root / "baseline.json"
+        assert baseline.write(str(root / "runs"), files[method]) == 1
+    return files
+
+
+@pytest.mark.parametrize("method", ["visionzip", "fastv"])
+def test_a_second_run_passes(good, method, tmp_path):
+    evaluate(tmp_path, f"method={method}", "batch_size=7")
+    (verdict,) = gate.check(good[method], str(tmp_path), max_drop=0)
+    assert (verdict.outcome, verdict.lines) == (PASSED, [])
+
+
+def one_layer_later(cls, tokens, budget, shape, **options):
+    made = FOR_BUDGET(cls, tokens, budget, shape, **options)
+    return cls(ratio=made.ratio, K=made.K + 1)
+
+
+BROKEN = {
+    "the least attended": (
+        "visionzip",
+        Crops,
+        "attention",
+        lambda self: -ATTENTION(self),
+        ["accuracy", "answer", "left"],
+    ),
+    "nothing is merged": (
+        "visionzip",
+        visionzip,
+        "merge",
+        lambda hidden, keys, count: hidden[:, visionzip.targets(hidden.shape[1], count)],
+        ["answer"],
+    ),
+    "K off by one": (
+        "fastv",
+        FastV,
+        "for_budget",
+        classmethod(one_layer_later),
+        ["tokens, mean", "flops_exact", "left"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_method_is_a_regression(good, name, tmp_path):
+    method, of, attribute, broken, said = BROKEN[name]
+    with patch.object(of, attribute, broken):
+        evaluate(tmp_path, f"method={method}")
+    (verdict,) = gate.check(good[method], str(tmp_path), max_drop=1)
+    assert verdict.outcome == REGRESSED
+    for words in said:
+        assert any(words in line for line in verdict.lines), verdict.lines
+    with pytest.raises(RunError, match="1 record regressed"):
+        gate.conclude([verdict], good[method])
+
+
+def test_what_a_run_itself_refuses_cannot_be_compared(good, tmp_path):
+    """More tokens are left than the method itself says: no record is written, and that is no pass."""
+    with patch.object(FastV, "layers", lambda self, depth: (self.K + 1,)), pytest.raises(BudgetError):
+        evaluate(tmp_path / "broken", "method=fastv")
+    evaluate(tmp_path, "method=vanilla", "limit=2")
+    verdicts = gate.check(good["fastv"], str(tmp_path), max_drop=1)
+    assert [verdict.outcome for verdict in verdicts] == [INCOMPARABLE, NEW]
+    command = "`zipeval run model=tiny_llava method=fastv tokens=16 limit=128 tasks=[zipeval_shapes] ...`"
+    assert command in verdicts[0].lines[0]
+
+
+def put(root, wrong=100, first=0, worth=1.0, answers=0, left=0, task="shapes", reduces=True, fields=(), **changed):
+    """A made-up record, of which `wrong` samples are, from `first` on, and the others are worth `worth`.
+
+    Args:
+        answers, left: how many samples have another answer, and other tokens left.
+        reduces: whether samples tell which tokens are left.
+        fields: (dotted name, value) of the record to change.
+        changed: fields of every sample.
+    """
+    samples = [
+        {
+            "doc_id": i,
+            "question_hash": f"{i:x}",
+            "target": "red",
+            "prediction": "blue\x07" if i < answers else "red",
+            **({"kept": [[1, 2, 4 if i < left else 3]], "merged": [[]]} if reduces else {}),
+            "score": worth * (not first <= i < first + wrong),
+            **changed,
+        }
+        for i in range(COUNT)
+    ]
+    model = {"name": "tiny", "family": "llava", "prompt": "hf", "image_aspect": "pad"}
+    method = {"name": "visionzip", "_target_": "x", "tokens": 16}
+    record = {
+        "task": task,
+        "task_hash": "h",
+        "data_hash": None,
+        "status": "success",
+        "metric": "accuracy",
+        "score": 100 * worth * (COUNT - wrong) / COUNT,
+        "visual_tokens": {"requested": 16, "mean": 16.0, "final": 16.0, "entering": [16.0] * 6},
+        "prefill": {"prompt_tokens": 30.0, "kv_entries": 99.0, "flops_formula": 1e9, "flops_exact": 2e9},
+        "config": {
+            "model": model,
+            "method": method,
+            "tokens": 16,
+            "budget": "paper",
+            "packing": "published",
+            "limit": None,
+            "seed": 0,
+        },
+        "resolved": {
+            "fingerprint": "f",
+            "device": "cuda:0",
+            "dtype": "float32",
+            "attn_implementation": "sdpa",
+            "quantization": "none",
+            "device_map": None,
+        },
+        "git": {"revision": "0123456789abcdef", "dirty": False},
+    }
+    for name, value in dict(fields).items():
+        *path, last = name.split(".")
+        node = record
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return records.write(Path(root) / f"run-{len(list(Path(root).glob('*')))}", record, samples)
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """(what to change in a made-up record, max_drop) -> its verdict, against one that is as made up."""
+
+    def check(max_drop=1.0, then=(), **changed):
+        put(tmp_path / "then", **dict(then))
+        put(tmp_path / "now", **changed)
+        baseline.write(str(tmp_path / "then"), tmp_path / "baseline.json")
+        verdict, *_ = gate.check(tmp_path / "baseline.json", str(tmp_path / "now"), max_drop)
+        return verdict
+
+    return check
+
+
+MEASURED = [
+    ("visual_tokens.mean", 16.1),
+    ("visual_tokens.final", 15.0),
+    ("visual_tokens.entering", [16.0, 16.0, 17.0, 15.0, 16.0, 16.0]),
+    ("prefill.flops_exact", 1.999e9),
+    ("prefill.flops_formula", 1.01e9),
+    ("prefill.kv_entries", 98.0),
+    ("prefill.prompt_tokens", 31.0),
+]
+
+
+@pytest.mark.parametrize("change", MEASURED)
+def test_other_tokens_or_costs_alone_are_a_regression(change, compared):
+    """Fewer of them too: the method is not the one that the baseline is of."""
+    verdict = compared(fields=[change])
+    assert verdict.outcome == REGRESSED
+    assert change[0].rpartition(".")[2] in verdict.lines[0]
+    assert " -> " in verdict.lines[0]
+
+
+def test_rounding_of_what_was_measured_is_none(compared):
+    assert compared(fields=[("prefill.flops_exact", 2.0001e9)]).outcome == PASSED
+
+
+@pytest.mark.parametrize(
+    ("lost", "max_drop", "outcome", "said"),
+    [
+        (3, 1.0, PASSED, "accuracy 75 -> 74.25, 1% lower, p = 0.25"),  # 1% of 75, and no more
+        (4, 1.0, REGRESSED, "accuracy 75 -> 74, 1.33% lower, p = 0.12: more than max_drop=1"),
+        (4, 2.0, PASSED, "accuracy 75 -> 74, 1.33% lower, p = 0.12"),
+        (7, 5.0, PASSED, "accuracy 75 -> 73.25, 2.33% lower, p = 0.016"),
+        (8, 5.0, REGRESSED, "accuracy 75 -> 73, 2.67% lower, p = 0.0078: significant"),
+        (-30, 0.0, PASSED, "accuracy 75 -> 82.5, better"),
+    ],
+)
+def test_a_lower_score(lost, max_drop, outcome, said, compared):
+    verdict = compared(max_drop, wrong=100 + lost)
+    assert (verdict.outcome, verdict.lines[0]) == (outcome, said)
+    assert f"{max(lost, 0)} samples lost" in verdict.lines
+    assert f"{max(-lost, 0)} samples gained" in verdict.lines
+
+
+@pytest.mark.parametrize(("lost", "outcome"), [(3, PASSED), (10, REGRESSED)])
+def test_scores_between_right_and_wrong(lost, outcome, compared):
+    """McNemar's test has nothing to say of them, the interval of the difference has."""
+    verdict = compared(100.0, then={"worth": 0.5}, worth=0.5, wrong=100 + lost)
+    assert verdict.outcome == outcome
+    assert ("lower: significant" in verdict.lines[0]) == (outcome == REGRESSED)
+
+
+@pytest.mark.parametrize(("then", "now"), [(-50.0, -51.0), (0.0, -1.0)])
+def test_scores_below_zero(then, now, compared):
+    verdict = compared(then={"fields": [("score", then)]}, fields=[("score", now)])
+    assert (verdict.outcome, "more than max_drop=1" in verdict.lines[0]) == (REGRESSED, True)
+
+
+def test_samples_are_compared_pair_by_pair(compared):
+    """As many are right: those that were lost and gained are told all the same, by the first of each."""
+    verdict = compared(first=4, answers=4)
+    assert verdict.outcome == PASSED
+    shown = [f"  doc_id {i}: score 0 -> 1, answers 'blue\\x07', target 'red'" for i in range(3)]
+    at = verdict.lines.index("4 samples gained")
+    assert verdict.lines[at + 1 :] == [*shown, "zipeval's commit: 0123456789 -> 0123456789"]
+    assert verdict.lines[at - 4 : at - 2] == [
+        "4 samples lost",
+        "  doc_id 100: score 1 -> 0, answers 'red', target 'red'",
+    ]
+
+
+@pytest.mark.parametrize(("name", "words"), [("answers", "another answer"), ("left", "other tokens left")])
+def test_few_samples_may_change(name, words, compared):
+    assert compared(**{name: 4}).lines[0] == f"{words} in 4 of 400 samples"
+
+
+@pytest.mark.parametrize(("name", "words"), [("answers", "another answer"), ("left", "other tokens left")])
+def test_more_than_a_few_may_not(name, words, compared):
+    verdict = compared(**{name: 5})
+    assert (verdict.outcome, verdict.lines[0]) == (REGRESSED, f"{words} in 5 of 400 samples, more than 1%")
+
+
+@pytest.mark.parametrize("changed", [{"reduces": False}, {"then": {"reduces": False}}])
+def test_tokens_that_only_one_of_two_tells_are_others(changed, compared):
+    verdict = compared(**changed)
+    assert verdict.lines[0] == "other tokens left in 400 of 400 samples, more than 1%"
+
+
+def test_a_task_without_a_score(compared):
+    unscored = {"fields": [("metric", None), ("score", None)], "score": None}
+    assert compared(then=unscored, **unscored).outcome == PASSED
+
+
+def test_a_score_that_is_gone(compared):
+    verdict = compared(fields=[("score", None)])
+    assert (verdict.outcome, verdict.lines[0]) == (REGRESSED, "score: 75.0 -> None")
+
+
+OTHERS = [
+    ("resolved.fingerprint", "e", "other weights (fingerprint f in the baseline, e in "),
+    ("task_hash", "g", "other task (task_hash h in the baseline, g in "),
+    ("data_hash", "g", "other data (data_hash None in the baseline, g in "),
+    ("config.limit", 64, "other samples (limit None in the baseline, 64 in "),
+    ("resolved.dtype", "bfloat16", "other dtype (dtype float32 in the baseline, bfloat16 in "),
+    ("config.model.prompt", "vicuna_v1", "other prompt (prompt hf in the baseline, vicuna_v1 in "),
+    ("config.judge", {"model": "j"}, "other judge (judge None in the baseline, {'model': 'j'} in "),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), OTHERS)
+def test_what_cannot_be_compared(name, value, said, compared):
+    verdict = compared(fields=[(name, value)])
+    assert verdict.outcome == INCOMPARABLE
+    assert verdict.lines[0].startswith(said)
+    assert verdict.lines[0].endswith("`zipeval baseline`")
+
+
+def test_other_questions_cannot_be_compared(compared):
+    assert compared(question_hash="x").lines[0].startswith("other questions (")
+
+
+def test_records_without_verdicts_cannot_be_compared(compared):
+    verdict = compared(fields=[("status", "incomplete")])
+    assert verdict.outcome == INCOMPARABLE
+    assert "answers have no verdict" in verdict.lines[0]
+
+
+def test_another_gpu_of_the_same_kind_can(compared):
+    assert compared(fields=[("resolved.device", "cuda:1")]).outcome == PASSED
+
+
+def test_of_records_with_one_name_the_one_that_can_be_compared_is(compared, tmp_path):
+    put(tmp_path / "now", fields=[("config.limit", 8)])
+    assert compared().outcome == PASSED
+
+
+def test_a_record_that_the_baseline_lacks_is_told(compared, tmp_path):
+    put(tmp_path / "now", task="colours")
+    compared()
+    verdicts = gate.check(tmp_path / "baseline.json", str(tmp_path / "now"), 1.0)
+    assert [(verdict.name, verdict.outcome) for verdict in verdicts] == [
+        ("tiny visionzip 16 shapes", PASSED),
+        ("tiny visionzip 16 colours", NEW),
+    ]
+    assert gate.conclude(verdicts, tmp_path) is None
+
+
+def test_a_baseline_is_small(tmp_path):
+    put(tmp_path / "runs")
+    baseline.write(str(tmp_path / "runs"), tmp_path / "new/baseline.json")
+    assert (tmp_path / "new/baseline.json").stat().st_size < 1000 + 7 * COUNT
+
+
+def test_what_makes_no_baseline(tmp_path):
+    with pytest.raises(UsageError, match=f"results={tmp_path}: no records. `zipeval run` makes them"):
+        baseline.write(str(tmp_path), tmp_path / "b.json")
+    path = put(tmp_path, fields=[("status", "incomplete")])
+    with pytest.raises(UsageError, match=f"{path}: answers have no verdict"):
+        baseline.write(str(tmp_path), tmp_path / "b.json")
+    path.unlink()
+    put(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"out=.*cannot be written .*Choose another out=FILE"):
+        baseline.write(str(tmp_path), tmp_path / "file/b.json")
+
+
+UNREADABLE = {
+    "No such file": lambda content: None,
+    "Expecting value": lambda content: "",
+    "schema 0": lambda content: content.replace('"schema":1', '"schema":0'),
+    "it has no records": lambda content: '{"schema":1,"records":[]}',
+    "lacks or has too many of right": lambda content: content.replace('"left":', '"right":[],"left":'),
+    "lacks or has too many of same": lambda content: content.replace('"same":', '"answers":'),
+    "are cut short": lambda content: content.replace('"answers":"', '"answers":"AA'),
+    "'list'|list indices": lambda content: "[]",
+}
+
+
+@pytest.mark.parametrize("reason", UNREADABLE)
+def test_an_unreadable_baseline_is_named(reason, tmp_path):
+    put(tmp_path / "runs")
+    path = tmp_path / "b.json"
+    baseline.write(str(tmp_path / "runs"), path)
+    content = UNREADABLE[reason](path.read_text())
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(
+        UsageError, match=f"against={path}: not a readable baseline .*({reason}).*zipeval baseline out="
+    ):
+        gate.check(path, str(tmp_path / "runs"), 1.0)
+
+
+@pytest.fixture
+def zipeval(tmp_path, monkeypatch, capsys):
+    """(arguments) -> (exit code, what it prints, what it complains of), beside a baseline.json of runs/."""
+    put(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zipeval", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    code, printed, _ = call("baseline", "results=runs", "out=baseline.json")
+    assert (code, "baseline.json holds 1 record: commit it" in printed) == (0, True)
+    return call
+
+
+def test_exit_codes(zipeval, tmp_path):
+    assert zipeval("check", "--against", "baseline.json", "results=runs") == (
+        0,
+        "ok              tiny visionzip 16 shapes\n",
+        "",
+    )
+    put(tmp_path / "worse", wrong=110)
+    code, printed, complaint = zipeval("check", "--against=baseline.json", "results=worse")
+    assert (code, printed.split()[0]) == (1, "REGRESSION")
+    assert "baseline.json: 1 record regressed" in complaint
+    assert zipeval("check", "--against=baseline.json", "--max-drop", "5", "results=worse")[0] == 1  # significant
+    put(tmp_path / "other", fields=[("task_hash", "g")])
+    code, printed, complaint = zipeval("check", "against=baseline.json", "results=other")
+    assert (code, printed.split()[0]) == (2, "CANNOT")
+    assert "baseline.json: 1 record cannot be compared" in complaint
+
+
+def test_max_drop_is_what_it_is_set_to(zipeval, tmp_path):
+    put(tmp_path / "worse", wrong=104)
+    given = ["check", "--against", "baseline.json", "results=worse"]
+    assert [zipeval(*given, "--max-drop", drop)[0] for drop in ("1.3", "1.4")] == [1, 0]
+    assert zipeval(*given)[0] == 1
+
+
+def test_a_regression_is_said_before_what_cannot_be_compared(zipeval, tmp_path):
+    put(tmp_path / "runs", task="colours")
+    zipeval("baseline", "results=runs", "out=baseline.json")
+    put(tmp_path / "worse", wrong=110)
+    assert zipeval("check", "--against", "baseline.json", "results=worse")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "check: name a baseline"),
+        (["--against"], "check: name a baseline"),
+        (["--against", "nowhere.json"], "against=nowhere.json: not a readable baseline"),
+        (["--against", "baseline.json", "results=nowhere"], "results=nowhere: no record of it"),
+        (["--against", "baseline.json", "--max-drop", "much"], "max_drop=much: expected percent"),
+        (["--against", "baseline.json", "--max-drop=-1"], "max_drop=-1: expected percent"),
+        (["--against", "baseline.json", "--format", "html"], "format=html: expected one of text, github"),
+        (
+            ["--against", "baseline.json", "--maxdrop", "1"],
+            "maxdrop: no such setting of `zipeval check`. Did you mean max_drop?",
+        ),
+        (
+            ["--against", "baseline.json", "results=runs", "--junit", "baseline.json/x"],
+            "junit=baseline.json/x: cannot be",
+        ),
+    ],
+)
+def test_what_is_refused(arguments, said, zipeval):
+    code, printed, complaint = zipeval("check", *arguments)
+    assert code == 2
+    assert said in printed + complaint
+
+
+def test_junit(zipeval, tmp_path):
+    """Well formed whatever a model answers, with a test case for every record."""
+    for task in ("colours", "sizes"):
+        put(tmp_path / "runs", task=task)
+    zipeval("baseline", "results=runs", "out=baseline.json")
+    put(tmp_path / "now", wrong=90, first=3, answers=9, fields=[("metric", "a<b & c")])
+    put(tmp_path / "now", task="colours")
+    put(tmp_path / "now", task="new")
+    assert zipeval("check", "--against", "baseline.json", "--junit", "out/j.xml", "results=now")[0] == 1
+    suite = ElementTree.parse(tmp_path / "out/j.xml").getroot()
+    assert suite.tag == "testsuite"
+    assert {**suite.attrib} == {"name": "zipeval check", "tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
+    assert {case.get("name").split()[-1]: case[0].tag for case in suite} == {
+        "shapes": "failure",
+        "colours": "system-out",
+        "sizes": "error",
+        "new": "skipped",
+    }
+    failure = suite.find("testcase/failure")
+    assert failure.get("message") == "another answer in 9 of 400 samples, more than 1%"
+    assert "answers 'blue\\x07'" in failure.text
+
+
+def test_annotations_of_github(zipeval, tmp_path):
+    """A line for each record that is not well; what would end it is escaped."""
+    put(tmp_path / "now", wrong=150, task="shapes")
+    _, printed, _ = zipeval("check", "--against", "baseline.json", "--format", "github", "results=now")
+    (line,) = (line for line in printed.splitlines() if line.startswith("::"))
+    assert line.startswith(
+        "::error title=REGRESSION tiny visionzip 16 shapes::accuracy 75 -> 62.5, 16.7%25 lower, p = "
+    )
+    assert "%0A50 samples lost%0A  doc_id 100: score 1 -> 0" in line
+    assert "REGRESSION      tiny visionzip 16 shapes" in printed
+    assert "::" not in zipeval("check", "--against", "baseline.json", "--format", "github", "results=runs")[1]
+
+
+def test_titles_of_annotations_end_where_they_should():
+    verdict = gate.Verdict("chain first=visionzip:64, second", REGRESSED, ["lower"])
+    assert gate.annotations([verdict]) == "::error title=REGRESSION chain first=visionzip%3A64%2C second::lower"
+
+
+@pytest.fixture(scope="module")
+def workflow():
+    """The commands of .github/workflows/regression.yml by the names of their steps."""
+    held = yaml.safe_load((ROOT / ".github/workflows/regression.yml").read_text())
+    return {step["name"]: shlex.split(step["run"]) for step in held["jobs"]["gate"]["steps"] if "run" in step}
+
+
+def test_the_committed_baseline_is_of_what_the_workflow_runs(workflow):
+    """Of these weights and this task, too."""
+    assert workflow["Evaluate"][:3] == ["zipeval", "run", "-m"]
+    given = dict(argument.split("=") for argument in workflow["Evaluate"][3:])
+    held = {entry["of"]["method"]: entry for entry in baseline.read(COMMITTED)}
+    assert [*held] == sorted(given["method"].split(","))
+    for method, entry in held.items():
+        config = compose([f"method={method}", *(f"{k}={v}" for k, v in given.items() if k != "method")])
+        session = Session(config)
+        (task,) = config.tasks
+        assert entry["of"] == {"model": "tiny_llava", "method": method, "tokens": session.config.tokens, "task": task}
+        assert entry["same"]["fingerprint"] == session.checkpoint.fingerprint
+        assert entry["same"]["task_hash"] == session.task_hash(task, task_folder(task))
+        assert (entry["same"]["limit"], len(entry["scores"])) == (None, 1499)
+    assert shlex.join(workflow["Evaluate"][1:]) in (ROOT / ".ci/run").read_text()
+
+
+def test_the_workflow_compares(workflow, zipeval, tmp_path):
+    """Its command, where nothing that the committed baseline holds was run."""
+    (tmp_path / "results/baselines").mkdir(parents=True)
+    shutil.copy(COMMITTED, tmp_path / "results/baselines")
+    assert workflow["Compare"][0] == "zipeval"
+    code, printed, _ = zipeval(*workflow["Compare"][1:])
+    assert (code, printed.count("::error title=CANNOT COMPARE tiny_llava ")) == (2, 4)
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("errors") == "4"

@@ -1,0 +1,108 @@
+"""A task goes on where an earlier process left it: the model answers only what the journal has not."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from unittest.mock import patch
+from zlib import crc32
+
+from zipeval import ranks
+from zipeval.errors import Stopped, UsageError
+from zipeval.journal import Journal
+from zipeval.stopping import stoppable
+
+PER_SAMPLE = ("measured", "images")  # what a ZipEval keeps of samples, by (task, doc_id)
+
+
+class Helped(Exception):
+    """A rank other than the first has answered its share of a task; it has nothing to score."""
+
+
+@contextmanager
+def resumed(model, journal: Journal) -> Iterator[None]:
+    """A block in which a ZipEval, of all ranks, answers what the journal has not, and keeps every batch in it.
+
+    Raises:
+        Stopped: behind a batch, when the process was asked to stop.
+        Helped: in other ranks than the first.
+        UsageError: if what the journal has was asked otherwise.
+    """
+    start = time.monotonic()
+    with stoppable() as asked:
+
+        def keep(batch: list[tuple]) -> None:
+            at = round(time.monotonic() - start, 2)
+            journal.append([_entry(model, at, *answered) for answered in batch])
+            if asked():
+                raise Stopped(f"{journal.path}: stopped, every answer is kept. The same command goes on from there.")
+
+        # `generate_until` of the class, not of the object: scripts that count its calls replace that.
+        generate = partial(type(model).generate_until, model)
+        with (
+            patch.object(model, "keep", keep),
+            patch.object(model, "generate_until", partial(_all, model, journal, generate)),
+        ):
+            yield
+
+
+def _all(model, journal: Journal, generate: Callable, requests: list) -> list:
+    """Of all requests, in their order."""
+    new = iter(_together(model, generate, [r for r in requests if r.args[3] not in journal.done]))
+    return [_restored(model, journal, r) if r.args[3] in journal.done else next(new) for r in requests]
+
+
+def _together(model, generate: Callable, requests: list) -> list:
+    """All ranks' answers in the order of the requests, with what `model` keeps of the samples; in the first rank."""
+    if ranks.here().count == 1:
+        return generate(requests)
+    answers, kept = generate(ranks.share(requests)), [getattr(model, name) for name in PER_SAMPLE]
+    found = ranks.gather((answers, *kept))
+    if found is None:
+        for of_samples in kept:
+            of_samples.clear()
+        raise Helped
+    for _, *its in found:
+        for of_samples, of_rank in zip(kept, its, strict=True):
+            of_samples.update(of_rank)
+    return [answer for its, *_ in found for answer in its]
+
+
+def _entry(model, at: float, request, answer) -> dict:
+    """What a journal keeps of an answer."""
+    place = request.args[4], request.args[3]
+    image = model.images.get(place)
+    return {
+        "doc_id": request.args[3],
+        "question": _digest(request),
+        "at": at,
+        "text": answer.text,
+        "counts": [answer.token_counts.input_tokens, answer.token_counts.output_tokens],
+        "measured": model.measured[place],
+        "image": image and base64.b64encode(image).decode(),
+    }
+
+
+def _restored(model, journal: Journal, request):
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+
+    doc_id, place = request.args[3], (request.args[4], request.args[3])
+    kept = journal.answers[doc_id]
+    if kept["question"] != _digest(request):
+        raise UsageError(
+            f"{journal.first}: its answer {doc_id} is to another question than the task asks now. Delete the file to "
+            "answer its questions anew."
+        )
+    model.measured[place] = kept["measured"]
+    if kept["image"]:
+        model.images[place] = base64.b64decode(kept["image"])
+    inputs, outputs = kept["counts"]
+    return GenerationResult(kept["text"], TokenCounts(input_tokens=inputs, output_tokens=outputs))
+
+
+def _digest(request) -> int:
+    """Of the prompt and of how it is to be answered."""
+    return crc32(repr((request.args[0], request.args[2])).encode())

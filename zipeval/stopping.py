@@ -1,0 +1,41 @@
+"""Ctrl-C, and a scheduler's SIGTERM: the first ends a run behind the batch at hand, the second at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# A scheduler's own, as submitit's, stay: they know whether a job is to be queued again.
+DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """A block that is not interrupted by the first signal; yields what tells whether one has come.
+
+    Raises:
+        KeyboardInterrupt: at the second.
+    """
+    came, owner = [], os.getpid()
+
+    def on_signal(number, frame):
+        if os.getpid() != owner:
+            return  # a worker, which its owner ends
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        print("zipeval: stopping behind this batch; once more stops at once.", file=sys.stderr, flush=True)
+
+    main = threading.current_thread() is threading.main_thread()  # no other one may set handlers
+    taken = [number for number, default in DEFAULTS.items() if main and signal.getsignal(number) == default]
+    for number in taken:
+        signal.signal(number, on_signal)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number in taken:
+            signal.signal(number, DEFAULTS[number])
