@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from test_ranks import kept
 
+from zipeval import records
 from zipeval.cli import compose, expand
 from zipeval.errors import UsageError
 from zipeval.journal import answered
@@ -99,7 +100,9 @@ def test_jobs_of_slurm_that_are_queued_again_go_on(slurm, plain, tmp_path):
     restarts = {job: f"Restarts={int(job in (first, second))} " for job in jobs}
     assert all(restarts[job] in slurm("scontrol", "show", "job", job) for job in jobs)
     assert told(tmp_path).count("Caught signal SIGUSR2") == 1
-    assert kept(tmp_path / "results" / "runs") == plain
+    results = tmp_path / "results" / "runs"
+    assert sorted(len(record["sessions"]) for record in records.read_all(str(results))) == [1, 1, 1, 1, 2, 2]
+    assert kept(results) == plain
 
 
 @pytest.mark.cluster
