@@ -88,7 +88,7 @@ start() {
 }
 
 stop() {
-    local daemon
+    local daemon pids=()
     export SLURM_CONF=$dir/slurm.conf
     scancel --user="$(id -un)" 2>/dev/null || true
     for _ in $(seq 20); do # or slurmd would wait for its jobs, which nobody is there to end
@@ -97,11 +97,12 @@ stop() {
     done
     for daemon in slurmd slurmctld munged; do
         if running "$daemon"; then
-            kill "$(cat "$dir/$daemon.pid")"
+            pids+=("$(cat "$dir/$daemon.pid")")
         fi
     done
+    [ ${#pids[@]} -eq 0 ] || kill "${pids[@]}"
     for _ in $(seq 20); do
-        running slurmd || running slurmctld || running munged || return 0
+        kill -0 "${pids[@]}" 2>/dev/null || return 0
         sleep 1
     done
     refuse "$dir: a daemon did not end in 20 s. See $dir/*.log"
