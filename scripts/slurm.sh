@@ -13,7 +13,7 @@ refuse() {
     exit 2
 }
 
-running() { # DAEMON: its process
+running() { # DAEMON: whether it runs
     [ -f "$dir/$1.pid" ] && kill -0 "$(cat "$dir/$1.pid")" 2>/dev/null
 }
 
