@@ -225,9 +225,12 @@ def test_what_is_refused_before_it_starts_is_told_with_the_rest(tmp_path, monkey
 
 
 def test_a_job_that_died_is_told(tmp_path, monkeypatch):
-    """One cell was under way, another one was not begun."""
+    """One cell was under way, another one was not begun; what it failed with the last time is not told again."""
     monkeypatch.chdir(tmp_path)
     made = planned("method=visionzip", "tokens=1,2,3")
+    sweep.begin(made)
+    failing(monkeypatch, {3: RunError("three failed")})
+    sweep.Job(made)(made.cells[0])
     sweep.begin(made)
     failing(monkeypatch, {2: SystemExit})
     with pytest.raises(SystemExit):
