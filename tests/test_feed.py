@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from itertools import pairwise
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -108,7 +112,7 @@ def test_a_worker_that_is_ended_is_told():
         [*feed(session, killed, [0], keyed=False)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_scheduler_s_signal_is_not_for_workers(tmp_path, number):
     """What a launcher does at it, having the job queued again, every worker would do as well; or die of it."""
 
@@ -123,6 +127,30 @@ def test_a_scheduler_s_signal_is_not_for_workers(tmp_path, number):
         signal.signal(number, before)
     assert [question.number for question in questions] == [0, 1]
     assert not (tmp_path / "queued again").exists()
+
+
+OWNER = """
+import time
+import psutil
+from zipeval.cli import compose
+from zipeval.feed import feed
+from zipeval.runner import Session
+text = [{"role": "user", "content": [{"type": "text", "text": "Is it red? " * 100}]}]
+questions = feed(Session(compose(["runner.workers=1"])), lambda number: text, [*range(10_000)], keyed=False)
+next(questions)
+print(psutil.Process().children()[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they stay until they find nobody who reads")
+def test_no_worker_outlives_a_killed_owner():
+    """Also while it waits for its owner to read what it has prepared."""
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
+        worker = psutil.Process(int(owner.stdout.readline()))
+        time.sleep(1)
+        owner.kill()
+    worker.wait(timeout=3)
 
 
 def test_random_numbers_of_a_task_do_not_depend_on_workers():

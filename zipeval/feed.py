@@ -6,10 +6,12 @@ picture, and those of about one length.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +25,7 @@ from zipeval.errors import MediaError, RunError, UsageError
 
 AHEAD = 64  # questions that the workers are ahead, together
 MOST_WORKERS = 8
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 NAMES = ("imageId", "video")  # columns that name a picture which another data set, or a file, holds
 
 
@@ -108,7 +111,7 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
         prefetch_factor=max(2, AHEAD // workers) if workers else None,
         # Not through shared memory: containers have little of it, and every tensor in it takes a file descriptor.
         collate_fn=pickle.dumps if workers else None,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_follow,
         generator=torch.Generator(),  # of the workers' seeds; the global one is the task's
     )
     try:
@@ -127,10 +130,12 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
         ) from error
 
 
-def _leave_signals(worker: int) -> None:
-    """A scheduler signals every process of a job before it ends it. What follows is for the owner to decide."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+def _follow(worker: int) -> None:
+    """Signals, which Ctrl-C and schedulers send to every process of a job, are for the owner; its end is a worker's."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # where a killed owner leaves workers that wait for it to read what they write
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _digest(kind: str, inputs: dict[str, torch.Tensor]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -20,11 +19,9 @@ def stoppable() -> Iterator[Callable[[], bool]]:
     Raises:
         KeyboardInterrupt: at the second.
     """
-    came, owner = [], os.getpid()
+    came = []
 
     def on_signal(number, frame):
-        if os.getpid() != owner:
-            return  # a worker, which its owner ends
         if came:
             raise KeyboardInterrupt
         came.append(number)
