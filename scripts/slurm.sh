@@ -76,7 +76,7 @@ start() {
         --log-file="$dir/munged.log" --seed-file="$dir/munged.seed" 2>>"$dir/munged.log"
     slurmctld -f "$dir/slurm.conf" -c
     slurmd -f "$dir/slurm.conf"
-    for _ in $(seq 30); do
+    for _ in $(seq 90); do
         if [ "$(SLURM_CONF=$dir/slurm.conf sinfo --noheader --format=%T 2>/dev/null)" = idle ]; then
             echo "export SLURM_CONF=$dir/slurm.conf"
             return
@@ -84,7 +84,7 @@ start() {
         sleep 1
     done
     stop
-    refuse "$dir: the node did not come up in 30 s. See $dir/*.log"
+    refuse "$dir: the node did not come up in 90 s. See $dir/*.log"
 }
 
 stop() {

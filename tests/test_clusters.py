@@ -63,16 +63,16 @@ def slurm(tmp_path):
     """(command, *arguments, check=True) -> what a command of Slurm prints, of one that is started for this test."""
     if not shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin"):
         pytest.skip("Slurm is not installed: apt-get install slurm-wlm munge")
-    subprocess.run([SCRIPT, "start", tmp_path / "slurm"], check=True, timeout=60)
+    subprocess.run([SCRIPT, "start", tmp_path / "slurm"], check=True, timeout=150)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(tmp_path / "slurm" / "slurm.conf"))
         yield lambda *given, check=True: subprocess.run(given, check=check, stdout=subprocess.PIPE, text=True).stdout
-    subprocess.run([SCRIPT, "stop", tmp_path / "slurm"], check=True, timeout=60)
+    subprocess.run([SCRIPT, "stop", tmp_path / "slurm"], check=True, timeout=150)
 
 
 def answering(directory, others=()):
     """The cell and the Slurm job of a run that is among its questions, and not one of the other cells."""
-    for _ in range(600):
+    for _ in range(1800):
         for cell, state in states(directory).items():
             runs = directory.glob(f"results/runs/{cell.partition('-')[2]}-*")
             if cell not in others and any(answered(path, "zipeval_shapes") for path in runs):
