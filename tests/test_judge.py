@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import sys
 import time
 
@@ -15,7 +16,7 @@ from test_media import write_video
 from zipeval import answering, judge, models, records
 from zipeval.cli import compose, main
 from zipeval.config import JudgeConfig, public_url
-from zipeval.errors import RunError, UsageError
+from zipeval.errors import RunError, Stopped, UsageError
 from zipeval.judge import Judge, JudgeError
 from zipeval.protocols import VideoQA
 from zipeval.render import render
@@ -242,6 +243,24 @@ def test_a_run_without_all_verdicts_is_red(videos, tmp_path, monkeypatch, capsys
         server.reply = by_number([YES, NO])
         monkeypatch.setattr(sys, "argv", ["zipeval", "run", *common, f"judge.url={server.url}"])
         main()
+
+
+def test_a_run_that_is_stopped_while_it_judges_keeps_its_verdicts(asked, monkeypatch):
+    score = judge.Judge.score
+
+    def then_stop(*given):
+        score(*given)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("zipeval.runner.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr(judge.Judge, "score", then_stop)
+    with serving(by_number([YES, NO, NO])) as server:
+        config = asked(server, MSVD, "limit=3")
+        with pytest.raises(Stopped):
+            run(config)
+        assert [number(prompt) for prompt in server.prompts] == [None, 0]
+        (record,) = records.read_all(config.results)
+        assert (record["unscored"], record["score"]) == (2, 100)
 
 
 def test_a_run_that_dies_while_it_judges_keeps_answers_and_verdicts(asked, monkeypatch):

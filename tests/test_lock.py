@@ -91,6 +91,22 @@ def test_workers_that_outlive_their_owner_do_not_hold_it(tmp_path):
         stay.set()
 
 
+def test_what_cannot_be_opened_for_writing(holding, tmp_path, monkeypatch):
+    """As another user's: who holds it is told, that nothing can be locked is a refusal."""
+    path, process = holding
+    opened = os.open
+
+    def for_reading(file, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return opened(file, flags, *mode)
+
+    monkeypatch.setattr(os, "open", for_reading)
+    assert holder(path)["pid"] == process.pid
+    with pytest.raises(UsageError, match=r"cannot be locked \(Permission denied\)"), locked(path):
+        pass
+
+
 def test_many_at_once(tmp_path):
     """Of processes that take and leave it all the time never two are inside, though its file comes and goes."""
     arguments = [sys.executable, "-c", COUNTING, tmp_path / "run" / "task.lock", tmp_path / "inside"]

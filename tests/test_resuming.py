@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from test_lock import HOLDING
 from test_ranks import TORCHRUN, kept
 
-from zipeval import records
+from zipeval import ranks, records
 from zipeval.cli import compose
-from zipeval.errors import BudgetError, RunError, Stopped, UsageError
+from zipeval.errors import BudgetError, Held, RunError, Stopped, UsageError
 from zipeval.journal import Journal, answered
 from zipeval.methods.visionzip import VisionZip
 from zipeval.render import render
@@ -157,6 +158,48 @@ def test_stopped_by_a_scheduler_or_at_once(signals, code, tmp_path, asked):
     assert not [*directory.glob("*.lock")]
 
 
+def test_stopped_while_it_scores(miniatures, tmp_path, asked, monkeypatch):
+    """When all is answered: the record is written, and no other task is begun."""
+    from zipeval import runner
+
+    scored = runner._scored
+
+    def then_stop(*given):
+        signal.raise_signal(signal.SIGINT)
+        return scored(*given)
+
+    monkeypatch.setattr(runner, "_scored", then_stop)
+    with pytest.raises(Stopped):
+        settings = [f"data.root={miniatures}", f"results={tmp_path}/runs", "tasks=[zipeval_shapes,gqa]"]
+        run(compose([*METHOD, *settings, "limit=4"]))
+    (record,) = records.read_all(f"{tmp_path}/runs")
+    assert record["samples"]["count"] == 4
+    assert not [*tmp_path.glob("runs/*/*.journal*"), *tmp_path.glob("runs/*/*.lock")]
+
+
+def test_a_task_that_another_process_answers_keeps_no_other_task_waiting(miniatures, tmp_path, asked):
+    settings = [*METHOD, f"data.root={miniatures}", "limit=4", f"results={tmp_path}/runs"]
+    (path,) = run(compose([*settings, "tasks=[zipeval_shapes]"]))
+    path.unlink()
+    holding = subprocess.Popen([sys.executable, "-c", HOLDING, path.with_suffix(".lock")], stdout=subprocess.PIPE)
+    try:
+        holding.stdout.readline()
+        with pytest.raises(Held, match=r"answering tasks=\[zipeval_shapes\]"):
+            run(compose([*settings, "tasks=[zipeval_shapes,gqa]"]))
+    finally:
+        holding.kill()
+    assert [record["task"] for record in records.read_all(f"{tmp_path}/runs")] == ["gqa"]
+
+
+def test_a_journal_that_was_left_beside_its_record_is_removed(tmp_path, asked):
+    """Or deleting the record, to answer everything again, would bring its answers back."""
+    config = compose([*METHOD, "limit=2", f"results={tmp_path}/runs"])
+    (path,) = run(config)
+    Journal(path.parent, "zipeval_shapes", MADE_WITH, SESSION).append(entries(0))
+    run(config)
+    assert not [*path.parent.glob("*.journal*")]
+
+
 def test_two_ranks_go_on_from_what_both_have(tmp_path, asked):
     """Of a run that was stopped with an answer of either rank; one process alone ends it, with pictures and all."""
     settings = ["method=visionzip", "tokens=16", f"limit={LIMIT}", "batch_size=4"]
@@ -278,6 +321,25 @@ def test_damaged_lines_are_answered_again_and_whole_ones_kept(spoil, left, tmp_p
     assert not capsys.readouterr().err
 
 
+def test_answers_of_which_nothing_tells_what_made_them_are_not_kept(tmp_path):
+    path = begun(tmp_path)
+    path.write_bytes(b"0" + path.read_bytes()[1:])
+    assert answered(tmp_path, "task") == 0
+    again = Journal(tmp_path, "task", MADE_WITH, SESSION)
+    assert (again.done, again.sessions) == (set(), [SESSION])
+
+
+def test_another_ranks_answers_tell_themselves_what_made_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "here", lambda: ranks.Place(rank=1, local=1, count=2))
+    monkeypatch.setattr(ranks, "exchange", lambda value: [value])
+    path = begun(tmp_path).with_name("task.journal.1.jsonl")
+    monkeypatch.undo()
+    assert Journal(tmp_path, "task", MADE_WITH, SESSION).done == {0, 1, 2}
+    (tmp_path / "task.journal.jsonl").unlink()
+    with pytest.raises(UsageError, match=rf"{path}: begun with .* delete task\.journal\*\.jsonl there"):
+        Journal(tmp_path, "task", {**MADE_WITH, "code": "d"}, SESSION)
+
+
 @pytest.mark.parametrize(
     "changed, named",
     [
@@ -290,7 +352,7 @@ def test_damaged_lines_are_answered_again_and_whole_ones_kept(spoil, left, tmp_p
 def test_answers_of_other_code_are_not_mixed_in(changed, named, tmp_path):
     path = begun(tmp_path)
     before = path.read_bytes()
-    with pytest.raises(UsageError, match=f"begun with {named}. Go back to that, or delete this file"):
+    with pytest.raises(UsageError, match=f"begun with {named}. Go back to that, or delete "):
         Journal(tmp_path, "task", {**MADE_WITH, **changed}, SESSION)
     assert path.read_bytes() == before
 

@@ -62,8 +62,8 @@ def main() -> None:
         if ranks.first():
             print(f"zipeval: {error}", file=sys.stderr, flush=True)
         ranks.leave()
-        codes = {UsageError: USAGE_ERROR, Stopped: INTERRUPTED}
-        sys.exit(codes.get(type(error), FAILED))
+        codes = {Stopped: INTERRUPTED, UsageError: USAGE_ERROR, RunError: FAILED}
+        sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `zipeval table | head`

@@ -10,6 +10,10 @@ class UsageError(Exception):
     """A refused request; exit code 2. Its message names the argument, the value and the next command."""
 
 
+class Held(UsageError):
+    """Another process answers this task."""
+
+
 class RunError(Exception):
     """A run that ended without its result; exit code 1."""
 

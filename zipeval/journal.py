@@ -47,9 +47,9 @@ class Journal:
         if ranks.first():
             self._read(made_with)
             directory.mkdir(parents=True, exist_ok=True)
-            self._write([{"session": session, "made_with": made_with}])
             self.sessions.append(session)
         self.done: set[int] = ranks.exchange({*self.answers})[0]
+        self._write([{"session": session, "made_with": made_with}])
 
     def _read(self, made_with: dict) -> None:
         for path in _paths(self.first.parent, self.task):
@@ -62,10 +62,11 @@ class Journal:
                     changed = changes(line["made_with"], made_with)
                     if changed:
                         raise UsageError(
-                            f"{path}: begun with {', '.join(changed)}. Go back to that, or delete this file to "
-                            "answer its questions anew."
+                            f"{path}: begun with {', '.join(changed)}. Go back to that, or delete "
+                            f"{self.task}.journal*.jsonl there to answer the questions anew."
                         )
-                    self.sessions.append({**line["session"], "seconds": 0.0})
+                    if path == self.first:  # of several ranks one tells of the session
+                        self.sessions.append({**line["session"], "seconds": 0.0})
                 else:
                     if path == self.first:
                         self.sessions[-1]["seconds"] = line["at"]
@@ -82,11 +83,6 @@ class Journal:
         """
         self._write(answers)
 
-    def remove(self) -> None:
-        """Where a record has taken its place, or what it holds is wrong."""
-        for path in _paths(self.first.parent, self.task):
-            path.unlink()
-
     def _write(self, lines: list[dict]) -> None:
         try:
             with self.path.open("ab") as file:
@@ -96,6 +92,12 @@ class Journal:
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
             raise RunError(f"{self.path}: {reason}. Make room and run this again: it goes on from there.") from error
+
+
+def remove(directory: Path, task: str) -> None:
+    """Where a record has taken its place, or what it holds is wrong."""
+    for path in _paths(directory, task):
+        path.unlink(missing_ok=True)
 
 
 def answered(directory: Path, task: str) -> int:
@@ -122,6 +124,8 @@ def _read(path: Path) -> tuple[list[dict], int]:
     """The intact lines, and how many others there are."""
     lines = path.read_bytes().split(b"\n")
     intact = [*_intact(lines[:-1])]  # the last one has no end: it is empty, or torn
+    while intact and "session" not in intact[0]:  # nothing tells what it was made with
+        del intact[0]
     return intact, len(lines) - 1 - len(intact) + bool(lines[-1])
 
 

@@ -3,7 +3,8 @@
     RUN_DIR/TASK.lock       JSON: host, pid, since, job
 
 The operating system holds the lock and drops it when the process ends, however it ends, so that a file that was left
-behind locks nothing. It is a POSIX record lock: forked workers do not inherit it, and file systems of clusters know it.
+behind locks nothing (on NFS, of a machine that died, once its lease is over). It is a POSIX record lock: forked workers
+do not inherit it, and file systems of clusters know it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zipeval.errors import UsageError
+from zipeval.errors import Held, UsageError
 from zipeval.records import now
 
 JOBS = ("SLURM_JOB_ID", "RAY_JOB_ID")
@@ -32,7 +33,8 @@ def locked(path: Path) -> Iterator[None]:
     """A block in which no other process is in such a block.
 
     Raises:
-        UsageError: if one is. It names it.
+        Held: if one is. It names it.
+        UsageError: where nothing can be locked.
     """
     file = _locked(path)
     try:
@@ -47,24 +49,29 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def holder(path: Path) -> dict | None:
-    """Who is in the block now, {} if it has not said so yet; not to be asked by the one who is."""
+    """Who is in the block now, {} where that is not told; not to be asked by the one who is."""
     try:
-        file = os.open(path, os.O_RDWR)
+        file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
+    except OSError:  # somebody else's, perhaps
+        return {}
     try:
-        return None if _taken(file) else _said(file)
+        return None if _taken(file, fcntl.LOCK_SH) else _said(file)
     finally:
         os.close(file)
 
 
 def _locked(path: Path) -> int:
     """A descriptor of the file, locked."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tries = 0
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        taken = _taken(file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be locked ({error.strerror}). Choose another results=DIR.") from error
+        taken = _taken(file, fcntl.LOCK_EX)
         if taken and os.fstat(file).st_nlink:
             return file
         by = _said(file)
@@ -72,14 +79,14 @@ def _locked(path: Path) -> int:
         if not taken:
             tries += 1
             if tries == TRIES:
-                raise UsageError(_refusal(path, by))
+                raise Held(_refusal(path, by))
             time.sleep(PAUSE)
 
 
-def _taken(file: int) -> bool:
+def _taken(file: int, kind: int) -> bool:
     """Whether the lock is this process's now."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             return False

@@ -29,6 +29,7 @@ from uuid import uuid4
 from zipeval.errors import RunError, UsageError
 
 SCHEMA = 4
+ELSEWHERE = ("configs", "tasks", "published")  # in a checkout
 PACKAGES = (
     "zipeval",
     "lmms-eval",
@@ -217,7 +218,9 @@ def git_revision() -> dict[str, Any] | None:
 @cache
 def code(modules: tuple[str, ...] = ()) -> str:
     """Hash of zipeval's own Python files and of those of other modules, which are imported."""
-    files = {*Path(__file__).parent.rglob("*.py")}
+    here = Path(__file__).parent
+    # In a wheel configurations, tasks and published numbers are below, which have hashes of their own or need none.
+    files = {path for path in here.rglob("*.py") if path.relative_to(here).parts[0] not in ELSEWHERE}
     files |= {Path(file) for name in modules if (file := getattr(sys.modules[name], "__file__", None))}
     return digest_files(files)
 

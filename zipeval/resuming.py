@@ -23,8 +23,10 @@ class Helped(Exception):
 
 
 @contextmanager
-def resumed(model, journal: Journal) -> Iterator[None]:
+def resumed(model, journal: Journal) -> Iterator[Callable[[], bool]]:
     """A block in which a ZipEval, of all ranks, answers what the journal has not, and keeps every batch in it.
+
+    Yields what tells whether the process was asked to stop.
 
     Raises:
         Stopped: behind a batch, when the process was asked to stop.
@@ -46,7 +48,7 @@ def resumed(model, journal: Journal) -> Iterator[None]:
             patch.object(model, "keep", keep),
             patch.object(model, "generate_until", partial(_all, model, journal, generate)),
         ):
-            yield
+            yield asked
 
 
 def _all(model, journal: Journal, generate: Callable, requests: list) -> list:
@@ -93,8 +95,8 @@ def _restored(model, journal: Journal, request):
     kept = journal.answers[doc_id]
     if kept["question"] != _digest(request):
         raise UsageError(
-            f"{journal.first}: its answer {doc_id} is to another question than the task asks now. Delete the file to "
-            "answer its questions anew."
+            f"{journal.first}: its answer {doc_id} is to another question than the task asks now. Delete "
+            f"{journal.task}.journal*.jsonl there to answer the questions anew."
         )
     model.measured[place] = kept["measured"]
     if kept["image"]:

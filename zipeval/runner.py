@@ -6,29 +6,29 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from numbers import Real
 from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
 
-from zipeval import benchmarks, data, logger, methods, models, prompts, ranks, records, videoqa
+from zipeval import benchmarks, data, journal, logger, methods, models, prompts, ranks, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
-from zipeval.errors import BudgetError, MediaError, UsageError
-from zipeval.journal import Journal
+from zipeval.errors import BudgetError, Held, MediaError, Stopped, UsageError
 from zipeval.lock import locked
 from zipeval.placement import machine, place
 from zipeval.progress import progress
 from zipeval.protocols import PROTOCOLS, no_key, pending, summary
 from zipeval.resuming import Helped, resumed
+from zipeval.stopping import stoppable
 
 COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a sample's prompt, averaged in the record
-JUDGED_AT_ONCE = 2000  # answers between two writes: verdicts cost money, and so do not get lost with the process
+JUDGED_AT_ONCE, MOST_WRITES = 64, 50  # answers, between two writes of a task's: verdicts cost money
 
 
 class Session:
@@ -211,66 +211,105 @@ def run(config: RunConfig) -> list[Path]:
         benchmarks.check_limit(task, config.limit)
     data.check_root(config.data.root)
     results = records.prepare(config.results)
-    with ExitStack() as claims:
-        session, found = _open(config, folders, results, claims)
-        judge = _tried_judge(session, found) if ranks.first() else None
-        unanswered = ranks.exchange([task for task, record in found.items() if not record])[0]
-        if not ranks.first():
-            return _help(session, {task: folders[task] for task in unanswered}, results)
-        written = _written(session, found, folders, results, judge)
+    session, found = _open(config, folders, results)
+    judge = _tried_judge(session, found) if ranks.first() else None
+    unanswered = ranks.exchange([task for task, record in found.items() if not record])[0]
+    if not ranks.first():
+        return _help(session, {task: folders[task] for task in unanswered}, results)
+    written, held = _written(session, found, folders, results, judge)
     if config.logger:
         logger.log(results, written)
+    if held:
+        raise Held("\nzipeval: ".join(map(str, held)))
     return written
 
 
-def _written(session: Session, found: dict[str, dict | None], folders: dict[str, Path], results: Path, judge) -> list:
-    """The paths of all records, those made that were not there."""
-    model, written = None, []
+def _written(
+    session: Session, found: dict[str, dict | None], folders: dict[str, Path], results: Path, judge
+) -> tuple[list[Path], list[Held]]:
+    """The paths of the records, those made that were not there, and who is at the others."""
+
+    @cache
+    def model():
+        from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
+
+        return ZipEval(session)
+
+    written, held = [], []
     for task, folder in folders.items():
-        directory, record = results / session.record_id(task), found[task]
+        directory = results / session.record_id(task)
         path = directory / f"{task}.json"
-        if record and not records.incomplete(record):
-            print(f"{directory.name} {task}: finished before, kept. Delete {path} to run it again.")
-            changed = records.changes(record, _made_with(session, task, folder))
-            if changed:
-                print(f"{directory.name} {task}: was made with {', '.join(changed)}.")
-        else:
-            if not record:
-                from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
+        try:
+            with _turn(session, task, folder, results, found[task]) as record:
+                if record and not records.incomplete(record):
+                    _keep(session, task, folder, path, record)
+                else:
+                    if not record:
+                        _answer(model(), task, folder, directory)
+                        record = records.read(path)
+                    if task in PROTOCOLS:
+                        record = _judge(judge, directory, record)
+                    print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
+                written.append(path)
+        except Held as error:
+            held.append(error)
+    return written, held
 
-                model = model or ZipEval(session)
-                _answer(model, task, folder, directory)
-                record = records.read(path)
-            if task in PROTOCOLS:
-                record = _judge(judge, directory, record)
-            print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
-        written.append(path)
-    return written
+
+@contextmanager
+def _turn(session: Session, task: str, folder: Path, results: Path, record: dict | None) -> Iterator[dict | None]:
+    """A block in which a task that is not finished is this process's; yields its record as it is now.
+
+    Raises:
+        Held: if another process is in such a block.
+    """
+    if record and not records.incomplete(record):
+        yield record
+        return
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(locked(results / session.record_id(task) / f"{task}.lock"))
+        except Held:
+            if not record:
+                ranks.exchange(False)  # the others wait to help
+            raise
+        now = _found(session, task, folder, results)  # finished meanwhile, perhaps
+        if not record:
+            ranks.exchange(not now)
+        yield now
+
+
+def _keep(session: Session, task: str, folder: Path, path: Path, record: dict) -> None:
+    """Say that a finished record stays, and what it was made with if that is not what would make it now."""
+    run = path.parent.name
+    print(f"{run} {task}: finished before, kept. Delete {path} to run it again.")
+    if changed := records.changes(record, _made_with(session, task, folder)):
+        print(f"{run} {task}: was made with {', '.join(changed)}.")
+    journal.remove(path.parent, task)  # of a process that died before it could
 
 
 def _answer(model, task: str, folder: Path, directory: Path) -> None:
     """Make a task's record, from where an earlier process left it."""
-    journal = _journal(model.session, task, folder, directory)
-    if journal.done:
-        print(f"{directory.name} {task}: {len(journal.done)} answers kept from before, going on.")
-    try:
-        with resumed(model, journal):
-            record, samples = evaluate(model, task, folder, journal.sessions)
-    except BudgetError:  # what counted right before is the same method's
-        journal.remove()
-        raise
-    images = {doc_id: model.images.pop((task, doc_id)) for of, doc_id in [*model.images] if of == task}
-    records.write(directory, record, samples, images)
-    journal.remove()
+    kept = _journal(model.session, task, folder, directory)
+    if kept.done:
+        print(f"{directory.name} {task}: {len(kept.done)} answers kept from before, going on.")
+    with resumed(model, kept) as asked:
+        try:
+            record, samples = evaluate(model, task, folder, kept.sessions)
+        except BudgetError:  # what counted right before is the same method's
+            journal.remove(directory, task)
+            raise
+        images = {doc_id: model.images.pop((task, doc_id)) for of, doc_id in [*model.images] if of == task}
+        records.write(directory, record, samples, images)
+        journal.remove(directory, task)
+        if asked():
+            raise Stopped(
+                f"{directory.name} {task}: stopped, every answer is kept. The same command goes on from there."
+            )
 
 
-def _open(
-    config: RunConfig, folders: dict[str, Path], results: Path, claims: ExitStack
-) -> tuple[Session, dict[str, dict | None]]:
-    """The session and by task the record of an earlier run, if there is one; the data of the others are there.
-
-    Tasks that have something to be done are this process's until `claims` are given up.
-    """
+def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[Session, dict[str, dict | None]]:
+    """The session and by task the record of an earlier run, if there is one; the data of the others are there."""
     # Where no run has a record this one has none either, and is refused before torch is imported.
     new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
     for task in new:
@@ -278,9 +317,6 @@ def _open(
     session = Session(config)
     found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
     for task, record in found.items():
-        if (not record or records.incomplete(record)) and ranks.first():
-            claims.enter_context(locked(results / session.record_id(task) / f"{task}.lock"))
-            found[task] = record = _found(session, task, folders[task], results)  # finished meanwhile, perhaps
         if record is None and task not in new:
             data.require(task, config.data.root)
     return session, found
@@ -292,8 +328,10 @@ def _help(session: Session, folders: dict[str, Path], results: Path) -> list[Pat
 
     model = ZipEval(session)
     for task, folder in folders.items():
-        journal = _journal(session, task, folder, results / session.record_id(task))
-        with data.copies_below(session.config.data.root), suppress(Helped), resumed(model, journal):
+        if not ranks.exchange(None)[0]:
+            continue  # somebody else is at it, or has finished it
+        kept = _journal(session, task, folder, results / session.record_id(task))
+        with data.copies_below(session.config.data.root), suppress(Helped), resumed(model, kept):
             _lmms_eval(model, task, folder)
     return []
 
@@ -308,13 +346,14 @@ def _made_with(session: Session, task: str, folder: Path) -> dict:
     }
 
 
-def _journal(session: Session, task: str, folder: Path, directory: Path) -> Journal:
-    return Journal(directory, task, _made_with(session, task, folder), _begun(session))
+def _journal(session: Session, task: str, folder: Path, directory: Path) -> journal.Journal:
+    return journal.Journal(directory, task, _made_with(session, task, folder), _begun(session))
 
 
 def _begun(session: Session) -> dict:
     """What a record says of every process that answered some of its questions."""
-    return {"started": records.now(), "reuse": session.reuse, "machine": machine(session.placement)}
+    its = {"reuse": session.reuse, "processes": ranks.here().count, "machine": machine(session.placement)}
+    return {"started": records.now(), **its}
 
 
 def _tried_judge(session: Session, found: dict[str, dict | None]):
@@ -352,13 +391,16 @@ def _judge(judge, directory: Path, record: dict) -> dict:
     task = record["task"]
     samples = records.read_samples(directory, record)
     unscored = [sample for sample in samples if "unscored" in sample]
-    with progress(f"{directory.name} {task} judge", len(unscored)) as advance:
-        for start in range(0, len(unscored), JUDGED_AT_ONCE):
+    at_once = max(JUDGED_AT_ONCE, len(samples) // MOST_WRITES)
+    with progress(f"{directory.name} {task} judge", len(unscored)) as advance, stoppable() as asked:
+        for start in range(0, len(unscored), at_once):
             try:
-                judge.score(PROTOCOLS[task], unscored[start : start + JUDGED_AT_ONCE], advance)
+                judge.score(PROTOCOLS[task], unscored[start : start + at_once], advance)
             finally:  # also what was judged until an interruption
                 record |= {**summary(task, samples), "ended": records.now()}
                 records.write(directory, record, samples)
+            if asked():
+                raise Stopped(f"{directory.name} {task}: stopped, every verdict is kept. The same command goes on.")
     return record
 
 
