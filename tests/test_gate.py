@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -93,7 +95,7 @@ def test_a_broken_method_is_a_regression(good, name, tmp_path):
     for words in said:
         assert any(words in line for line in verdict.lines), verdict.lines
     with pytest.raises(RunError, match="1 record regressed"):
-        gate.conclude([verdict], good[method])
+        gate.conclude([verdict], good[method], str(tmp_path))
 
 
 def test_what_a_run_itself_refuses_cannot_be_compared(good, tmp_path):
@@ -277,6 +279,42 @@ def test_a_score_that_is_gone(compared):
     assert (verdict.outcome, verdict.lines[0]) == (REGRESSED, "score: 75.0 -> None")
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("fields", "changed", "said"),
+    [
+        ([("score", NAN)], {}, "accuracy 75 -> nan: not a finite number"),
+        ([], {"score": NAN}, "accuracy 75 -> 75: not a finite number in 400 samples, the first doc_id 0"),
+        ([("score", float("inf"))], {}, "accuracy 75 -> inf: not a finite number"),
+    ],
+)
+def test_a_score_that_is_no_number_is_a_regression(fields, changed, said, compared):
+    verdict = compared(100.0, fields=fields, **changed)
+    assert (verdict.outcome, verdict.lines[0]) == (REGRESSED, said)
+
+
+@pytest.mark.parametrize("changed", [{"fields": [("score", NAN)]}, {"score": NAN}])
+def test_a_baseline_has_only_numbers(changed, tmp_path):
+    path = put(tmp_path / "runs", **changed)
+    with pytest.raises(UsageError, match=f"{path}: it holds a number that is not finite"):
+        baseline.write(str(tmp_path / "runs"), tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "told"),
+    [
+        ("zipeval.methods.visionzip.VisionZip", "other", True),
+        ("zipeval.methods.visionzip.VisionZip", records.code(), False),
+        ("elsewhere.Method", "other", False),
+    ],
+)
+def test_records_of_other_code_are_told(target, code, told, compared):
+    verdict = compared(fields=[("config.method._target_", target), ("code", code)])
+    assert (verdict.outcome, verdict.lines) == (PASSED, ["made by other code than this zipeval"] * told)
+
+
 OTHERS = [
     ("resolved.fingerprint", "e", "other weights (fingerprint f in the baseline, e in "),
     ("task_hash", "g", "other task (task_hash h in the baseline, g in "),
@@ -315,6 +353,16 @@ def test_of_records_with_one_name_the_one_that_can_be_compared_is(compared, tmp_
     assert compared().outcome == PASSED
 
 
+def test_which_of_two_records_is_meant_is_not_guessed(compared, tmp_path):
+    """Of a bad one and a copy of the good one, neither may decide."""
+    first = put(tmp_path / "now", wrong=300)
+    verdict = compared()
+    assert verdict.outcome == INCOMPARABLE
+    assert verdict.lines[0].startswith(f"{first}, {tmp_path / 'now/run-1/shapes.json'}: all are of it")
+    with pytest.raises(UsageError, match=f"{first}, .*run-1/shapes.json: both are of tiny visionzip 16 shapes"):
+        baseline.write(str(tmp_path / "now"), tmp_path / "b.json")
+
+
 def test_a_record_that_the_baseline_lacks_is_told(compared, tmp_path):
     put(tmp_path / "now", task="colours")
     compared()
@@ -323,7 +371,7 @@ def test_a_record_that_the_baseline_lacks_is_told(compared, tmp_path):
         ("tiny visionzip 16 shapes", PASSED),
         ("tiny visionzip 16 colours", NEW),
     ]
-    assert gate.conclude(verdicts, tmp_path) is None
+    assert gate.conclude(verdicts, tmp_path, "") is None
 
 
 def test_a_baseline_is_small(tmp_path):
@@ -352,6 +400,7 @@ UNREADABLE = {
     "it has no records": lambda content: '{"schema":1,"records":[]}',
     "lacks or has too many of right": lambda content: content.replace('"left":', '"right":[],"left":'),
     "lacks or has too many of same": lambda content: content.replace('"same":', '"answers":'),
+    "it holds NaN": lambda content: content.replace('"score":75.0', '"score":NaN'),
     "are cut short": lambda content: content.replace('"answers":"', '"answers":"AA'),
     "'list'|list indices": lambda content: "[]",
 }
@@ -407,6 +456,31 @@ def test_exit_codes(zipeval, tmp_path):
     assert "baseline.json: 1 record cannot be compared" in complaint
 
 
+def test_the_exit_code_does_not_depend_on_who_reads(zipeval, tmp_path):
+    put(tmp_path / "worse", wrong=110)
+    command = [sys.executable, "-m", "zipeval", "check", "--against", "baseline.json", "--junit", "j.xml"]
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "results=worse"], env=buffered, **piped)
+    process.stdout.close()
+    complaint = process.stderr.read()
+    assert (process.wait(), complaint.count("\n")) == (1, 1)
+    assert "baseline.json: 1 record regressed" in complaint
+    assert ElementTree.parse(tmp_path / "j.xml").getroot().get("failures") == "1"
+
+
+def test_commands_that_are_advised_can_be_pasted(zipeval, tmp_path):
+    put(tmp_path / "my runs")
+    _, printed, _ = zipeval("baseline", "results=my runs", "out=b.json")
+    advised = shlex.split(printed.split("`")[1])
+    assert advised == ["zipeval", "check", "--against", "b.json", "results=my runs"]
+    assert zipeval(*advised[1:])[0] == 0
+    put(tmp_path / "no good", wrong=110)
+    code, _, complaint = zipeval("check", "--against", "b.json", "results=no good")
+    advised = shlex.split(complaint.split("`")[1])
+    assert (code, advised) == (1, ["zipeval", "baseline", "results=no good", "out=b.json"])
+
+
 def test_max_drop_is_what_it_is_set_to(zipeval, tmp_path):
     put(tmp_path / "worse", wrong=104)
     given = ["check", "--against", "baseline.json", "results=worse"]
@@ -425,7 +499,9 @@ def test_a_regression_is_said_before_what_cannot_be_compared(zipeval, tmp_path):
     ("arguments", "said"),
     [
         ([], "check: name a baseline"),
-        (["--against"], "check: name a baseline"),
+        (["--against"], "--against: needs a value"),
+        (["--against", "baseline.json", "--junit"], "--junit: needs a value"),
+        (["--against", "baseline.json", "results=runs", "--max-drop="], "--max-drop: needs a value"),
         (["--against", "nowhere.json"], "against=nowhere.json: not a readable baseline"),
         (["--against", "baseline.json", "results=nowhere"], "results=nowhere: no record of it"),
         (["--against", "baseline.json", "--max-drop", "much"], "max_drop=much: expected percent"),

@@ -15,6 +15,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,20 @@ def write(results: str, out: Path) -> int:
     """A baseline of every record below a results directory, in place of what `out` held; returns how many.
 
     Raises:
-        UsageError: without records, with one that waits for its judge, or if `out` cannot be written.
+        UsageError: without records, with one that waits for its judge or has numbers that are not finite, with two of
+            the same, or if `out` cannot be written.
     """
     found = records.read_all(results)
     if not found:
         raise UsageError(f"results={results}: no records. `zipeval run` makes them; results=DIR looks elsewhere.")
-    lines = [json.dumps(entry(record, samples(record)), ensure_ascii=False, separators=(",", ":")) for record in found]
+    lines = [_line(record) for record in found]
+    for i, record in enumerate(found):
+        for other in found[:i]:
+            if of(record) == of(other):
+                raise UsageError(
+                    f"{other['path']}, {record['path']}: both are of {' '.join(map(str, of(record).values()))}. "
+                    "Move one of them away, or give another results=DIR."
+                )
     content = f'{{"schema":{SCHEMA},"records":[\n' + ",\n".join(lines) + "\n]}\n"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +59,17 @@ def write(results: str, out: Path) -> int:
     return len(found)
 
 
+def _line(record: dict[str, Any]) -> str:
+    """Of a baseline's file."""
+    try:
+        return json.dumps(entry(record, samples(record)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise UsageError(
+            f"{record['path']}: it holds a number that is not finite, which nothing can be compared with. "
+            "Move it away and run it again."
+        ) from error
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The entries of a baseline.
 
@@ -56,7 +77,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         UsageError: if it is none.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
         if held["schema"] != SCHEMA:
             raise ValueError(f"schema {held['schema']}, this zipeval reads {SCHEMA}")
         if not held["records"]:
@@ -69,9 +90,13 @@ def read(path: Path) -> list[dict[str, Any]]:
         return held["records"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"against={path}: not a readable baseline ({error}). `zipeval baseline out={path}` writes one of the "
-            "records in results/runs."
+            f"against={path}: not a readable baseline ({error}). "
+            f"`{shlex.join(['zipeval', 'baseline', f'out={path}'])}` writes one of the records in results/runs."
         ) from error
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
 
 
 def samples(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -102,7 +127,7 @@ def entry(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
         "metric": record["metric"],
         "score": record["score"],
         "measured": {f"visual tokens, {name}": visual[name] for name in VISUAL} | record["prefill"],
-        "scores": [int(s) if s is not None and s == int(s) else s for s in (sample["score"] for sample in its)],
+        "scores": [_short(sample["score"]) for sample in its],
         "answers": _codes(sample["prediction"] for sample in its),
         "left": _codes((s.get("kept"), s.get("merged")) for s in its) if any("kept" in s for s in its) else None,
     }
@@ -129,6 +154,11 @@ def _same(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
         **{name: config["model"][name] for name in ("family", "prompt", "image_aspect")},
         "judge": config.get("judge"),
     }
+
+
+def _short(score: float | None) -> float | None:
+    """1 instead of 1.0."""
+    return int(score) if score is not None and math.isfinite(score) and score == int(score) else score
 
 
 def _codes(values: Iterable[Any]) -> str:

@@ -67,7 +67,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `zipeval table | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _hush()
 
 
 @ranks.agreed()
@@ -354,8 +354,10 @@ def baseline(arguments: list[str]) -> None:
 
     given = settings("baseline", arguments, ("results", "out"))
     out = Path(given.get("out", "results/baselines/shapes.json")).expanduser()
-    count = write(given.get("results", "results/runs"), out)
-    print(f"{out} holds {count} record{'s' if count > 1 else ''}: commit it. `zipeval check --against {out}` compares.")
+    results = given.get("results", "results/runs")
+    count = write(results, out)
+    command = shlex.join(["zipeval", "check", "--against", str(out), f"results={results}"])
+    print(f"{out} holds {count} record{'s' if count > 1 else ''}: commit it. `{command}` compares.")
 
 
 def check(arguments: list[str]) -> None:
@@ -363,17 +365,30 @@ def check(arguments: list[str]) -> None:
     from zipeval import gate
 
     given = settings("check", _without_dashes(arguments), ("against", "max_drop", "junit", "format", "results"))
-    if not given.get("against"):
+    for name, value in given.items():
+        if not value:
+            raise UsageError(f"--{name.replace('_', '-')}: needs a value. `zipeval --help` shows what there is.")
+    if "against" not in given:
         raise UsageError("check: name a baseline, `zipeval check --against results/baselines/shapes.json`.")
     github = choice(given, "format", ("text", "github")) == "github"
     against, drop = Path(given["against"]).expanduser(), _percent(given.get("max_drop", "1.0"))
-    verdicts = gate.check(against, given.get("results", "results/runs"), drop)
-    print(gate.text(verdicts))
-    if github:
-        print(gate.annotations(verdicts))
+    results = given.get("results", "results/runs")
+    verdicts = gate.check(against, results, drop)
+    try:
+        print(gate.text(verdicts))
+        if github:
+            print(gate.annotations(verdicts))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `zipeval check | head`: the exit code is what counts
+        _hush()
     if "junit" in given:
         gate.write_junit(verdicts, Path(given["junit"]).expanduser())
-    gate.conclude(verdicts, against)
+    gate.conclude(verdicts, against, results)
+
+
+def _hush() -> None:
+    """Let what is still printed go nowhere, as nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _without_dashes(arguments: list[str]) -> list[str]:

@@ -7,6 +7,8 @@ scores are as good: a method whose merging was lost may answer as well, and is a
 
 from __future__ import annotations
 
+import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 
 from zipeval import baseline, records, stats
 from zipeval.errors import RunError, UsageError
+from zipeval.methods import modules
 
 PASSED, REGRESSED, INCOMPARABLE, NEW = "ok", "REGRESSION", "CANNOT COMPARE", "new"
 # A method may decide by what it sees how many tokens it leaves; then rounding may move the mean of many samples a bit.
@@ -67,8 +70,11 @@ def check(against: Path, results: str, max_drop: float) -> list[Verdict]:
     return verdicts + [Verdict(_name(baseline.of(record)), NEW, [f"{record['path']} is not in it"]) for record in new]
 
 
-def conclude(verdicts: list[Verdict], against: Path) -> None:
+def conclude(verdicts: list[Verdict], against: Path, results: str) -> None:
     """Nothing where all is well.
+
+    Args:
+        against, results: as of `check`.
 
     Raises:
         RunError: where a record has regressed.
@@ -76,9 +82,10 @@ def conclude(verdicts: list[Verdict], against: Path) -> None:
     """
     regressed, incomparable = (sum(v.outcome == outcome for v in verdicts) for outcome in (REGRESSED, INCOMPARABLE))
     if regressed:
+        command = shlex.join(["zipeval", "baseline", f"results={results}", f"out={against}"])
         raise RunError(
-            f"against={against}: {_count(regressed)} regressed. Where that is meant, "
-            f"`zipeval baseline out={against}` makes these records the new baseline."
+            f"against={against}: {_count(regressed)} regressed. Where that is meant, `{command}` makes these records "
+            "the new baseline."
         )
     if incomparable:
         raise UsageError(f"against={against}: {_count(incomparable)} cannot be compared, see above.")
@@ -127,7 +134,7 @@ def write_junit(verdicts: list[Verdict], path: Path) -> None:
 
 def _verdict(entry: dict[str, Any], candidates: list[dict[str, Any]], results: str, max_drop: float) -> Verdict:
     """On one record of the baseline, beside those of the same name."""
-    name, refusal = _name(entry["of"]), ""
+    name, refusal, alike = _name(entry["of"]), "", []
     for record in candidates:
         if records.incomplete(record):
             refusal = f"{record['path']}: {baseline.WAITS}"
@@ -135,15 +142,29 @@ def _verdict(entry: dict[str, Any], candidates: list[dict[str, Any]], results: s
         samples = baseline.samples(record)
         now = baseline.entry(record, samples)
         if now["same"] == entry["same"]:
-            reasons, notes = _compared(entry, now, samples, max_drop)
-            return Verdict(name, REGRESSED if reasons else PASSED, reasons + notes)
-        refusal = _others(entry["same"], now["same"], record["path"])
+            alike.append((record, now, samples))
+        else:
+            refusal = _others(entry["same"], now["same"], record["path"])
+    if len(alike) == 1:
+        ((record, now, samples),) = alike
+        reasons, notes = _compared(entry, now, samples, max_drop)
+        notes += ["made by other code than this zipeval"] if _made_elsewhere(record) else []
+        return Verdict(name, REGRESSED if reasons else PASSED, reasons + notes)
+    if alike:
+        paths = ", ".join(record["path"] for record, *_ in alike)
+        refusal = f"{paths}: all are of it. Move away what is not to be compared, or give another results=DIR"
     if not candidates:
         its, limit = entry["of"], entry["same"]["limit"]
         given = {"model": its["model"], "method": its["method"].split()[0], "tokens": its["tokens"], "limit": limit}
         settings = " ".join(f"{k}={v}" for k, v in given.items() if v is not None)
         refusal = f"results={results}: no record of it. Make it: `zipeval run {settings} tasks=[{its['task']}] ...`"
     return Verdict(name, INCOMPARABLE, [refusal])
+
+
+def _made_elsewhere(record: dict[str, Any]) -> bool:
+    """Whether other code than what is installed made it. Of others' methods only importing them would tell."""
+    own = all(name.startswith("zipeval.") for name in modules(record["config"]["method"]))
+    return own and record.get("code") not in (None, records.code())
 
 
 def _others(then: dict[str, Any], now: dict[str, Any], path: str) -> str:
@@ -183,6 +204,11 @@ def _score(then: dict, now: dict, samples: list[dict], max_drop: float) -> tuple
     if old is None or new is None:
         return ([] if old is new else [f"score: {old} -> {new}"]), []
     line = f"{then['metric']} {old:.4g} -> {new:.4g}"
+    # A baseline has none of these: a comparison with one means nothing.
+    odd = [s["doc_id"] for s in samples if s["score"] is not None and not math.isfinite(s["score"])]
+    if odd or not math.isfinite(new):
+        where = f" in {len(odd)} samples, the first doc_id {odd[0]}" if odd else ""
+        return [f"{line}: not a finite number{where}"], []
     if new >= old:
         return [], [f"{line}, better"] if new > old else []
     # Of a judge's verdicts on LLaVA-Bench's references, the new ones stand for both.
