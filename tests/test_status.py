@@ -11,12 +11,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
-from test_sweep import failing, planned, run
+from test_sweep import failing, planned, run, states
 
 from zipeval import records, runner, sweep
 from zipeval.cli import main
-from zipeval.errors import RunError
+from zipeval.errors import RunError, UsageError
 
 # A job as any launcher starts it, in which a run has answered two of its questions and is at the third.
 JOB = """
@@ -110,6 +111,75 @@ def test_a_sweep_that_is_under_way_and_killed(tmp_path, monkeypatch, capsys):
     assert said[-1] == "Nothing is left to be answered."
 
 
+def test_the_same_command_leaves_alone_what_another_process_is_at(tmp_path, monkeypatch, capsys):
+    """The rest of the cells is done; that one has no end here is told."""
+    with at_work(tmp_path) as process:
+        before = states(tmp_path)
+        capsys.readouterr()
+        assert run(monkeypatch, tmp_path, *SETTINGS) == 2
+        its = f"zipeval: 001-tiny_llava-visionzip-16: process {process.pid} on {os.uname().nodename} is at it"
+        assert its in capsys.readouterr().err
+        after = states(tmp_path)
+        assert [state["status"] for state in after.values()] == ["done", "running", "done"]
+        assert after["001-tiny_llava-visionzip-16"] == before["001-tiny_llava-visionzip-16"]
+        (lock,) = tmp_path.glob("results/runs/*/*.lock")
+        lock.write_text("")  # before its process has said who it is, or where there was no room for it
+        assert status(monkeypatch, capsys, "tiny")[0].endswith(": 3 runs, 2 done, 1 running")
+        assert any(line.endswith("process ? on ?") for line in status(monkeypatch, capsys))
+
+
+def test_a_torn_state_is_told_beside_the_others(tmp_path, monkeypatch, capsys):
+    failing(monkeypatch, {})
+    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1,2", "limit=4")
+    (path,) = tmp_path.glob("results/runs/sweeps/*/000-*.json")
+    path.write_text('{"status": "do')
+    said = status(monkeypatch, capsys, "tiny")
+    assert said[0].endswith(": 2 runs, 1 done, 1 unreadable")
+    assert cells(said)["000-tiny_llava-visionzip-1"] == ["unreadable", "-", "4", "-", "-"]
+    assert any(f"{path.name}: not a readable state" in line for line in said)
+    assert status(monkeypatch, capsys)[1].split()[1:] == ["2", "1", "-", "-", "-", "-", "-", "1", "-"]
+
+
+@pytest.mark.parametrize(
+    "error, left", [(RunError("it failed"), True), (UsageError("no such data"), True), (None, False)]
+)
+def test_what_has_no_end_is_left(error, left, tmp_path, monkeypatch, capsys):
+    """Only a run that was refused before anything started never will be answered."""
+    failing(monkeypatch, {2: error} if error else {})
+    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=2", "limit=0,4")
+    said = status(monkeypatch, capsys, "tiny")
+    assert ("Nothing is left to be answered." not in said) == left
+    assert cells(said)["001-tiny_llava-visionzip-2"][1:3] == ["-" if left else "0", "4"]
+
+
+def test_a_run_that_is_done_has_the_records_that_it_says(tmp_path, monkeypatch, capsys):
+    """Though they are of another batch size, or were made from the same weights elsewhere."""
+    made = planned("method=visionzip", "tokens=16", "limit=2", f"results={tmp_path}/there")
+    (path,) = runner.run(made.cells[0].config)
+    record = json.loads(path.read_text())
+    record["config"]["model"]["path"] = "elsewhere"
+    path.write_text(json.dumps(record))
+    sweep.begin(made)
+    monkeypatch.setattr(runner, "run", lambda config: [path])
+    sweep.Job(made)(made.cells[0])
+    (tmp_path / "there").rename(tmp_path / "here")
+    said = status(monkeypatch, capsys, "tiny", f"results={tmp_path}/here")
+    assert cells(said)["000-tiny_llava-visionzip-16"][:3] == ["done", "2", "2"]
+
+
+def test_a_number_that_another_process_has_now():
+    """The one that wrote the state was born before it."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        born = psutil.Process(other.pid).create_time()
+        state = {"status": "running", "host": os.uname().nodename, "pid": other.pid}
+        assert sweep.alive({**state, "born": born}, {})
+        assert not sweep.alive({**state, "born": born - 3600}, {})
+        other.kill()
+        while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert not sweep.alive({**state, "born": born}, {})
+
+
 def test_what_failed_is_told_with_its_reason(tmp_path, monkeypatch, capsys):
     failing(monkeypatch, {2: RunError("two [red] failed")})
     run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1,2,3", "limit=0,4")
@@ -118,8 +188,12 @@ def test_what_failed_is_told_with_its_reason(tmp_path, monkeypatch, capsys):
     assert "003-tiny_llava-visionzip-2: two [red] failed" in said
     assert sum("limit=0: expected" in line for line in said) == 3
     listed = status(monkeypatch, capsys)
-    assert listed[0].split() == ["sweep", "runs", *["done", "running", "failed", "refused", "stopped", "died", "left"]]
-    assert listed[1].split()[1:] == ["6", "2", "-", "1", "3", "-", "-", "-"]
+    assert listed[0].split() == [
+        "sweep",
+        "runs",
+        *["done", "running", "failed", "refused", "stopped", "died", "unreadable", "left"],
+    ]
+    assert listed[1].split()[1:] == ["6", "2", "-", "1", "3", "-", "-", "-", "-"]
 
 
 def test_nothing_is_measured_before_something_is_done(tmp_path, monkeypatch, capsys):
@@ -143,7 +217,8 @@ def test_a_job_on_another_machine(age, locked, expected):
 
     started = (datetime.now(timezone.utc) - timedelta(seconds=age)).isoformat(timespec="seconds")
     state = {"status": "running", "host": "elsewhere", "pid": os.getpid(), "started": started}
-    assert _status(state, locked) == expected
+    lock = {"host": "elsewhere", "pid": os.getpid()}
+    assert _status(state, {Path("run/task.lock"): lock} if locked else {}) == expected
 
 
 def test_records_made_without_the_sweep_are_its_records(tmp_path, monkeypatch, capsys):

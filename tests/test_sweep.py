@@ -127,6 +127,7 @@ REFUSED = [
     (["limit=0,-1"], "limit=0: ", "limit=16"),
     (["judge.url=http://user:canary@host/v1", "judge.model=x"], "judge.url=http://host/v1: ", "without -m"),
     (["judge.url='http://host/v1?key=canary'", "judge.model=x"], "judge.url=http://host/v1: ", "without -m"),
+    (["tokens=range(5,5)"], "tokens=range(5,5): ", "at least one value"),
     (["--config-dir", "nowhere"], "--config-dir nowhere: ", "no such directory"),
 ]
 
@@ -139,6 +140,21 @@ def test_a_refused_sweep_leaves_nothing(arguments, named, advice, tmp_path, monk
     assert advice in said
     assert "canary" not in said
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("launching", ["+launcher=slurm", "hydra/launcher=submitit_slurm", "sweep.group_by=none"])
+def test_what_launches_a_sweep_does_not_launch_one_run(launching, tmp_path, monkeypatch, capsys):
+    seen = failing(monkeypatch, {})
+    assert run(monkeypatch, tmp_path, launching, "method=visionzip", "tokens=1") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"zipeval: {launching}: ")
+    assert "Add -m." in said
+    assert not seen
+
+
+def test_what_shows_a_sweep_is_a_shells_command():
+    made = planned("results='of mine'")
+    assert made.status_command == f"zipeval status {made.name} 'results=of mine'"
 
 
 def test_runs_of_a_sweep_are_those_of_single_commands(tmp_path, monkeypatch, capsys):
@@ -239,6 +255,18 @@ def test_a_job_that_died_is_told(tmp_path, monkeypatch):
         sweep.end(made)
 
 
+@pytest.mark.parametrize("torn", ["", '{"status": "done', "{}", "null"])
+def test_a_torn_state_is_as_none(torn, tmp_path, monkeypatch):
+    settings = ["-m", "method=visionzip", "tokens=1,2"]
+    failing(monkeypatch, {})
+    assert run(monkeypatch, tmp_path, *settings) == 0
+    next(tmp_path.glob("results/runs/sweeps/*/000-*.json")).write_text(torn)
+    seen = failing(monkeypatch, {})
+    assert run(monkeypatch, tmp_path, *settings) == 0
+    assert seen == [1, 2]
+    assert statuses(tmp_path) == ["done", "done"]
+
+
 def test_a_bug_in_one_of_several_ranks_ends_it(tmp_path, monkeypatch):
     """The others wait for this one, in the run that it left."""
     monkeypatch.chdir(tmp_path)
@@ -246,6 +274,7 @@ def test_a_bug_in_one_of_several_ranks_ends_it(tmp_path, monkeypatch):
     sweep.begin(made)
     seen = failing(monkeypatch, {2: KeyError("a bug")})
     monkeypatch.setattr(ranks, "here", lambda: ranks.Place(rank=0, local=0, count=2))
+    monkeypatch.setattr(ranks, "exchange", lambda value: [value])
     job = sweep.Job(made)
     with pytest.raises(KeyError):
         job(made.cells[0])

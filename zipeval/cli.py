@@ -42,6 +42,7 @@ zipeval run --help shows every setting.
 GROUPS = {"model": "models", "method": "methods", "suite": "suites", "table": "tables", "launcher": "launchers"}
 LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # Hydra's: the extra that brings it
 ADDED = ("table", "launcher")  # to a configuration that has none
+OF_SWEEPS = ("launcher=", "hydra/launcher=", "hydra.launcher.", "sweep.")
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -87,6 +88,9 @@ def run(arguments: list[str]) -> None:
     shown = given.help or given.hydra_help or given.cfg or given.info
     if not shown and (given.multirun or any(map(_makes_a_sweep, given.overrides))):
         return _launch(*expand(arguments))
+    idle = [o for o in given.overrides if o.lstrip("+~").startswith(OF_SWEEPS)]
+    if idle and not shown:
+        raise UsageError(f"{idle[0]}: this is how a sweep is launched, and without -m this is none. Add -m.")
 
     refused: list[UsageError | RunError] = []
 
@@ -147,6 +151,9 @@ def expand(arguments: list[str]):
             parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params + asked)
             if any(o.key_or_group == "table" and o.is_sweep_override() for o in parsed):
                 raise UsageError("+table=: one table is one sweep. Run each by itself.")
+            for its in parsed:
+                if its.is_sweep_override() and not any(True for _ in its.sweep_iterator()):
+                    raise UsageError(f"{its.input_line}: there is nothing in it. Name at least one value.")
             (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
             composed = [(its, OmegaConf.to_object(hydra_compose("run", search + its))) for its in runs]
             table = whole.hydra.runtime.choices.get("table")

@@ -10,19 +10,29 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from zipeval import console, records
 from zipeval.config import DataConfig, JudgeConfig, ModelConfig, RunConfig, RunnerConfig
 from zipeval.errors import UsageError, closest
 from zipeval.journal import answered
-from zipeval.lock import holder
 from zipeval.protocols import PROTOCOLS
 from zipeval.samples import Pace, count, of_run, pace
-from zipeval.sweep import CIRCUMSTANCES, DONE, FAILED, FOLDER, PLAN, REFUSED, RUNNING, read_state
+from zipeval.sweep import (
+    CIRCUMSTANCES,
+    DONE,
+    FAILED,
+    FOLDER,
+    PLAN,
+    REFUSED,
+    RUNNING,
+    STOPPED,
+    alive,
+    holders,
+    locks,
+    read_state,
+)
 
-DIED, LEFT = "died", "left"
-ORDER = (DONE, RUNNING, FAILED, REFUSED, "stopped", DIED, LEFT)
+DIED, LEFT, UNREADABLE = "died", "left", "unreadable"
+ORDER = (DONE, RUNNING, FAILED, REFUSED, STOPPED, DIED, UNREADABLE, LEFT)
 STARTING = 120  # seconds in which a process on another machine may not hold its locks yet
 
 
@@ -31,7 +41,9 @@ class Progress:
     """A cell of a sweep.
 
     Attributes:
-        status: as in its state; `died` where that says running and nobody is, `left` where it has none.
+        status: as in its state; `died` where that says running and nobody is, `left` where it has none, `unreadable`
+            where that is torn.
+        group: number of its job; None if it was refused before anything started.
         config: of its run.
         state: what its job wrote; {} if none has begun it.
         found: its records, by task.
@@ -40,6 +52,7 @@ class Progress:
 
     name: str
     status: str
+    group: int | None
     config: RunConfig
     state: dict[str, Any]
     found: dict[str, dict] = field(default_factory=dict)
@@ -47,7 +60,10 @@ class Progress:
 
     def samples(self, task: str, known: dict[tuple[str, int | None], int]) -> int | None:
         """Of a task: as another record of this sweep has it, or counted."""
-        return known.get((task, self.config.limit)) or count(task, self.config)
+        try:
+            return known.get((task, self.config.limit)) or count(task, self.config)
+        except UsageError:  # what the run was refused for, most likely
+            return None
 
 
 def status(name: str | None, results: str) -> None:
@@ -63,7 +79,7 @@ def status(name: str | None, results: str) -> None:
     place = Path(results).expanduser()
     sweeps = {path.parent.name: path.parent for path in sorted(place.glob(f"{FOLDER}/*/{PLAN}"))}
     found = records.read_all(results)
-    held = _held(place)
+    held = holders(place)
     if name is not None:
         directory = _find(name, results, sweeps)
         return _show(directory, _progress(directory, found, held))
@@ -92,12 +108,6 @@ def _find(name: str, results: str, sweeps: dict[str, Path]) -> Path:
     return sweeps[matching[0]]
 
 
-def _held(place: Path) -> dict[Path, dict]:
-    """By lock, who holds it now."""
-    found = {path: holder(path) for path in place.glob("*/*.lock")}
-    return {path: by for path, by in found.items() if by is not None}
-
-
 def _runs(place: Path, found: list[dict], held: dict[Path, dict]):
     """A line for each run: its tasks that are finished, that wait for a judge, and that are under way."""
     rows = console.table("run", "finished", "incomplete", "samples", "last", "now", left=("run", "last", "now"))
@@ -119,22 +129,32 @@ def _runs(place: Path, found: list[dict], held: dict[Path, dict]):
 def _progress(directory: Path, found: list[dict], held: dict[Path, dict]) -> list[Progress]:
     """The cells of a sweep."""
     index = {(_identity(record["config"]), record["task"]): record for record in found}
+    places = {Path(record["path"]).parts[-2:]: record for record in found}  # wherever the results were seen from
     cells = []
     for planned in _read(directory)["cells"]:
-        state = read_state(directory / f"{planned['name']}.json") or {}
-        locks = {
-            path for path, by in held.items() if state and (by["host"], by["pid"]) == (state["host"], state["pid"])
-        }
+        state = _state(directory / f"{planned['name']}.json")
         config = _config(planned["config"])
-        cell = Progress(planned["name"], _status(state, bool(locks)), config, state)
+        cell = Progress(planned["name"], _status(state, held), planned["group"], config, state)
         for task in config.tasks:
             record = index.get((_identity(planned["config"], task), task))
             if record:
                 cell.found[task] = record
+        if cell.status == DONE:
+            own = (places.get(Path(path).parts[-2:]) for path in state["records"])
+            cell.found |= {record["task"]: record for record in own if record}
         if cell.status == RUNNING:
-            cell.answers = {p.stem: answered(p.parent, p.stem) for p in locks if p.stem not in cell.found}
+            its = locks(state, held)
+            cell.answers = {p.stem: answered(p.parent, p.stem) for p in its if p.stem not in cell.found}
         cells.append(cell)
     return cells
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """Of a cell; {} if none has begun it."""
+    try:
+        return read_state(path) or {}
+    except UsageError as error:
+        return {"status": UNREADABLE, "error": str(error)}
 
 
 def _read(directory: Path) -> dict:
@@ -155,13 +175,13 @@ def _identity(config: dict, task: str | None = None) -> str:
     return json.dumps({name: value for name, value in config.items() if name not in skipped}, sort_keys=True)
 
 
-def _status(state: dict, locked: bool) -> str:
+def _status(state: dict[str, Any], held: dict[Path, dict]) -> str:
     if not state:
         return LEFT
-    if state["status"] != RUNNING or locked:
+    if state["status"] != RUNNING or alive(state, held):
         return state["status"]
     if state["host"] == socket.gethostname():
-        return RUNNING if psutil.pid_exists(state["pid"]) else DIED
+        return DIED
     age = datetime.now(timezone.utc) - datetime.fromisoformat(state["started"])
     return RUNNING if age.total_seconds() < STARTING else DIED
 
@@ -177,11 +197,12 @@ def _show(directory: Path, cells: list[Progress]) -> None:
     out.print()
     rows = console.table("run", "status", "answers", "of", "since", "by", left=("run", "status", "since", "by"))
     for cell in cells:
-        numbers = [cell.samples(task, known) for task in cell.config.tasks] if cell.status != REFUSED else [None]
+        numbers = [cell.samples(task, known) for task in cell.config.tasks] if cell.group is not None else [None]
         done = sum(r["samples"]["count"] for r in cell.found.values()) + sum(cell.answers.values())
         total = None if None in numbers else sum(numbers)
+        unseen = cell.status not in (DONE, RUNNING, LEFT) and not done  # their journals do not say whose they are
         by = _who(cell.state) if cell.status in (RUNNING, DIED) else None
-        console.add(rows, cell.name, cell.status, done, total, cell.state.get("started"), by)
+        console.add(rows, cell.name, cell.status, None if unseen else done, total, cell.state.get("started"), by)
     out.print(rows)
     out.print()
     for cell in cells:
@@ -194,7 +215,7 @@ def _show(directory: Path, cells: list[Progress]) -> None:
 
 def _time_left(cells: list[Progress], known: dict[tuple[str, int | None], int]) -> str:
     """In words, from what the sweep's own records measured."""
-    waiting = [cell for cell in cells if cell.status in (RUNNING, LEFT, DIED, "stopped")]
+    waiting = [cell for cell in cells if cell.status != DONE and cell.group is not None]
     open_tasks = [(cell, task) for cell in waiting for task in cell.config.tasks if task not in cell.found]
     if not open_tasks:
         return "Nothing is left to be answered."
@@ -211,7 +232,9 @@ def _time_left(cells: list[Progress], known: dict[tuple[str, int | None], int]) 
     jobs = len({(cell.state["host"], cell.state["pid"]) for cell in waiting if cell.status == RUNNING})
     shared = f" with {jobs} jobs at it" if jobs > 1 else ""
     without = f", without {', '.join(sorted(unknown))}, whose samples are not counted" if unknown else ""
-    return f"Time left: about {_duration(seconds / max(1, jobs))}{shared}{without}."
+    ended = any(cell.status not in (RUNNING, LEFT) for cell, _ in open_tasks)
+    kept = " What runs without an end had answered is kept, and not counted here." if ended else ""
+    return f"Time left: about {_duration(seconds / max(1, jobs))}{shared}{without}.{kept}"
 
 
 def _pace(measured: list[dict], config: RunConfig, task: str) -> Pace:

@@ -11,16 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from zipeval import __version__, ranks, records
 from zipeval.config import RunConfig, check, public_url
 from zipeval.errors import RunError, Stopped, UsageError
+from zipeval.lock import holder
 
 FOLDER, PLAN = "sweeps", "plan.json"
 GROUPINGS = ("model", "none")
@@ -28,6 +33,7 @@ RUNNING, DONE, FAILED, REFUSED, STOPPED = "running", "done", "failed", "refused"
 RAISED = {FAILED: RunError, REFUSED: UsageError, STOPPED: Stopped}
 # Of the configuration, what a cell's records do not depend on: the same command with another batch size continues.
 CIRCUMSTANCES = ("results", "logger", "batch_size", "runner")
+ADJUSTED = 60  # seconds by which a clock that is set moves the birth of a process; no number is given again so soon
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Sweep:
     def status_command(self) -> str:
         """What shows how far it is."""
         elsewhere = [f"results={self.results}"] if self.results != RunConfig.results else []
-        return " ".join(["zipeval status", self.name, *elsewhere])
+        return shlex.join(["zipeval", "status", self.name, *elsewhere])
 
 
 def plan(label: str | None, command: str, composed: list[tuple[list[str], RunConfig]], group_by: str) -> Sweep:
@@ -135,7 +141,7 @@ def _identity(config: RunConfig) -> str:
 
 
 def begin(sweep: Sweep) -> None:
-    """Write the plan and the states of what is refused; of an earlier attempt, only the states of what is done stay.
+    """Write the plan and the states of what is refused; of others', only those of what is done or under way stay.
 
     Raises:
         UsageError: if nothing can be written there.
@@ -155,16 +161,57 @@ def begin(sweep: Sweep) -> None:
         path = sweep.directory / f"{cell.name}.json"
         if cell.refusal is not None:
             _write(path, _state(REFUSED, error=cell.refusal, ended=records.now()))
-        elif (state := read_state(path)) and state["status"] != DONE:
-            path.unlink()
+            continue
+        state = _readable(path)
+        if not _taken(path, state) and not (state and state["status"] == DONE):
+            path.unlink(missing_ok=True)
+
+
+def _readable(path: Path) -> dict[str, Any] | None:
+    """A cell's state; None without one, or if it is torn, as its writer's machine died: then it says nothing."""
+    with suppress(UsageError):
+        return read_state(path)
+
+
+def _taken(path: Path, state: dict[str, Any] | None) -> bool:
+    """Whether another process is at the cell of a state."""
+    return state is not None and state["status"] == RUNNING and alive(state, holders(path.parents[2]))
+
+
+def holders(results: Path) -> dict[Path, dict]:
+    """By lock of a run's task, who holds it now; not to be asked by a process that holds one."""
+    found = {path: holder(path) for path in results.glob("*/*.lock")}
+    return {path: by for path, by in found.items() if by is not None}
+
+
+def locks(state: dict[str, Any], held: dict[Path, dict]) -> set[Path]:
+    """Those that the process of a state holds."""
+    names = ("host", "pid")
+    return {path for path, by in held.items() if [by.get(n) for n in names] == [state.get(n) for n in names]}
+
+
+def alive(state: dict[str, Any], held: dict[Path, dict]) -> bool:
+    """Whether the process of a state is there and is not this one; of other machines' only the locks are seen."""
+    if state["host"] != socket.gethostname():
+        return bool(locks(state, held))
+    if state["pid"] == os.getpid():
+        return False
+    try:
+        process = psutil.Process(state["pid"])
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - state.get("born", 0)) < ADJUSTED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end(sweep: Sweep) -> None:
     """Raises RunError or UsageError for what became of the cells, once the jobs are over."""
     errors, open_ends = [], 0
     for cell in sweep.cells:
-        state = read_state(sweep.directory / f"{cell.name}.json")
-        if state is None or state["status"] == RUNNING:
+        path = sweep.directory / f"{cell.name}.json"
+        state = read_state(path)
+        if _taken(path, state):
+            errors.append(UsageError(_elsewhere(sweep, cell, state)))
+        elif state is None or state["status"] == RUNNING:
             open_ends += 1
         elif state["status"] != DONE:
             errors.append(RAISED[state["status"]](state["error"]))
@@ -172,6 +219,13 @@ def end(sweep: Sweep) -> None:
         errors.append(lost(sweep, f"{open_ends} of {len(sweep.cells)} runs have no end"))
     if errors:
         _raise(errors)
+
+
+def _elsewhere(sweep: Sweep, cell: Cell, state: dict[str, Any]) -> str:
+    return (
+        f"{cell.name}: process {state['pid']} on {state['host']} is at it since {state['started']}. "
+        f"`{sweep.status_command}` shows how far it is."
+    )
 
 
 def lost(sweep: Sweep, what: str) -> RunError:
@@ -205,6 +259,10 @@ class Job:
                 self._run(cell)
 
     def _run(self, cell: Cell) -> None:
+        # Where the same command was given twice, the cell is the other's, and so is its state.
+        path = self.sweep.directory / f"{cell.name}.json"
+        if ranks.exchange(ranks.first() and _taken(path, _readable(path)))[0]:
+            return
         started = _state(RUNNING)
         self._record(cell, started)
         try:
@@ -249,6 +307,7 @@ def _state(status: str, error: str | None = None, ended: str | None = None) -> d
         "status": status,
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "born": psutil.Process().create_time(),  # the number may be another process's later
         "job": os.environ.get("SLURM_JOB_ID"),
         "started": records.now(),
         "ended": ended,
@@ -271,10 +330,12 @@ def read_state(path: Path) -> dict[str, Any] | None:
         UsageError: if it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
+        state["status"]  # of a state that was cut off, there may be nothing but `{}` or `0`
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: not a readable state ({error}). Delete it and run the sweep's command again."
         ) from error
+    return state
