@@ -71,7 +71,7 @@ def pace(found: list[Record], *likenesses: dict[str, Any]) -> Pace | None:
 def _seconds(record: Record) -> float:
     """Of a few samples, loading the model would be most of the record's own."""
     if record["config"]["limit"] is None:
-        return record["seconds"] * record["processes"]
+        return sum(its["seconds"] * its["processes"] for its in record.get("sessions", [record]))
     samples = records.read_samples(Path(record["path"]).parent, record)
     shares = [sample["latency"] / sample["batch"] for sample in samples if "latency" in sample]
     return median(shares or [0.0]) * len(samples)  # the first batch takes longer
