@@ -117,7 +117,8 @@ def test_the_same_command_leaves_alone_what_another_process_is_at(tmp_path, monk
         before = states(tmp_path)
         capsys.readouterr()
         assert run(monkeypatch, tmp_path, *SETTINGS) == 2
-        its = f"zipeval: 001-tiny_llava-visionzip-16: process {process.pid} on {os.uname().nodename} is at it"
+        who = f"process {process.pid} on {os.uname().nodename}"
+        its = f"zipeval: 001-tiny_llava-visionzip-16: {who} has been at it since"
         assert its in capsys.readouterr().err
         after = states(tmp_path)
         assert [state["status"] for state in after.values()] == ["done", "running", "done"]

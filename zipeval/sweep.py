@@ -223,7 +223,7 @@ def end(sweep: Sweep) -> None:
 
 def _elsewhere(sweep: Sweep, cell: Cell, state: dict[str, Any]) -> str:
     return (
-        f"{cell.name}: process {state['pid']} on {state['host']} is at it since {state['started']}. "
+        f"{cell.name}: process {state['pid']} on {state['host']} has been at it since {state['started']}. "
         f"`{sweep.status_command}` shows how far it is."
     )
 
