@@ -53,7 +53,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 # A job that was told to end has as many seconds.
-KillWait=5
+KillWait=2
 SchedulerParameters=sched_interval=5
 NodeName=$node NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN) State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP

@@ -24,7 +24,8 @@ from zipeval.journal import answered
 from zipeval.runner import run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm.sh"
-METHODS, BUDGETS, EACH = ("visionzip", "fastv", "sparsevlm"), (48, 16), ["limit=200", "runner.workers=1"]
+METHODS, BUDGETS = ("visionzip", "fastv", "sparsevlm"), (48, 16)
+EACH = ["limit=200", "batch_size=2", "runner.workers=1"]  # for some seconds, in which a job can be queued again
 SWEEP = [f"method={','.join(METHODS)}", f"tokens={','.join(map(str, BUDGETS))}", *EACH, "sweep.group_by=none"]
 ON_SLURM = ["+launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
 ON_RAY = ["+launcher=ray", "hydra.launcher.ray.remote.num_gpus=0"]

@@ -27,7 +27,7 @@ def right(tmp_path_factory, questions):
     root = tmp_path_factory.mktemp("embedded")
     frame = pd.DataFrame({"type": questions["type"], "answer": questions["answer"]})
     for method in ("vanilla", "visionzip", "random"):
-        (path,) = run(compose([f"results={root}", f"method={method}", f"tokens={NINTH}"]))
+        (path,) = run(compose([f"results={root}", f"method={method}", f"tokens={NINTH}", "runner.reuse=prefix"]))
         samples = records.read_samples(path.parent, records.read(path))
         frame[method] = [s["scores"]["accuracy"] for s in samples]
     return frame

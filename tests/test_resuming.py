@@ -123,7 +123,7 @@ def test_a_run_killed_at_ten_random_points_ends_as_one_that_was_not(tmp_path, as
 
 def test_two_processes_of_one_run(tmp_path, asked):
     """One works, the other says who does; when the first is stopped behind a batch, the next one goes on."""
-    settings = [*METHOD, *SETTINGS, f"limit={10 * LIMIT}", f"results={tmp_path}/runs"]
+    settings = [*METHOD, *SETTINGS, f"limit={4 * LIMIT}", f"results={tmp_path}/runs"]
     first = command(*settings)
     wait_for(lambda: journal_of(tmp_path / "runs")[1])
     start = time.monotonic()
@@ -138,12 +138,12 @@ def test_two_processes_of_one_run(tmp_path, asked):
     _, count = journal_of(tmp_path / "runs")
     assert asked() == count  # the batch at hand was finished, and kept
     run(compose([*settings, "batch_size=32"]))  # how fast answers come is no part of a run
-    assert asked() == 10 * LIMIT
+    assert asked() == 4 * LIMIT
 
 
 @pytest.mark.parametrize("signals, code", [([signal.SIGTERM], 130), ([signal.SIGINT, signal.SIGINT], 130)])
 def test_stopped_by_a_scheduler_or_at_once(signals, code, tmp_path, asked):
-    settings = [*METHOD, *SETTINGS, "batch_size=64", f"limit={10 * LIMIT}", f"results={tmp_path}/runs"]
+    settings = [*METHOD, *SETTINGS, "batch_size=64", f"limit={4 * LIMIT}", f"results={tmp_path}/runs"]
     process = command("-m", *settings, "seed=0,1")
     wait_for(lambda: journal_of(tmp_path / "runs")[1])
     for number in signals:
@@ -154,7 +154,7 @@ def test_stopped_by_a_scheduler_or_at_once(signals, code, tmp_path, asked):
     assert "Traceback" not in errors
     assert len([*tmp_path.glob("runs/tiny*")]) == 1  # the sweep's other run was not begun
     directory, count = journal_of(tmp_path / "runs")
-    assert 64 <= count < 10 * LIMIT
+    assert 64 <= count < 4 * LIMIT
     assert not [*directory.glob("*.lock")]
 
 
