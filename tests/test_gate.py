@@ -523,6 +523,12 @@ def test_what_is_refused(arguments, said, zipeval):
     assert said in printed + complaint
 
 
+def test_a_baseline_without_a_name_is_refused(zipeval):
+    code, _, complaint = zipeval("baseline", "out=")
+    assert code == 2
+    assert "out=: name the file" in complaint
+
+
 def test_junit(zipeval, tmp_path):
     """Well formed whatever a model answers, with a test case for every record."""
     for task in ("colours", "sizes"):

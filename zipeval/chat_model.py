@@ -47,9 +47,8 @@ class ZipEval(lmms):
         self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample;
         # its `latency` is the seconds from its batch's prepared inputs to its batch's last token
         self.images: dict[tuple[str, int], bytes] = {}  # of the first samples of a task, likewise: a JPEG file
-        self.keep: Callable[[list[tuple]], None] | None = (
-            None  # told of every batch's (request, answer), failed ones not
-        )
+        # Told of every batch's (request, answer) as it is answered; of what cannot be decoded it is not.
+        self.keep: Callable[[list[tuple]], None] | None = None
 
     def __repr__(self) -> str:
         """Part of the key of lmms-eval's response cache: has to tell methods and budgets apart."""

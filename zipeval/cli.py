@@ -360,6 +360,8 @@ def baseline(arguments: list[str]) -> None:
     from zipeval.baseline import write
 
     given = settings("baseline", arguments, ("results", "out"))
+    if given.get("out") == "":
+        raise UsageError("out=: name the file to write, such as out=results/baselines/shapes.json.")
     out = Path(given.get("out", "results/baselines/shapes.json")).expanduser()
     results = given.get("results", "results/runs")
     count = write(results, out)
