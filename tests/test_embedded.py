@@ -1,4 +1,4 @@
-"""The embedded checkpoint over the whole question set: it sees, and it tolerates reduction."""
+"""The embedded checkpoint over the first questions of the whole set: it sees, and it tolerates reduction."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from zipeval.cli import compose
 from zipeval.runner import Session, run
 
 NINTH = 16  # of 144 patches
+LIMIT = 600
 
 
 @pytest.fixture(scope="module")
 def questions():
-    return datasets.Dataset.from_parquet(str(FILE))
+    return datasets.Dataset.from_parquet(str(FILE)).select(range(LIMIT))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def right(tmp_path_factory, questions):
     root = tmp_path_factory.mktemp("embedded")
     frame = pd.DataFrame({"type": questions["type"], "answer": questions["answer"]})
     for method in ("vanilla", "visionzip", "random"):
-        (path,) = run(compose([f"results={root}", f"method={method}", f"tokens={NINTH}", "runner.reuse=prefix"]))
+        settings = [f"method={method}", f"tokens={NINTH}", f"limit={LIMIT}", "runner.reuse=prefix"]
+        (path,) = run(compose([f"results={root}", *settings]))
         samples = records.read_samples(path.parent, records.read(path))
         frame[method] = [s["scores"]["accuracy"] for s in samples]
     return frame
@@ -48,7 +50,7 @@ def test_answers_come_from_the_image(right, questions):
     """Asked about the next image but one, the model does about as well as someone who sees none."""
     session = Session(compose([]))
     model, _ = session.load()
-    indices = range(0, 600, 2)
+    indices = range(0, LIMIT, 2)
     correct = 0
     for start in range(0, len(indices), 30):
         rows = [questions[i] for i in indices[start : start + 30]]
