@@ -33,15 +33,23 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                                                    records beside that file: 0 as good, 1 regression, 2 cannot compare
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
-  zipeval list models|methods|tasks|suites|tables|launchers
+  zipeval list models|methods|tasks|suites|tables|experiments|launchers
                                                    what there is to choose from
   zipeval doctor                                   what will work on this machine and what will not
 
 zipeval run --help shows every setting.
 """
-GROUPS = {"model": "models", "method": "methods", "suite": "suites", "table": "tables", "launcher": "launchers"}
+GROUPS = {
+    "model": "models",
+    "method": "methods",
+    "suite": "suites",
+    "table": "tables",
+    "experiment": "experiments",
+    "launcher": "launchers",
+}
 LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # Hydra's: the extra that brings it
-ADDED = ("table", "launcher")  # to a configuration that has none
+SWEEPS = ("table", "experiment")  # whose files say what is swept
+ADDED = (*SWEEPS, "launcher")  # to a configuration that has none
 OF_SWEEPS = ("launcher=", "hydra/launcher=", "hydra.launcher.", "sweep.")
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
@@ -111,7 +119,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _makes_a_sweep(override: str) -> bool:
-    return override.startswith("+table=") or override == "hydra.mode=MULTIRUN"
+    return override.startswith(tuple(f"+{group}=" for group in SWEEPS)) or override == "hydra.mode=MULTIRUN"
 
 
 def expand(arguments: list[str]):
@@ -149,17 +157,23 @@ def expand(arguments: list[str]):
             whole = hydra.compose_config("run", search + asked, RunMode.MULTIRUN, with_log_configuration=False)
             params = [f"{name}={values}" for name, values in (whole.hydra.sweeper.params or {}).items()]
             parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params + asked)
-            if any(o.key_or_group == "table" and o.is_sweep_override() for o in parsed):
-                raise UsageError("+table=: one table is one sweep. Run each by itself.")
-            for its in parsed:
-                if its.is_sweep_override() and not any(True for _ in its.sweep_iterator()):
-                    raise UsageError(f"{its.input_line}: there is nothing in it. Name at least one value.")
+            _check_swept(parsed)
             (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
             composed = [(its, OmegaConf.to_object(hydra_compose("run", search + its))) for its in runs]
-            table = whole.hydra.runtime.choices.get("table")
+            label = next((o.value() for o in parsed if o.key_or_group in SWEEPS), None)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
-    return plan_sweep(table, _command(arguments), composed, group_by), launching
+    return plan_sweep(label, _command(arguments), composed, group_by), launching
+
+
+def _check_swept(overrides: list) -> None:
+    """Raises UsageError where there is nothing to sweep over, or more than one file that says over what."""
+    named = [o.input_line for o in overrides if o.key_or_group in SWEEPS]
+    if len(named) > 1 or any(o.key_or_group in SWEEPS and o.is_sweep_override() for o in overrides):
+        raise UsageError(f"{' '.join(named)}: one table or experiment is one sweep. Run each by itself.")
+    for its in overrides:
+        if its.is_sweep_override() and not any(True for _ in its.sweep_iterator()):
+            raise UsageError(f"{its.input_line}: there is nothing in it. Name at least one value.")
 
 
 def _command(arguments: list[str]) -> str:
