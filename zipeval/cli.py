@@ -28,6 +28,9 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
+  zipeval analyze redundancy [model=MODEL] [images=DIR] [limit=N] out=DIR
+                                                   how concentrated the attention that visual tokens receive is, layer
+                                                   by layer, as CSV and plots
   zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
   zipeval check --against FILE [--max-drop 1.0] [--junit FILE] [--format text|github] [results=DIR]
                                                    records beside that file: 0 as good, 1 regression, 2 cannot compare
@@ -369,6 +372,40 @@ def report(arguments: list[str]) -> None:
     print("\n".join(map(str, written)))
 
 
+def analyze(arguments: list[str]) -> None:
+    """`zipeval analyze redundancy`."""
+    own, model = ("images", "limit", "out"), [a for a in arguments[1:] if a.startswith(("model=", "model."))]
+    given = settings("analyze redundancy", [a for a in arguments[1:] if a not in model], own)
+    if arguments[:1] != ["redundancy"] or not given.get("out"):
+        raise UsageError(
+            f"{' '.join(['analyze', *arguments])}: say what of and where to, "
+            "`zipeval analyze redundancy model=tiny_llava out=DIR`."
+        )
+    from zipeval.redundancy import analyze as measure
+
+    _hide_bars()
+    config = compose(model)
+    images, limit = given.get("images"), given.get("limit")
+    written = measure(
+        config,
+        Path(images).expanduser() if images else None,
+        None if limit is None else _count("limit", limit),
+        Path(given["out"]).expanduser(),
+    )
+    print("\n".join(map(str, written)))
+
+
+def _count(name: str, value: str) -> int:
+    """A setting that is a number of things.
+
+    Raises:
+        UsageError: for one that is none.
+    """
+    if not value.isdecimal() or int(value) < 1:
+        raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16.")
+    return int(value)
+
+
 def baseline(arguments: list[str]) -> None:
     """`zipeval baseline`."""
     from zipeval.baseline import write
@@ -515,6 +552,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "table": table,
     "show": show,
     "report": report,
+    "analyze": analyze,
     "baseline": baseline,
     "check": check,
     "convert": convert,

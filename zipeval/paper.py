@@ -123,7 +123,7 @@ def _experiments(printed: Table, results: str, statistics: bool) -> list[Table]:
             if config["model"]["name"] == "llava15" and key in theirs and row.cells.keys() & printed.columns:
                 rows.append(_difference(row, theirs[key]))
         columns = [*table.columns, *(name for name in printed.columns if name not in table.columns)]
-        made.append(replace(table, columns=columns, rows=rows, notes=[*table.notes, f"Published: {printed.about}."]))
+        made.append(replace(table, columns=columns, rows=rows, notes=[*table.notes, f"{printed.about}."]))
     if not made:
         raise UsageError(f"results={results}: no experiments. `zipeval run -m +experiment=misalignment` makes them.")
     return made

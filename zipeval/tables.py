@@ -314,7 +314,8 @@ def _compared(table: Table, columns: list[str]) -> Table:
             for name in of:
                 cell, first = cells[name], best[name]
                 task = cell.record["task"]
-                tied = first is not None and len(group) > 1 and stats.tied(task, of[name], held[first][name])
+                rivals = len(group) > 1 and table.bound == UPPER_BOUND  # any other is of this budget itself
+                tied = first is not None and rivals and stats.tied(task, of[name], held[first][name])
                 cells[name] = replace(cell, comparison=stats.compare(task, of[name], bounds[name]), tied=tied)
             pairs = [(row.cells[name].record["task"], of[name], bounds[name]) for name in of]
             average = None if row.average is None else stats.average(pairs)
