@@ -80,8 +80,10 @@ def test_attention_of_every_layer_is_transformers_own(make):
     inputs, given = prompts(model, [[5], [6]], [1, 2]), []
     tower = model.model.vision_tower
     hook = tower.embeddings.register_forward_pre_hook(lambda module, args: given.append(args[0]))
-    before = [len(module._forward_hooks) for module in model.modules()]
     with torch.no_grad():
+        see(model, inputs, "image", reads_pixels=False)  # transformers leaves hooks of its own at a first call
+        before = [len(module._forward_hooks) for module in model.modules()]
+        given.clear()
         with of_every_layer(model) as received:
             see(model, inputs, "image", reads_pixels=False)
         assert [len(module._forward_hooks) for module in model.modules()] == before

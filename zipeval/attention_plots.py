@@ -106,8 +106,7 @@ def overlays(attention: np.ndarray, pictures: list[bytes], read_at: int) -> Figu
         image = np.asarray(Image.open(BytesIO(picture)))
         height, width = image.shape[:2]
         for axes, layer in zip(cells[row], [None, *shown], strict=True):
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+            axes.set_axis_off()
             if layer is None:
                 axes.imshow(image)
                 continue

@@ -31,6 +31,8 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval analyze redundancy [model=MODEL] [images=DIR] [limit=N] out=DIR
                                                    how concentrated the attention that visual tokens receive is, layer
                                                    by layer, as CSV and plots
+  zipeval visualize IMAGE QUESTION [model=MODEL] [method=METHOD,METHOD] [tokens=N] [out=FILE.svg|pdf|png]
+                                                   which tokens of an image methods keep, and what is then answered
   zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
   zipeval check --against FILE [--max-drop 1.0] [--junit FILE] [--format text|github] [results=DIR]
                                                    records beside that file: 0 as good, 1 regression, 2 cannot compare
@@ -395,6 +397,33 @@ def analyze(arguments: list[str]) -> None:
     print("\n".join(map(str, written)))
 
 
+def visualize(arguments: list[str]) -> None:
+    """`zipeval visualize IMAGE QUESTION`."""
+    from zipeval import models
+    from zipeval.visualize import METHODS, picture
+
+    own = ("method", "tokens", "out")
+    known = (*own, "model", "budget", "packing", "seed")
+    image, question, *rest = [*arguments, "", ""]
+    if not question or any(a.partition("=")[0] in known for a in (image, question)):
+        raise UsageError(
+            f"{' '.join(['visualize', *arguments])}: name an image and a question, "
+            "`zipeval visualize photo.jpg 'What is this?'`."
+        )
+    of_model = [a for a in rest if a.startswith("model.")]
+    given = settings("visualize", [a for a in rest if a and a not in of_model], known)
+    if "," in given.get("tokens", ""):
+        raise UsageError(f"tokens={given['tokens']}: a picture is of one budget. Run it for each.")
+    _hide_bars()
+    shared = ["budget=final", *(f"{k}={v}" for k, v in given.items() if k not in own), *of_model]
+    tokens = given.get("tokens") or max(1, models.find(compose(shared).model).visual_tokens // 9)
+    configs = [
+        compose([*shared, f"method={method}", f"tokens={tokens}"])
+        for method in dict.fromkeys(given.get("method", ",".join(METHODS)).split(","))
+    ]
+    print(picture(configs, Path(image).expanduser(), question, Path(given.get("out", "visualize.svg")).expanduser()))
+
+
 def _count(name: str, value: str) -> int:
     """A setting that is a number of things.
 
@@ -553,6 +582,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "show": show,
     "report": report,
     "analyze": analyze,
+    "visualize": visualize,
     "baseline": baseline,
     "check": check,
     "convert": convert,

@@ -21,6 +21,7 @@ MARKERS = "os^Dv"
 FRONT = "Pareto front"
 INK, LINE = "#1b1d21", "#c3c7cd"
 WIDTH, HEIGHT = 4.4, 2.9  # inches
+UNDATED = {".pdf": "CreationDate", ".svg": "Date", ".png": "Software"}  # what would differ from file to file
 LEGEND_WIDTH, LABEL_WIDTH = 80, 36  # letters that fit below, and on the left
 STYLE = {
     "font.size": 8,
@@ -169,11 +170,21 @@ def write(found: list[Plot], directory: Path, prefix: str) -> list[Path]:
     paths = []
     for plot in found:
         stem = re.sub(r"[^\w.-]+", "_", f"{prefix}-{plot.name}")
-        for form, undated in (("pdf", "CreationDate"), ("svg", "Date")):
+        for form in ("pdf", "svg"):
             paths.append(directory / f"{stem}.{form}")
-            with matplotlib.rc_context({**STYLE, "svg.hashsalt": stem}):
-                plot.figure.savefig(paths[-1], transparent=True, metadata={undated: None})
+            save(plot.figure, paths[-1])
     return paths
+
+
+def save(figure: Figure, path: Path) -> None:
+    """The same bytes for the same figure; a PNG file has a white background, as few viewers would give it one.
+
+    Args:
+        path: its suffix is one of UNDATED.
+    """
+    undated = {UNDATED[path.suffix]: None}
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": path.stem}):
+        figure.savefig(path, transparent=path.suffix != ".png", metadata=undated, dpi=200)
 
 
 def inline(plot: Plot, prefix: str, colours: dict[str, str]) -> str:
