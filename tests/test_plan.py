@@ -102,6 +102,19 @@ def test_an_experiment_is_a_sweep_of_its_own():
     assert build(method, "final", crops).first.of_crops(crops.picture)[0].split() == (108, 20)
 
 
+def test_curves_of_mini_gemini(monkeypatch, capsys, tmp_path):
+    """Figure 4's benchmarks at Table 1's budgets, and the same small."""
+    monkeypatch.chdir(tmp_path)
+    made, _ = expand(["+experiment=figure4"])
+    rows = [("vanilla", None), *((m, t) for m in ("fastv", "sparsevlm", "visionzip") for t in (192, 128, 64))]
+    assert [(cell.config.method["name"], cell.config.tokens) for cell in made.cells] == rows
+    assert {cell.config.model.name for cell in made.cells} == {"mini_gemini"}
+    assert [BENCHMARKS[task].column for task in made.cells[0].config.tasks] == ["POPE", "TextVQA", "GQA"]
+    said = plan(monkeypatch, capsys, "+experiment=figure4", "model=tiny_gemini", "suite=shapes", "tokens=48,32,16")
+    assert len(hours(said)) == 10
+    assert "Refused" not in said
+
+
 @pytest.mark.parametrize("name", UNPUBLISHED)
 def test_what_a_table_leaves_out_has_no_published_setting(name, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
