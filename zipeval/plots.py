@@ -26,6 +26,7 @@ WIDTH, HEIGHT = 4.4, 2.9  # inches
 PANEL, PANELS = 2.2, 3  # inches of one of several panels, and panels in a row
 UNDATED = {".pdf": "CreationDate", ".svg": "Date", ".png": "Software"}  # what would differ from file to file
 LEGEND_WIDTH, LABEL_WIDTH = 80, 36  # letters that fit below, and on the left
+PANEL_WIDTH = 28  # letters below a panel
 STYLE = {
     "font.size": 8,
     "font.family": "DejaVu Sans",  # matplotlib brings it
@@ -129,7 +130,6 @@ def curves(table: Table) -> Figure | None:
             _curve(axes, table, column)
         for axes in cells[len(table.columns) :]:
             axes.set_visible(False)
-        figure.supxlabel(TOKENS, fontsize=STYLE["font.size"])
         _legend(figure, cells[0])
     return figure
 
@@ -151,7 +151,8 @@ def _curve(axes, table: Table, column: str) -> None:
         axes.axhline(bound, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
     known = next((its for its in BENCHMARKS.values() if its.column == column), None)
     scale = f" x {known.scale:g}" if known and known.scale != 1 else ""
-    axes.set(title=column, ylabel=(known.metric if known else "score") + scale, xlim=(0, None))
+    axes.set(title=column, ylabel=(known.metric if known else "score") + scale, xlabel=fill(TOKENS, PANEL_WIDTH))
+    axes.set_xlim(0, None)
     _grid(axes)
 
 
