@@ -399,9 +399,6 @@ def analyze(arguments: list[str]) -> None:
 
 def visualize(arguments: list[str]) -> None:
     """`zipeval visualize IMAGE QUESTION`."""
-    from zipeval import models
-    from zipeval.visualize import METHODS, picture
-
     own = ("method", "tokens", "out")
     known = (*own, "model", "budget", "packing", "seed")
     image, question, *rest = [*arguments, "", ""]
@@ -414,6 +411,9 @@ def visualize(arguments: list[str]) -> None:
     given = settings("visualize", [a for a in rest if a and a not in of_model], known)
     if "," in given.get("tokens", ""):
         raise UsageError(f"tokens={given['tokens']}: a picture is of one budget. Run it for each.")
+    from zipeval import models
+    from zipeval.visualize import METHODS, picture
+
     _hide_bars()
     shared = ["budget=final", *(f"{k}={v}" for k, v in given.items() if k not in own), *of_model]
     tokens = given.get("tokens") or max(1, models.find(compose(shared).model).visual_tokens // 9)
