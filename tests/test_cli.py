@@ -153,7 +153,8 @@ def test_a_refusal_from_a_shell(tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         "zipeval: method=visonzip: no such method. Did you mean visionzip? Available: "
-        "chain, fastv, none, pool, random, sparsevlm, uniform, vanilla, visionzip.\n"
+        "chain, fastv, none, pool, random, sparsevlm, sparsevlm_on_visionzip, sparsevlm_without_top, uniform, vanilla, "
+        "visionzip, without_top.\n"
     )
 
 
@@ -215,6 +216,7 @@ def test_a_refused_job_of_a_sweep_gives_its_memory_back(monkeypatch, tmp_path):
         (["list", "methods"], "visionzip"),
         (["list", "suites"], "shapes"),
         (["list", "tasks"], "zipeval_shapes"),
+        (["list", "experiments"], "Use with +experiment=NAME."),
         (["run", "--help"], "batch_size: auto"),
         (["doctor"], "tiny_llava   "),
     ],

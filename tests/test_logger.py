@@ -97,7 +97,7 @@ def test_the_plots(logged):
     _, runs, _ = logged
     summary = read_back(runs[2])["summary"]
     shown = {name.removesuffix("/_type") for name, value in summary.items() if value == "image-file"}
-    assert {name.partition("-")[0] for name in shown} == {"plots/tokens", "plots/bars"}
+    assert {name.partition("-")[0] for name in shown} == {"plots/tokens", "plots/curves", "plots/bars"}
     for name in shown:
         with Image.open(runs[2] / "files" / summary[f"{name}/path"]) as image:
             assert image.width == 880

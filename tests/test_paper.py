@@ -93,17 +93,58 @@ def test_an_average_of_all_columns_stands_beside_the_printed_one(tmp_path):
     assert difference.average == pytest.approx(90 - 93.2, abs=0.1)
 
 
+def experiment(root, scores, tokens=64, **options):
+    """Records of Table 5's runs."""
+    for method, score in zip(paper.EXPERIMENTS.values(), scores, strict=False):
+        put(root, method, score, tokens, **options)
+
+
+def test_experiments_are_compared_with_sparsevlm_on_all_tokens(tmp_path):
+    """Of every model and budget by itself; the paper's differences are those of its own model, budget and benchmark."""
+    experiment(tmp_path, (50.0, 45.0, 51.0), task="textvqa_val", model="llava15")
+    put(tmp_path, "vanilla", 60.0, task="textvqa_val", model="llava15")
+    put(tmp_path, "sparsevlm", 55.0, 128, task="textvqa_val", model="llava15")
+    put(tmp_path, "sparsevlm", 99.0, 64, task="textvqa_val", model="llava15", version=2)
+    experiment(tmp_path, (80.0, 40.0), 16)
+    experiment(tmp_path, (50.0, 45.0), task="textvqa_val", model="other")
+    found = {table.about.partition(" (")[0]: table for table in paper.measured("table5", str(tmp_path))}
+    of_llava, of_m, of_other = (found.pop(name) for name in ("llava15", "m", "other"))
+    assert not found
+    assert of_llava.columns == ["TextVQA"]
+    shown = [(row.label, row.cells["TextVQA"].score, row.cells["TextVQA"].percent) for row in of_llava.rows]
+    ours = [("sparsevlm", 50.0, 100.0), ("sparsevlm version=2", 99.0, 198.0)]
+    ours += [("sparsevlm_on_visionzip", 51.0, pytest.approx(102)), ("sparsevlm_without_top", 45.0, pytest.approx(90))]
+    assert shown[:4] == ours
+    published = {label: percent for label, _, percent in shown[4:7]}
+    assert published["sparsevlm_without_top (published)"] == pytest.approx(100 - 9.2, abs=0.05)
+    assert published["sparsevlm_on_visionzip (published)"] == pytest.approx(100 + 2.7, abs=0.05)
+    differences = {label: percent for label, _, percent in shown[7:]}
+    assert differences["sparsevlm_without_top: difference"] == pytest.approx(90 - 90.8, abs=0.05)
+    assert "(% of the upper bound, sparsevlm)" in render([of_llava])
+    assert of_m.columns == ["shapes (accuracy)", "TextVQA"]
+    assert [row.cells["shapes (accuracy)"].percent for row in of_m.rows[:2]] == [100.0, 50.0]
+    assert not [row for table in (of_m, of_other) for row in table.rows if row.kind == "difference"]
+
+
+def test_an_experiment_without_sparsevlm_on_all_tokens_is_refused(tmp_path):
+    experiment(tmp_path, (80.0, 40.0), 16)
+    put(tmp_path, "sparsevlm_without_top", 40.0, 32)
+    with pytest.raises(UsageError, match=r"no upper bound.*method=sparsevlm tasks=.shapes. tokens=32 budget=paper"):
+        paper.measured("table5", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
         ("table6", r"table=paper/table6: no such table. Did you mean table\d\?"),
         ("table1", "no records of model=llava15"),
         ("table4", "no measurements of model=llava_next.*`zipeval bench"),
-        ("table5", "table=paper/table5: .* source=paper"),
+        ("table5", r"no experiments. `zipeval run -m \+experiment=misalignment` makes them"),
     ],
 )
 def test_what_cannot_be_shown(name, message, tmp_path):
     put(tmp_path, "vanilla", 1.0, task="gqa")
+    put(tmp_path, "sparsevlm", 1.0, 64, task="gqa")
     with pytest.raises(UsageError, match=message):
         paper.measured(name, str(tmp_path))
 

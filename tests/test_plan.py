@@ -13,17 +13,22 @@ import pytest
 import zipeval.published
 from zipeval import records, runner, samples
 from zipeval.benchmarks import BENCHMARKS
+from zipeval.budget import Shape
 from zipeval.cli import compose, expand, main
+from zipeval.methods import build
 
 PUBLISHED = Path(zipeval.published.__path__[0])
 FILES = {"table1": "scores", "table2": "scores", "table3": "scores", "table4": "efficiency", "table5": "misalignment"}
-METHODS = {"sparsevlm_all_tokens": "sparsevlm"}
+METHODS = {
+    "sparsevlm_all_tokens": "sparsevlm",
+    "ex1_without_top50_encoder_tokens": "sparsevlm_without_top",
+    "ex2_only_visionzip_top128": "sparsevlm_on_visionzip",
+}
 TUNED = "visionzip_tuned"
 UNPUBLISHED = {  # settings, and what the table's comment runs instead
     "table2": (["method=sparsevlm"], {("sparsevlm", tokens) for tokens in (640, 320, 160)}),
     "table3": (["method=fastv,sparsevlm", "tokens=135"], {("fastv", 135), ("sparsevlm", 135)}),
 }
-EXPERIMENTS = ("ex1_without_top50_encoder_tokens", "ex2_only_visionzip_top128")
 NEEDED = ["judge.url=http://localhost:1/v1", "judge.model=any", "data.videos=anywhere"]
 
 
@@ -54,7 +59,7 @@ def test_a_table_is_what_the_paper_printed(name):
     for line in lines(name):
         method = line.get("method") or line["experiment"]
         printed.add((METHODS.get(method, method), int(line["visual_tokens"])))
-    printed = {row for row in printed if row[0] not in (TUNED, "vanilla", *EXPERIMENTS)}
+    printed = {row for row in printed if row[0] not in (TUNED, "vanilla")}
     printed -= UNPUBLISHED.get(name, ((), set()))[1]
     assert rows == {*printed, ("vanilla", None)}
     tasks = {tuple(cell.config.tasks) for cell in made.cells}
@@ -73,6 +78,41 @@ def test_every_setting_of_a_table_fits_its_model(name, monkeypatch, capsys, tmp_
     assert {mean for mean, _ in entering} == {f"{final}.0" for _, final in entering}
     assert {int(final) for _, final in entering} <= printed
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_experiment_is_a_sweep_of_its_own():
+    """Its name, its rows, and what its two experiments leave SparseVLM with, in proportion on other models."""
+    made, _ = expand(["+experiment=misalignment"])
+    assert made.name.startswith("misalignment-")
+    assert [cell.config for cell in made.cells] == [cell.config for cell in expand(["+table=paper_table5"])[0].cells]
+    left = {}
+    for settings in ([], ["model=tiny_llava", "suite=shapes", "tokens=16"]):
+        for cell in expand(["+experiment=misalignment", *settings])[0].cells[2:]:
+            its = cell.config
+            image = {"llava15": 576, "tiny_llava": 144}[its.model.name]
+            left[image, its.method["name"]] = build(its.method, its.budget, Shape(image, image, 32)).first.tokens
+    assert left == {
+        (576, "sparsevlm_without_top"): 526,
+        (576, "sparsevlm_on_visionzip"): 128,
+        (144, "sparsevlm_without_top"): 132,
+        (144, "sparsevlm_on_visionzip"): 32,
+    }
+    crops = Shape(2880, 2880, 32, grids=((5, 0),))
+    method = compose(["method=sparsevlm_on_visionzip", "tokens=320", "budget=final"]).method
+    assert build(method, "final", crops).first.of_crops(crops.picture)[0].split() == (108, 20)
+
+
+def test_curves_of_mini_gemini(monkeypatch, capsys, tmp_path):
+    """Figure 4's benchmarks at Table 1's budgets, and the same small."""
+    monkeypatch.chdir(tmp_path)
+    made, _ = expand(["+experiment=figure4"])
+    rows = [("vanilla", None), *((m, t) for m in ("fastv", "sparsevlm", "visionzip") for t in (192, 128, 64))]
+    assert [(cell.config.method["name"], cell.config.tokens) for cell in made.cells] == rows
+    assert {cell.config.model.name for cell in made.cells} == {"mini_gemini"}
+    assert [BENCHMARKS[task].column for task in made.cells[0].config.tasks] == ["POPE", "TextVQA", "GQA"]
+    said = plan(monkeypatch, capsys, "+experiment=figure4", "model=tiny_gemini", "suite=shapes", "tokens=48,32,16")
+    assert len(hours(said)) == 10
+    assert "Refused" not in said
 
 
 @pytest.mark.parametrize("name", UNPUBLISHED)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from xml.etree import ElementTree
@@ -207,8 +208,8 @@ def test_names_stay_text(tmp_path):
         path.write_text(json.dumps(record))
     found = page(tmp_path)
     assert not found.all("b") and not found.all("i")
-    assert found.labels.count(name) == 3
-    assert found.labels.count(f"{task} (accuracy)") == 3
+    assert found.labels.count(name) == 4
+    assert found.labels.count(f"{task} (accuracy)") == 4
     assert name in found.text and task in found.text
 
 
@@ -328,8 +329,8 @@ def test_the_front_is_what_nothing_beats():
 def test_plots_show_the_table(sweep):
     (table,) = tables(str(sweep / "runs"), statistics=True)
     seconds = [0.5 + i for i, _ in enumerate(table.rows)]
-    tokens, time, *bars = plots.plots(table, seconds)
-    assert [plot.bars for plot in (tokens, time, *bars)] == [False, False, True, True]
+    tokens, time, curves, *bars = plots.plots(table, seconds)
+    assert [plot.bars for plot in (tokens, time, curves, *bars)] == [False, False, False, True, True]
     for plot, values in ((tokens, [row.mean for row in table.rows]), (time, seconds)):
         (axes,) = plot.figure.axes
         shown = {c.get_label(): list(zip(*c.lines[0].get_data(), strict=True)) for c in axes.containers}
@@ -344,6 +345,26 @@ def test_plots_show_the_table(sweep):
     assert [100 + p.get_height() for p in fastv.patches] == pytest.approx([cell.percent for cell in cells])
     whiskers = [segment[:, 1] for segment in fastv.errorbar.lines[2][0].get_segments()]
     assert [list(w) for w in whiskers] == [pytest.approx([c.comparison.low, c.comparison.high]) for c in cells]
+
+
+def test_a_curve_is_of_one_benchmark_in_its_own_metric(sweep):
+    (table,) = tables(str(sweep / "runs"), statistics=True)
+    panels = plots.curves(table).axes
+    assert [axes.get_title() for axes in panels] == table.columns == ["zipeval_shapes", "GQA"]
+    for axes, column in zip(panels, table.columns, strict=True):
+        assert axes.get_ylabel() == {"GQA": "exact_match x 100"}.get(column, "accuracy x 100")
+        shown = {c.get_label(): c for c in axes.containers}
+        cells = [row.cells[column] for row in reversed(table.rows) if row.label == "fastv"]
+        x, y = shown["fastv"].lines[0].get_data()
+        assert [*x] == [row.mean for row in reversed(table.rows) if row.label == "fastv"] == [4, 8]
+        assert [*y] == [cell.score for cell in cells]
+        bound = table.rows[0].cells[column].score
+        ends = [[*segment[:, 1]] for segment in shown["fastv"].lines[2][0].get_segments()]
+        expected = [[bound * end / 100 for end in (c.comparison.low, c.comparison.high)] for c in cells]
+        assert ends == [pytest.approx(interval) for interval in expected]
+        assert shown["vanilla"].lines[0].get_ydata() == [bound]
+    alone = replace(table, rows=table.rows[:1])
+    assert plots.curves(alone) is None
 
 
 def test_time_is_a_batchs_share_and_needs_every_benchmark(sweep):
@@ -361,7 +382,7 @@ def test_time_is_a_batchs_share_and_needs_every_benchmark(sweep):
 
 def test_plots_are_written_as_pdf_and_svg_and_always_alike(sweep):
     written = report(str(sweep / "runs"), sweep / "out" / "report.html", sweep / "plots")
-    names = ["tokens", "time", "bars-1-zipeval_shapes", "bars-2-GQA"]
+    names = ["tokens", "time", "curves", "bars-1-zipeval_shapes", "bars-2-GQA"]
     expected = [f"1-m-{name}.{form}" for name in names for form in ("pdf", "svg")]
     assert [path.name for path in written] == ["report.html", *expected]
     for path in written[1:]:

@@ -36,6 +36,8 @@ SCRIPT = (
         "run tasks=[pope] data.root=.",
         "run tasks=[mmvet]",
         "check --against nowhere.json",
+        "analyze redundancy",
+        "visualize photo.jpg",
         "run tasks=[zipeval_msvd_qa] judge.url=http://localhost:1/v1 judge.model=any",
     ],
 )

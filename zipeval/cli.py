@@ -28,20 +28,33 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
+  zipeval analyze redundancy [model=MODEL] [images=DIR] [limit=N] out=DIR
+                                                   how concentrated the attention that visual tokens receive is, layer
+                                                   by layer, as CSV and plots
+  zipeval visualize IMAGE QUESTION [model=MODEL] [method=METHOD,METHOD] [tokens=N] [out=FILE.svg|pdf|png]
+                                                   which tokens of an image methods keep, and what is then answered
   zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
   zipeval check --against FILE [--max-drop 1.0] [--junit FILE] [--format text|github] [results=DIR]
                                                    records beside that file: 0 as good, 1 regression, 2 cannot compare
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
-  zipeval list models|methods|tasks|suites|tables|launchers
+  zipeval list models|methods|tasks|suites|tables|experiments|launchers
                                                    what there is to choose from
   zipeval doctor                                   what will work on this machine and what will not
 
 zipeval run --help shows every setting.
 """
-GROUPS = {"model": "models", "method": "methods", "suite": "suites", "table": "tables", "launcher": "launchers"}
+GROUPS = {
+    "model": "models",
+    "method": "methods",
+    "suite": "suites",
+    "table": "tables",
+    "experiment": "experiments",
+    "launcher": "launchers",
+}
 LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # Hydra's: the extra that brings it
-ADDED = ("table", "launcher")  # to a configuration that has none
+SWEEPS = ("table", "experiment")  # whose files say what is swept
+ADDED = (*SWEEPS, "launcher")  # to a configuration that has none
 OF_SWEEPS = ("launcher=", "hydra/launcher=", "hydra.launcher.", "sweep.")
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
@@ -111,7 +124,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _makes_a_sweep(override: str) -> bool:
-    return override.startswith("+table=") or override == "hydra.mode=MULTIRUN"
+    return override.startswith(tuple(f"+{group}=" for group in SWEEPS)) or override == "hydra.mode=MULTIRUN"
 
 
 def expand(arguments: list[str]):
@@ -149,17 +162,23 @@ def expand(arguments: list[str]):
             whole = hydra.compose_config("run", search + asked, RunMode.MULTIRUN, with_log_configuration=False)
             params = [f"{name}={values}" for name, values in (whole.hydra.sweeper.params or {}).items()]
             parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params + asked)
-            if any(o.key_or_group == "table" and o.is_sweep_override() for o in parsed):
-                raise UsageError("+table=: one table is one sweep. Run each by itself.")
-            for its in parsed:
-                if its.is_sweep_override() and not any(True for _ in its.sweep_iterator()):
-                    raise UsageError(f"{its.input_line}: there is nothing in it. Name at least one value.")
+            _check_swept(parsed)
             (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
             composed = [(its, OmegaConf.to_object(hydra_compose("run", search + its))) for its in runs]
-            table = whole.hydra.runtime.choices.get("table")
+            label = next((o.value() for o in parsed if o.key_or_group in SWEEPS), None)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
-    return plan_sweep(table, _command(arguments), composed, group_by), launching
+    return plan_sweep(label, _command(arguments), composed, group_by), launching
+
+
+def _check_swept(overrides: list) -> None:
+    """Raises UsageError where there is nothing to sweep over, or more than one file that says over what."""
+    named = [o.input_line for o in overrides if o.key_or_group in SWEEPS]
+    if len(named) > 1 or any(o.key_or_group in SWEEPS and o.is_sweep_override() for o in overrides):
+        raise UsageError(f"{' '.join(named)}: one table or experiment is one sweep. Run each by itself.")
+    for its in overrides:
+        if its.is_sweep_override() and not any(True for _ in its.sweep_iterator()):
+            raise UsageError(f"{its.input_line}: there is nothing in it. Name at least one value.")
 
 
 def _command(arguments: list[str]) -> str:
@@ -355,6 +374,67 @@ def report(arguments: list[str]) -> None:
     print("\n".join(map(str, written)))
 
 
+def analyze(arguments: list[str]) -> None:
+    """`zipeval analyze redundancy`."""
+    own, model = ("images", "limit", "out"), [a for a in arguments[1:] if a.startswith(("model=", "model."))]
+    given = settings("analyze redundancy", [a for a in arguments[1:] if a not in model], own)
+    if arguments[:1] != ["redundancy"] or not given.get("out"):
+        raise UsageError(
+            f"{' '.join(['analyze', *arguments])}: say what of and where to, "
+            "`zipeval analyze redundancy model=tiny_llava out=DIR`."
+        )
+    from zipeval.redundancy import analyze as measure
+
+    _hide_bars()
+    config = compose(model)
+    images, limit = given.get("images"), given.get("limit")
+    written = measure(
+        config,
+        Path(images).expanduser() if images else None,
+        None if limit is None else _count("limit", limit),
+        Path(given["out"]).expanduser(),
+    )
+    print("\n".join(map(str, written)))
+
+
+def visualize(arguments: list[str]) -> None:
+    """`zipeval visualize IMAGE QUESTION`."""
+    own = ("method", "tokens", "out")
+    known = (*own, "model", "budget", "packing", "seed")
+    image, question, *rest = [*arguments, "", ""]
+    if not question or any(a.partition("=")[0] in known for a in (image, question)):
+        raise UsageError(
+            f"{' '.join(['visualize', *arguments])}: name an image and a question, "
+            "`zipeval visualize photo.jpg 'What is this?'`."
+        )
+    of_model = [a for a in rest if a.startswith("model.")]
+    given = settings("visualize", [a for a in rest if a and a not in of_model], known)
+    if "," in given.get("tokens", ""):
+        raise UsageError(f"tokens={given['tokens']}: a picture is of one budget. Run it for each.")
+    from zipeval import models
+    from zipeval.visualize import METHODS, picture
+
+    _hide_bars()
+    shared = ["budget=final", *(f"{k}={v}" for k, v in given.items() if k not in own), *of_model]
+    tokens = given.get("tokens") or max(1, models.find(compose(shared).model).visual_tokens // 9)
+    configs = [
+        compose([*shared, f"method={method}", f"tokens={tokens}"])
+        for method in dict.fromkeys(given.get("method", ",".join(METHODS)).split(","))
+    ]
+    print(picture(configs, Path(image).expanduser(), question, Path(given.get("out", "visualize.svg")).expanduser()))
+
+
+def _count(name: str, value: str) -> int:
+    """A setting that is a number of things.
+
+    Raises:
+        UsageError: for one that is none.
+    """
+    if not value.isdecimal() or int(value) < 1:
+        raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16.")
+    return int(value)
+
+
 def baseline(arguments: list[str]) -> None:
     """`zipeval baseline`."""
     from zipeval.baseline import write
@@ -503,6 +583,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "table": table,
     "show": show,
     "report": report,
+    "analyze": analyze,
+    "visualize": visualize,
     "baseline": baseline,
     "check": check,
     "convert": convert,

@@ -17,6 +17,11 @@ SOURCE = Path(zipeval.published.__path__[0])
 CITATION = "VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467)"
 MODELS = {"table1": "llava15", "table2": "llava_next", "table3": "video_llava"}  # ours that the paper measured
 SPEED = {"table4": "llava_next"}
+EXPERIMENTS = {  # of Table 5: our methods, the first of which percentages are of
+    "sparsevlm_all_tokens": "sparsevlm",
+    "ex1_without_top50_encoder_tokens": "sparsevlm_without_top",
+    "ex2_only_visionzip_top128": "sparsevlm_on_visionzip",
+}
 TABLES = (*MODELS, *SPEED, "table5")
 RESULTS = "results/runs"
 OURS = (
@@ -49,16 +54,13 @@ def measured(name: str, results: str | None = None, statistics: bool = False) ->
         results: their directory; None: where they are written by default.
 
     Raises:
-        UsageError: without records of the table's model.
+        UsageError: without records of the table's model, or of Table 5 of its experiments.
     """
     printed = published(name)
     if name in SPEED:
         return _speeds(printed, SPEED[name], results or bench.RESULTS)
     if name not in MODELS:
-        raise UsageError(
-            f"table=paper/{name}: it is not of benchmark scores, and no record holds what it is of. Its published "
-            f"numbers: `zipeval table table=paper/{name} source=paper`."
-        )
+        return _experiments(printed, results or RESULTS, statistics)
     found = tables(results or RESULTS, model=MODELS[name], columns=printed.columns, statistics=statistics)
     return [_beside(table, printed) for table in found]
 
@@ -104,6 +106,27 @@ def _beside(table: Table, printed: Table) -> Table:
     rows = list(table.rows) + [replace(row, label=f"{row.label} (published)") for row in printed.rows]
     rows += [_difference(row, theirs[key]) for row in table.rows if (key := (row.label, row.tokens)) in theirs]
     return replace(table, columns=printed.columns, rows=rows, notes=[*table.notes, f"Published: {CITATION}."])
+
+
+def _experiments(printed: Table, results: str, statistics: bool) -> list[Table]:
+    """One for every model and budget of the experiments, on all their benchmarks: what is compared is a change."""
+    theirs = {(EXPERIMENTS[row.label], row.tokens): row for row in printed.rows}
+    shown = [replace(row, label=f"{name} (published)") for (name, _), row in theirs.items()]
+    made = []
+    for table in tables(results, statistics=statistics, methods=[*EXPERIMENTS.values()]):
+        if len(table.rows) < 2:  # SparseVLM at a budget at which nobody experimented
+            continue
+        rows = [*table.rows, *shown]
+        for row in table.rows:
+            config = next(iter(row.cells.values())).record["config"]
+            key = config["method"]["name"], row.tokens
+            if config["model"]["name"] == "llava15" and key in theirs and row.cells.keys() & printed.columns:
+                rows.append(_difference(row, theirs[key]))
+        columns = [*table.columns, *(name for name in printed.columns if name not in table.columns)]
+        made.append(replace(table, columns=columns, rows=rows, notes=[*table.notes, f"{printed.about}."]))
+    if not made:
+        raise UsageError(f"results={results}: no experiments. `zipeval run -m +experiment=misalignment` makes them.")
+    return made
 
 
 def _difference(ours: Row, theirs: Row) -> Row:
@@ -166,7 +189,7 @@ def _misalignment() -> Table:
             notes += _disagreement(
                 line["experiment"], "the change is {:.1f}%", cell.percent - 100, line["change_percent"]
             )
-    return Table(_about("table5", lines), [column], rows, notes)
+    return Table(_about("table5", lines), [column], rows, notes, bound=lines[0]["experiment"])
 
 
 def _of(name: str, file: str) -> list[dict[str, str]]:

@@ -13,15 +13,20 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.figure import Figure
 
+from zipeval.benchmarks import BENCHMARKS
 from zipeval.tables import UPPER_BOUND, Cell, Row, Table
 
 # Okabe and Ito's colours, which the colour-blind tell apart. Methods differ in their markers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dv"
 FRONT = "Pareto front"
+TOKENS = "visual tokens entering the decoder's layers, mean"
 INK, LINE = "#1b1d21", "#c3c7cd"
 WIDTH, HEIGHT = 4.4, 2.9  # inches
+PANEL, PANELS = 2.2, 3  # inches of one of several panels, and panels in a row
+UNDATED = {".pdf": "CreationDate", ".svg": "Date", ".png": "Software"}  # what would differ from file to file
 LEGEND_WIDTH, LABEL_WIDTH = 80, 36  # letters that fit below, and on the left
+PANEL_WIDTH = 28  # letters below a panel
 STYLE = {
     "font.size": 8,
     "font.family": "DejaVu Sans",  # matplotlib brings it
@@ -54,7 +59,7 @@ class Plot:
 
 
 def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
-    """Two trade-offs, and bars for every benchmark; none that would be empty.
+    """Two trade-offs over all benchmarks, one for each of them, and bars for each; none that would be empty.
 
     Args:
         table: with statistics, for intervals.
@@ -64,7 +69,7 @@ def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
     percent = _percent_label(of)
     tokens = [row.mean for row in table.rows]
     drawn = [
-        ("tokens", tokens, "visual tokens entering the decoder's layers, mean"),
+        ("tokens", tokens, TOKENS),
         ("time", seconds, "seconds per sample in this run, at its batch size\n(not a benchmark)"),
     ]
     found = [
@@ -72,6 +77,8 @@ def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
         for name, values, label in drawn
         if (figure := tradeoff(table, values, label, percent))
     ]
+    if figure := curves(table):
+        found.append(Plot("curves", f"Every benchmark's own metric, against {TOKENS}", figure))
     for number, column in enumerate(table.columns, 1):
         if figure := bars(table, column):
             found.append(
@@ -106,6 +113,47 @@ def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: st
         _grid(axes)
         _legend(figure, axes)
     return figure
+
+
+def curves(table: Table) -> Figure | None:
+    """A panel for every benchmark (Figure 4 of VisionZip): its metric over the visual tokens of its records, a line for
+    each method, 95% intervals, and the upper bound's level; None without a method.
+    """
+    if len(styles(table)) < 2 or all(row.mean is None for row in table.rows):
+        return None
+    columns = min(PANELS, len(table.columns))
+    rows = math.ceil(len(table.columns) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((max(WIDTH, PANEL * columns), HEIGHT * rows), layout="constrained")
+        cells = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, column in zip(cells, table.columns, strict=False):
+            _curve(axes, table, column)
+        for axes in cells[len(table.columns) :]:
+            axes.set_visible(False)
+        _legend(figure, cells[0])
+    return figure
+
+
+def _curve(axes, table: Table, column: str) -> None:
+    """A benchmark's panel."""
+    bound = table.rows[0].cells[column].score
+    for label, (colour, marker) in styles(table).items():
+        points = [
+            (row.mean, row.cells[column].score, *(e * bound / 100 for e in percent[1]))
+            for row in table.rows
+            if row.label == label and row.mean is not None and (percent := _percent(row.cells.get(column)))
+        ]
+        # Also without a point: the legend is the first panel's.
+        x, y, *errors = zip(*sorted(points), strict=True) if points else ((), (), (), ())
+        options = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
+        axes.errorbar(x, y, errors, label=label, capsize=1.5, zorder=2, **options)
+    if bound is not None:
+        axes.axhline(bound, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
+    known = next((its for its in BENCHMARKS.values() if its.column == column), None)
+    scale = f" x {known.scale:g}" if known and known.scale != 1 else ""
+    axes.set(title=column, ylabel=(known.metric if known else "score") + scale, xlabel=fill(TOKENS, PANEL_WIDTH))
+    axes.set_xlim(0, None)
+    _grid(axes)
 
 
 def bars(table: Table, column: str) -> Figure | None:
@@ -169,11 +217,21 @@ def write(found: list[Plot], directory: Path, prefix: str) -> list[Path]:
     paths = []
     for plot in found:
         stem = re.sub(r"[^\w.-]+", "_", f"{prefix}-{plot.name}")
-        for form, undated in (("pdf", "CreationDate"), ("svg", "Date")):
+        for form in ("pdf", "svg"):
             paths.append(directory / f"{stem}.{form}")
-            with matplotlib.rc_context({**STYLE, "svg.hashsalt": stem}):
-                plot.figure.savefig(paths[-1], transparent=True, metadata={undated: None})
+            save(plot.figure, paths[-1])
     return paths
+
+
+def save(figure: Figure, path: Path) -> None:
+    """The same bytes for the same figure; a PNG file has a white background, as few viewers would give it one.
+
+    Args:
+        path: its suffix is one of UNDATED.
+    """
+    undated = {UNDATED[path.suffix]: None}
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": path.stem}):
+        figure.savefig(path, transparent=path.suffix != ".png", metadata=undated, dpi=200)
 
 
 def inline(plot: Plot, prefix: str, colours: dict[str, str]) -> str:

@@ -12,10 +12,10 @@ from zipeval.errors import UsageError, did_you_mean
 from zipeval.tables import DIFFERENCE, Cell, Row, Table
 
 SAME, TIED = "≈", "†"
-SCORES = "Score (% of the upper bound, vanilla)."
+SCORES = "Score (% of the upper bound, {})."
 TOKENS = (
     "tokens: visual tokens asked for; mean, final: measured, entering the decoder's layers on average and its last "
-    "one; flops: of reading the prompt, % of vanilla's."
+    "one; flops: of reading the prompt, % of {}'s."
 )
 STATISTICS = (
     f"Behind the percentage its 95% interval (paired bootstrap); {SAME} not distinguishable from the upper bound, "
@@ -40,8 +40,8 @@ def render(tables: list[Table], form: str = "markdown") -> str:
 def legend(table: Table) -> list[str]:
     """What its numbers are, and what has to be said about some of them."""
     cells = [cell for row in table.rows for cell in row.cells.values()]
-    lines = [SCORES] if any(cell.percent is not None for cell in cells) else []
-    lines += [TOKENS] if any(row.mean is not None for row in table.rows) else []
+    lines = [SCORES.format(table.bound)] if any(cell.percent is not None for cell in cells) else []
+    lines += [TOKENS.format(table.bound)] if any(row.mean is not None for row in table.rows) else []
     lines += [STATISTICS] if any(cell.comparison for cell in cells) else []
     return [*([" ".join(lines)] if lines else []), *table.notes]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -78,12 +79,14 @@ class Table:
         about: what its runs have in common.
         columns: headings, the benchmarks.
         notes: what has to be said about some rows.
+        bound: the method that percentages are of.
     """
 
     about: str
     columns: list[str]
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+    bound: str = UPPER_BOUND
 
     def groups(self) -> list[list[Row]]:
         """Rows of the same budget."""
@@ -96,6 +99,7 @@ def tables(
     model: str | None = None,
     columns: list[str] | None = None,
     statistics: bool = False,
+    methods: Sequence[str] = (),
 ) -> list[Table]:
     """One for each setting in which models ran.
 
@@ -105,6 +109,7 @@ def tables(
         model: of runs of this model only.
         columns: of these benchmarks only, in this order.
         statistics: compare every run with its upper bound, sample by sample.
+        methods: of these only, at each budget by itself, and in place of vanilla the first of them is the upper bound.
 
     Raises:
         UsageError: without records, without their upper bound, or with two records for one cell.
@@ -116,16 +121,19 @@ def tables(
                 task in (None, record["task"])
                 and model in (None, record["config"]["model"]["name"])
                 and (columns is None or heading(record) in columns)
+                and (not methods or record["config"]["method"]["name"] in methods)
             ):
-                settings.setdefault(_setting(record), []).append(record)
+                settings.setdefault(_setting(record) + _budget(record) * bool(methods), []).append(record)
         except KeyError as error:
             raise UsageError(f"{record['path']}: lacks {error}. Move it away and run its command again.") from error
     if not settings:
-        wanted = "".join(f" of {name}={value}" for name, value in (("task", task), ("model", model)) if value)
+        asked = (("task", task), ("model", model), ("method", ",".join(methods)))
+        wanted = "".join(f" of {name}={value}" for name, value in asked if value)
         raise UsageError(
             f"results={results}: no records{wanted}. `zipeval run` makes them; results=DIR looks elsewhere."
         )
-    made = [_table(rs, task, columns, results) for of in settings.values() for rs in _by_judge(of)]
+    bound = methods[0] if methods else UPPER_BOUND
+    made = [_table(rs, task, columns, results, bound) for of in settings.values() for rs in _by_judge(of)]
     # Samples tell the main number only, which is the first of a task's.
     return [_compared(table, table.columns[:1] if task else table.columns) for table in made] if statistics else made
 
@@ -140,6 +148,10 @@ def _setting(record: Record) -> tuple:
     read = [f"{name}={config['model'][name]}" for name in ("prompt", "image_aspect")]
     model = config["model"]
     return model["name"], resolved["fingerprint"], model["family"], *held, *read, config["limit"] or 0
+
+
+def _budget(record: Record) -> tuple:
+    return record["config"]["tokens"], record["config"]["budget"]
 
 
 def _by_judge(found: list[Record]) -> list[list[Record]]:
@@ -174,7 +186,7 @@ def _label(method: dict) -> str:
     return label
 
 
-def _table(found: list[Record], task: str | None, order: list[str] | None, results: str) -> Table:
+def _table(found: list[Record], task: str | None, order: list[str] | None, results: str, first: str) -> Table:
     by_row: dict[tuple, dict[str, Record]] = {}
     for record in found:
         row = by_row.setdefault(key(record), {})
@@ -183,16 +195,17 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
                 f"two records for one cell: {row[record['task']]['path']} and {record['path']}. Move one of them away."
             )
         row[record["task"]] = record
-    bounds = {r["task"]: r for r in found if r["config"]["method"]["name"] == UPPER_BOUND}
+    bounds = {r["task"]: r for r in found if _label(r["config"]["method"]) == first}
     for record in found:
         bound = bounds.get(record["task"])
         if bound is None or any(bound.get(h) != record.get(h) for h in ("task_hash", "data_hash")):
-            raise UsageError(f"{record['path']} has no upper bound. Make it with `{_bound_command(record, results)}`.")
+            command = _bound_command(record, results, first)
+            raise UsageError(f"{record['path']} has no upper bound. Make it with `{command}`.")
     picks = _metrics(found) if task else {heading(bounds[t]): _main(t) for t in sorted(bounds, key=_place)}
     if order is not None:
         picks = {name: picks[name] for name in order if name in picks}
     rows = []
-    for (label, tokens), row in sorted(by_row.items(), key=_order):
+    for (label, tokens), row in sorted(by_row.items(), key=partial(_order, first)):
         cells = {name: cell for name, pick in picks.items() if (cell := pick(row, bounds))}
         percentages = [cell.percent for cell in cells.values()]
         complete = len(cells) == len(picks) > 1 and None not in percentages and not task
@@ -210,7 +223,7 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
     model, fingerprint, _, *held, limit = _setting(found[0])
     held += {judge: None for record in found if (judge := _judge(record))}
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
-    return Table(about, list(picks), rows, [note for record in found for note in _notes(record)])
+    return Table(about, list(picks), rows, [note for record in found for note in _notes(record)], first)
 
 
 def _notes(record: Record) -> Iterator[str]:
@@ -225,9 +238,9 @@ def _notes(record: Record) -> Iterator[str]:
         )
 
 
-def _order(item) -> tuple:
+def _order(first: str, item) -> tuple:
     (label, tokens), _ = item
-    return label != UPPER_BOUND, -(tokens or 0), label
+    return label != first, -(tokens or 0), label
 
 
 def _place(task: str) -> tuple:
@@ -301,7 +314,8 @@ def _compared(table: Table, columns: list[str]) -> Table:
             for name in of:
                 cell, first = cells[name], best[name]
                 task = cell.record["task"]
-                tied = first is not None and len(group) > 1 and stats.tied(task, of[name], held[first][name])
+                rivals = len(group) > 1 and table.bound == UPPER_BOUND  # any other is of this budget itself
+                tied = first is not None and rivals and stats.tied(task, of[name], held[first][name])
                 cells[name] = replace(cell, comparison=stats.compare(task, of[name], bounds[name]), tied=tied)
             pairs = [(row.cells[name].record["task"], of[name], bounds[name]) for name in of]
             average = None if row.average is None else stats.average(pairs)
@@ -309,9 +323,11 @@ def _compared(table: Table, columns: list[str]) -> Table:
     return replace(table, rows=rows)
 
 
-def _bound_command(record: Record, results: str) -> str:
+def _bound_command(record: Record, results: str, bound: str) -> str:
     config = record["config"]
-    given = [f"model={config['model']['name']}", "method=vanilla", f"tasks=[{record['task']}]"]
+    given = [f"model={config['model']['name']}", f"method={bound}", f"tasks=[{record['task']}]"]
+    if bound != UPPER_BOUND:
+        given += [f"{name}={config[name]}" for name in ("tokens", "budget")]
     given += [f"model.family={config['model']['family']}"] if config["model"]["path"] else []
     given += [f"limit={config['limit']}"] if config["limit"] else []
     if "judge" in config:

@@ -17,11 +17,10 @@ from itertools import chain, islice
 from zipeval.budget import Picture, Shape
 from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
+from zipeval.engine.received import received
 from zipeval.engine.trace import observer
 from zipeval.errors import BudgetError
 from zipeval.lazy import torch
-
-ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,8 @@ class Crops:
         return Reduced(self.selected, kept.expand(len(self.hidden), -1))
 
     def attention(self) -> torch.Tensor:
-        """(N, H, P) float32: softmaxed attention that every patch gets from CLS, or where there is none from all tokens
-        on average. Of all rows of an attention map, only `ROWS` are held at a time.
-        """
-        queries, keys = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.queries, self.keys))
-        rows = queries[:, :, :1] if self.prefix else queries
-        total = 0
-        for some in rows.split(ROWS, 2):
-            scores = some @ keys.mT * keys.shape[-1] ** -0.5
-            total = total + scores.softmax(-1, dtype=torch.float32).sum(2)
-        return total[..., self.prefix :] / rows.shape[2]
+        """(N, H, P) float32: the attention that every patch receives, see zipeval/engine/received.py."""
+        return received(self.queries, self.keys, self.heads, self.prefix)
 
     def mean_keys(self) -> torch.Tensor:
         """(N, S, d): keys averaged over heads."""

@@ -34,8 +34,22 @@ class Chain:
                 raise ValueError(f"{name}={type(method).__name__}: the {name} one has to be a {kind.__name__}")
 
     @classmethod
-    def for_budget(cls, tokens: int, budget: str, shape: Shape, first: dict[str, Any], second: dict[str, Any]) -> Chain:
-        """`first` has a budget of its own; `tokens` is what `second` leaves."""
+    def for_budget(
+        cls,
+        tokens: int,
+        budget: str,
+        shape: Shape,
+        first: dict[str, Any],
+        second: dict[str, Any],
+        of: int | None = None,
+    ) -> Chain:
+        """`first` has a budget of its own; `tokens` is what `second` leaves.
+
+        Args:
+            of: visual tokens of an image that the budget of `first` is meant for, of others it is the same share.
+        """
+        if of is not None and first.get("tokens"):
+            first = {**first, "tokens": shape.crops * shape.published(first["tokens"], of * shape.crops)}
         if not 1 <= (first.get("tokens") or 0) <= shape.entering:
             raise ValueError(
                 f"first.tokens={first.get('tokens')}: give method.first.tokens=, the visual tokens that the first one "

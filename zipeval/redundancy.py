@@ -1,0 +1,162 @@
+"""Redundancy of visual tokens, measured on a model and images: who receives the encoder's attention, layer by layer.
+
+    OUT/layers.csv     by layer: mean and standard deviation over the images of every measure of concentration
+    OUT/images.csv     the measures of every image in every layer
+    OUT/attention.npy  (images, layers, patches) float32, what they were computed of; patches in reading order
+    OUT/about.json     which model, images and code
+    OUT/MODEL-*.pdf and .svg  plots, as Figures 2 and 5 of VisionZip, and the measures by layer
+
+Of images that a model sees in crops, the first counts: the whole image.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import zipeval.tasks
+from zipeval import attention_plots, records
+from zipeval.concentration import entropy, gini, top
+from zipeval.config import RunConfig
+from zipeval.engine.images import cls_tokens
+from zipeval.errors import MediaError, UsageError
+from zipeval.plots import write
+from zipeval.progress import progress
+from zipeval.runner import Session
+
+MEASURES = {"gini": gini, "top10": top, "entropy": entropy}
+EMBEDDED = Path(zipeval.tasks.__path__[0], "shapes", "test.parquet")
+SHOWN = 4  # images with an overlay
+
+
+def analyze(config: RunConfig, images: Path | None, limit: int | None, out: Path) -> list[Path]:
+    """Measure, and write all of it; the same bytes for the same model, images and machine, but for about.json.
+
+    Args:
+        config: of the model; what it says of methods and tasks has no part in it.
+        images: directory of image files; None: the images of the embedded task.
+        limit: of them in the order of their names; None: all.
+        out: directory, made if it is not there.
+
+    Raises:
+        UsageError: for images or a directory that are not there, before the model is loaded, or cannot be decoded.
+    """
+    found = sources(images, limit)
+    session = Session(config)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out={out}: cannot write there ({error.strerror}). Choose another place.") from error
+    attention, pictures, read_at = measure(session, found)
+    sender = "CLS" if cls_tokens(session.load()[0]) else "all tokens, mean"
+    measured = {name: of(attention.astype(np.float64)) for name, of in MEASURES.items()}  # (images, layers)
+    np.save(array := io.BytesIO(), attention)
+    about = {
+        "model": config.model.name,
+        "fingerprint": session.checkpoint.fingerprint,
+        "image_aspect": config.model.image_aspect,
+        "images": str(images or "of zipeval_shapes"),
+        "count": len(found),
+        "features_read_at_layer": read_at + 1,
+        "versions": records.versions(),
+        "git": records.git_revision(),
+    }
+    files = {
+        "layers.csv": _layers(measured),
+        "images.csv": _images([*found], measured),
+        "attention.npy": array.getvalue(),
+        "about.json": json.dumps(about, indent=2) + "\n",
+    }
+    for name, content in files.items():
+        records.atomic_write(out / name, content)
+    drawn = attention_plots.plots(attention, measured, pictures, read_at, sender)
+    return [*(out / name for name in files), *write(drawn, out, config.model.name)]
+
+
+def sources(directory: Path | None, limit: int | None) -> dict[str, Path | bytes]:
+    """By name: image files of a directory, or the embedded task's images.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    if directory is None:
+        from pyarrow import parquet
+
+        rows = parquet.read_table(EMBEDDED, columns=["image_id", "image"]).to_pylist()
+        found = {row["image_id"]: row["image"]["bytes"] for row in rows}
+    else:
+        if not directory.is_dir():
+            raise UsageError(f"images={directory}: no such directory. Leave it out for the images of zipeval_shapes.")
+        known = Image.registered_extensions()
+        found = {path.name: path for path in directory.iterdir() if path.suffix.lower() in known}
+        if not found:
+            raise UsageError(
+                f"images={directory}: no image files in it, such as *.jpg or *.png. Name another directory."
+            )
+    return dict(sorted(found.items())[:limit])
+
+
+def measure(session: Session, images: dict[str, Path | bytes]) -> tuple[np.ndarray, list[bytes], int]:
+    """(attention (images, layers, patches), JPEG files of the first images, layer that features are read at).
+
+    Raises:
+        UsageError: for an image that cannot be decoded.
+    """
+    import torch
+
+    from zipeval.engine.images import PIXELS, pixels, tower
+    from zipeval.engine.received import of_every_layer
+    from zipeval.engine.vision import scored, see
+
+    model, _ = session.load()
+    layers = [*tower(model).encoder.layers]
+    read_at = next(i for i, layer in enumerate(layers) if layer is scored(model, "image"))
+    attention, pictures = [], []
+    with progress(f"{session.config.model.name} attention", len(images)) as advance, torch.inference_mode():
+        for inputs in _inputs(session, images):
+            with of_every_layer(model) as received:
+                given = {name: inputs[name].to(model.device, model.dtype) for name in PIXELS["image"] if name in inputs}
+                see(model, inputs | given, "image", reads_pixels=False)
+            attention.append(torch.stack([layer[0] for layer in received]).cpu().numpy())
+            if len(pictures) < SHOWN:
+                pictures.append(session.jpeg(pixels(inputs, "image")[0]))
+            advance(1)
+    return np.stack(attention), pictures, read_at
+
+
+def _inputs(session: Session, images: dict[str, Path | bytes]) -> Iterator[dict]:
+    """The processor's, image by image."""
+    for name, source in images.items():
+        try:
+            image = io.BytesIO(source) if isinstance(source, bytes) else source
+            parts = [{"type": "image", "url": Image.open(image)}, {"type": "text", "text": ""}]
+            yield dict(session.inputs([session.decoded([{"role": "user", "content": parts}])]))
+        except (MediaError, OSError) as error:
+            raise UsageError(f"images: {name} cannot be decoded ({error}). Take it away.") from error
+
+
+def _layers(measured: dict[str, np.ndarray]) -> str:
+    """Mean and standard deviation over the images."""
+    columns = {"layer": range(1, next(iter(measured.values())).shape[1] + 1)}
+    for name, values in measured.items():
+        columns |= {f"{name}_mean": values.mean(0), f"{name}_sd": values.std(0)}
+    return _csv([*columns], zip(*columns.values(), strict=True))
+
+
+def _images(names: list[str], measured: dict[str, np.ndarray]) -> str:
+    values = np.stack([*measured.values()], -1)  # (images, layers, measures)
+    lines = ((name, layer, *of) for name, its in zip(names, values, strict=True) for layer, of in enumerate(its, 1))
+    return _csv(["image", "layer", *measured], lines)
+
+
+def _csv(header: list[str], lines: Iterable[Iterable]) -> str:
+    writer = csv.writer(text := io.StringIO(), lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{v:.6f}" if isinstance(v, float) else v for v in line] for line in lines)
+    return text.getvalue()
