@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import numpy as np
 
 from zipeval.budget import Picture, Shape
+from zipeval.engine.images import check_model
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
 from zipeval.engine.turns import still_valid, without_pictures
@@ -203,8 +204,10 @@ class DecoderMethod(ABC):
         FastV's code. Nothing remains on the model after the block.
 
         Raises:
-            ValueError: for a decoder that is too shallow, or one with sliding-window attention.
+            ValueError: for a decoder that is too shallow, or one with sliding-window attention, and for a model that
+                is not built as LLaVA is.
         """
+        check_model(model)
         decoder = model.base_model.language_model
         self.check(len(decoder.layers))
         _check_decoder(decoder.config)

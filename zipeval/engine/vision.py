@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain, islice
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
+from zipeval.engine.images import PIXELS, check_model, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
 from zipeval.engine.ragged import compact_index, on_device, take
 from zipeval.engine.trace import observer
 from zipeval.engine.turns import FirstTurn, Turns
@@ -161,7 +161,11 @@ class VisionMethod(ABC):
         `return_dict_in_generate=True`), what it returned and a next question behind it are a later turn, which the
         visual tokens serve that were left in the first one. Nothing of this is left on the model after the block, nor
         after an exception.
+
+        Raises:
+            ValueError: for a model that is not built as LLaVA is.
         """
+        check_model(model)
         if "generate" in vars(model):
             raise RuntimeError("a vision-stage method is already applied to this model; leave its block first")
         stock_generate, turns = model.generate, Turns(model)
