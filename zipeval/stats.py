@@ -167,8 +167,8 @@ def tied(task: str, samples: list[dict], best: list[dict], resamples: int = RESA
 
 
 def change(task: str, samples: list[dict], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
-    """Of conversations, what becomes of later rounds if they have to make do with the visual tokens of the first one:
-    accuracy minus that with a fresh selection, in points, and its 95% interval. Conversations are drawn, that is images.
+    """Of conversations, what becomes of later rounds that have to make do with the visual tokens of the first one:
+    accuracy minus that with a fresh selection, in points, and its 95% interval. Conversations are drawn: images.
     """
     fresh = [{**sample, "score": sample["scores"]["fresh"]} for sample in samples]
     cached, anew = _draws(task, samples, fresh, resamples, np.random.default_rng(seed))

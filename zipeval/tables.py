@@ -322,8 +322,8 @@ def _change(row: Row, task: str, samples: list[dict]) -> str:
     value, low, high = stats.change(task, samples)
     label = " ".join(str(part) for part in (row.label, row.tokens) if part is not None)
     return (
-        f"{label}: later turns of {task} change by {value:+.1f} points [{low:+.1f}, {high:+.1f}] where the visual tokens "
-        "of the first serve them, against a fresh selection for each (95%, paired, images drawn)."
+        f"{label}: later turns of {task} change by {value:+.1f} points [{low:+.1f}, {high:+.1f}] where the first one's "
+        "visual tokens serve them, against a fresh selection for each (95%, paired, images drawn)."
     )
 
 
