@@ -65,11 +65,14 @@ def mme(root: Path) -> None:
 
 
 def pope(root: Path) -> None:
-    """Two yes and two no in each of the three categories."""
+    """Two yes and two no in each of the three categories, by their names a yes and a no about an image."""
     columns = dict(id=TEXT, question_id=TEXT, question=TEXT, answer=TEXT, image_source=TEXT, image=IMAGE, category=TEXT)
     kinds = ("adversarial", "popular", "random")
     rows = [(kind, answer) for kind in kinds for answer in ("yes", "no") * 2]
-    rows = [(str(i), str(i), "Is there a dog?", a, "COCO", picture(i), kind) for i, (kind, a) in enumerate(rows)]
+    rows = [
+        (str(i), str(i), "Is there a dog?", a, f"COCO_val2014_{i % 4 // 2}", picture(i), kind)
+        for i, (kind, a) in enumerate(rows)
+    ]
     put(root, "POPE", "test", columns, rows)
 
 

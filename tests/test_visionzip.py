@@ -239,15 +239,6 @@ def test_refuses_inputs_it_would_get_wrong(model, change, named):
         model(**inputs)
 
 
-def test_refuses_a_later_turn_on_a_reduced_cache(model):
-    inputs = prompts(model, [[5, 6]], [1])
-    with VisionZip(tokens=10).applied(model):
-        out = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-        longer = torch.cat([out.sequences, torch.tensor([[7, 8]])], 1)
-        with pytest.raises(ValueError, match="past_key_values"):
-            model.generate(longer, past_key_values=out.past_key_values, max_new_tokens=2)
-
-
 def test_two_vision_methods_at_once_are_refused(model):
     first, second = VisionZip(tokens=10).applied(model), Random(tokens=3).applied(model)
     with first, pytest.raises(RuntimeError, match="already applied"), second:

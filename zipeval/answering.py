@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,19 +28,22 @@ class Answer:
     """What a model wrote, and what reading the prompt cost.
 
     Attributes:
+        text: of a conversation, those of its rounds.
         pictures: of the prompt, in reading order, without reduction.
         entered: (layers) tokens of the prompt that entered each layer of the decoder.
         visual: (layers) visual tokens among them.
         output_tokens: up to and including the first end token.
         left: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
+        reread: of a conversation, `visual` of every time that its pictures were read again.
     """
 
-    text: str
+    text: str | list[str]
     pictures: list[Picture]
     entered: list[int]
     visual: list[int]
     output_tokens: int
     left: dict[str, list[list[int]]]
+    reread: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ class Answering:
     def __init__(self, session, prefills: list[Prefill], told: Trace):
         self.session, self.prefills, self.told = session, prefills, told
         self.model, processor = session.load()
-        self.padding = processor.tokenizer.pad_token_id
+        self.tokenizer = processor.tokenizer
+        self.padding = self.tokenizer.pad_token_id
+        ends = self.model.generation_config.eos_token_id
+        self.ends = [ends] if isinstance(ends, int) else ends or []
 
     def answer(self, batch: list[Question], options: dict) -> list[Answer]:
         """Of every question.
@@ -77,33 +83,48 @@ class Answering:
         Raises:
             torch.OutOfMemoryError: with nothing left behind on the device but the weights.
         """
+        read = self.read(batch, generation_options(options)["num_beams"])
+        start = read.inputs["input_ids"].shape[1]
+        return self.answers(batch, read, self.generated(read.inputs, options)[:, start:], options)
+
+    def read(self, batch: list[Question], beams: int = 1) -> _Read:
+        """What is given to `generate` of questions."""
         self.prefills.clear()
         self.told.clear()
+        return self._together(batch) if self.session.reuse == "none" else self._sharing(batch, beams)
+
+    def generated(self, inputs: dict, options: dict) -> torch.Tensor:
+        """(B, L): prompts and what is generated behind them."""
+        return self.model.generate(**inputs, **generation_options(options))
+
+    def texts(self, new: torch.Tensor, options: dict) -> list[str]:
+        """What was generated, up to what ends it."""
         stops = [stop for stop in options.get("until") or [] if stop]
-        options = generation_options(options)
-        read = self._together(batch) if self.session.reuse == "none" else self._sharing(batch, options["num_beams"])
-        start = read.inputs["input_ids"].shape[1]
-        new = self.model.generate(**read.inputs, **options)[:, start:]
+        found = []
+        for text in self.session.decode(new):
+            for stop in stops:
+                text = text.split(stop)[0]
+            found.append(text.strip())
+        return found
+
+    def answers(self, batch: list[Question], read: _Read, new: torch.Tensor, options: dict) -> list[Answer]:
+        """What was generated for questions, and what reading them cost."""
         (prefill,) = self.prefills
         beams = len(prefill.entered) // len(batch) if read.rows is None else 1  # generate() repeats a prompt for each
-        ends = self.model.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else ends or []
         places = []
         if self.session.reduces:
             given = joined([question.inputs for question in batch])
             places = _by_prompt(batch, self.told.places(self.model, given))
         answers = []
-        for number, text in enumerate(self.session.decode(new)):
+        for number, text in enumerate(self.texts(new, options)):
             row = number * beams if read.rows is None else read.rows[number]
-            for stop in stops:
-                text = text.split(stop)[0]
             answers.append(
                 Answer(
-                    text.strip(),
+                    text,
                     read.pictures[number],
                     [count + read.behind[number] for count in prefill.entered[row]],
                     prefill.visual(row),
-                    _written(new[number].tolist(), ends),
+                    _written(new[number].tolist(), self.ends),
                     self.told.left(row, places[number]) if self.session.reduces else {},
                 )
             )

@@ -49,6 +49,8 @@ class Benchmark:
         needs: `server` where the papers' split is scored by one, to which answers are submitted; here another split is
             read, whose answers are public.
         multiple: samples that are scored together; a limit has to be a multiple of it.
+        turns: its samples are conversations: see zipeval/conversing.py.
+        beside: files of its data that lie in the folder of another task.
         version: part of the task's hash; to be raised with every change of `functions` that changes an answer.
         settings: what replaces lmms-eval's own in the task's YAML.
         functions: makes what replaces functions of the task, anew for every evaluation.
@@ -64,6 +66,8 @@ class Benchmark:
     samples: int | None = None
     needs: str = ""
     multiple: int = 1
+    turns: bool = False
+    beside: tuple[Path, ...] = ()
     version: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     functions: Callable[[], dict[str, Any]] | None = None
@@ -77,6 +81,29 @@ LLAVA_LENGTH = {"until": ["ASSISTANT:"], "max_new_tokens": 128}  # lmms-eval set
 JUDGED = {"metric_list": [{"metric": "answered", "aggregation": "mean", "higher_is_better": True}]}
 
 VIDEO = "as Video-LLaVA, with the judge that you name; questions and videos of data.videos=DIR"
+
+
+def _turns(name: str, column: str, samples: int, **options) -> dict[str, Benchmark]:
+    """A task in which the questions about an image are one conversation, with and without history."""
+    about = "the later questions about an image, on the visual tokens that the first one left (accuracy_later), beside "
+    tasks = {
+        f"{name}_turns": ("turns", ""),
+        f"{name}_turns_no_history": ("turns, no history", ", without text between"),
+    }
+    return {
+        task: Benchmark(
+            f"{column} ({label})",
+            "accuracy_later",
+            100,
+            f"{about}a fresh selection for each (accuracy_later_fresh){more}",
+            samples=samples,
+            turns=True,
+            sample=scoring.turns_sample,
+            **options,
+        )
+        for task, (label, more) in tasks.items()
+    }
+
 
 BENCHMARKS = {
     "zipeval_shapes": Benchmark(
@@ -212,7 +239,10 @@ BENCHMARKS = {
     "zipeval_msvd_qa": Benchmark("MSVD", "accuracy", 1, VIDEO),
     "zipeval_msrvtt_qa": Benchmark("MSRVTT", "accuracy", 1, VIDEO),
     "zipeval_activitynet_qa": Benchmark("ActivityNet", "accuracy", 1, VIDEO),
+    **_turns("zipeval_shapes", "zipeval_shapes", 300, beside=(OURS / "shapes" / "test.parquet",)),
 }
+BENCHMARKS |= _turns("zipeval_gqa", "GQA", 398, sources=BENCHMARKS["gqa"].sources)
+BENCHMARKS |= _turns("zipeval_pope", "POPE", 500, sources=BENCHMARKS["pope"].sources)
 
 
 @cache
@@ -281,7 +311,8 @@ def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> s
     """Hash of a task's definition, of what replaces parts of it here, and of its data where that lies beside it or is
     given.
     """
-    digest = digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl")])
+    beside = BENCHMARKS[name].beside if name in BENCHMARKS else ()
+    digest = digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl"), *beside])
     if name not in BENCHMARKS:
         return digest
     known = BENCHMARKS[name]

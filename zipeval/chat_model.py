@@ -10,9 +10,10 @@ from zlib import crc32
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
-from zipeval.answering import answering, drawn
+from zipeval.answering import Answer, answering, drawn
 from zipeval.batch_size import BatchSize
 from zipeval.budget import Picture
+from zipeval.conversing import converse
 from zipeval.engine import flops
 from zipeval.engine.images import pixels
 from zipeval.errors import BudgetError, UsageError
@@ -64,11 +65,15 @@ class ZipEval(lmms):
     def loglikelihood(self, requests):
         raise UsageError("a task compares likelihoods; zipeval runs tasks that generate answers")
 
-    def generate_until_multi_round(self, requests):
-        raise UsageError("a task asks in several rounds; zipeval runs tasks that ask once")
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answers to all rounds of conversations about the pictures of their first round: see zipeval/conversing.py."""
+        return self._generate(requests)
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests; what each prompt cost is kept in `measured`."""
+        return self._generate(requests)
+
+    def _generate(self, requests: list[Instance]) -> list[GenerationResult]:
         from zipeval.progress import progress
 
         answers: dict[int, GenerationResult] = {}
@@ -137,14 +142,18 @@ class ZipEval(lmms):
             first = requests[batch[0].number]
             if drawn(first.args[2]):
                 torch.manual_seed(crc32(f"{_place(first)}".encode(), self.session.config.seed))
-            answers = model.answer(batch, first.args[2])
+            if first.request_type == "generate_until_multi_round":
+                answers = self._conversed(model, batch, requests)
+            else:
+                answers = model.answer(batch, first.args[2])
         except torch.OutOfMemoryError:
             return None  # and not below: the exception would keep what is on the device
         seconds = time.perf_counter() - start
         found = {}
         for question, answer in zip(batch, answers, strict=True):
             request = requests[question.number]
-            self._check_budget(request, answer.pictures, answer.visual)
+            for visual in (answer.visual, *answer.reread):
+                self._check_budget(request, answer.pictures, visual)
             self.measured[_place(request)] = {
                 "crops": [picture.crops for picture in answer.pictures],
                 "visual_tokens": answer.visual,
@@ -160,6 +169,26 @@ class ZipEval(lmms):
             counts = TokenCounts(input_tokens=answer.entered[0], output_tokens=answer.output_tokens)
             found[question.number] = GenerationResult(answer.text, counts)
         return found
+
+    def _conversed(self, model, batch: list[Question], requests: list[Instance]) -> list[Answer]:
+        """lmms-eval's rounds: a task says what comes after the answers so far, or that there is nothing left."""
+        asked = [requests[question.number] for question in batch]
+        docs = [self.task_dict[request.args[4]][request.args[5]][request.args[3]] for request in asked]
+
+        def next_round(place: int, said: list[str]) -> list[dict] | None:
+            request = asked[place]
+            messages, over, *_ = request.args[1](docs[place], round_idx=len(said), previous_output=said)
+            if over:
+                return None
+            if any(part["type"] != "text" for message in messages for part in message["content"]):
+                raise UsageError(
+                    f"tasks=[{request.args[4]}]: it shows pictures in later rounds; zipeval holds conversations about "
+                    "those of the first one."
+                )
+            return messages
+
+        first = [request.args[1](doc) for request, doc in zip(asked, docs, strict=True)]
+        return converse(model, batch, first, next_round, asked[0].args[2])
 
     def _picture(self, request: Instance, question: Question) -> None:
         """Of a task's first samples, keep the first picture of the prompt, if it has one."""

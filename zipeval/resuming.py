@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from unittest.mock import patch
 from zlib import crc32
@@ -42,12 +42,12 @@ def resumed(model, journal: Journal) -> Iterator[Callable[[], bool]]:
             if asked():
                 raise Stopped(f"{journal.path}: stopped, every answer is kept. The same command goes on from there.")
 
-        # `generate_until` of the class, not of the object: scripts that count its calls replace that.
-        generate = partial(type(model).generate_until, model)
-        with (
-            patch.object(model, "keep", keep),
-            patch.object(model, "generate_until", partial(_all, model, journal, generate)),
-        ):
+        with ExitStack() as patches:
+            patches.enter_context(patch.object(model, "keep", keep))
+            for name in ("generate_until", "generate_until_multi_round"):
+                # Of the class, not of the object: scripts that count its calls replace that.
+                generate = partial(getattr(type(model), name), model)
+                patches.enter_context(patch.object(model, name, partial(_all, model, journal, generate)))
             yield asked
 
 

@@ -177,17 +177,17 @@ class Session:
         _, processor = self.load()
         parts = [part for messages in conversations for message in messages for part in message["content"]]
         given = {f"{kind}s": [part["url"] for part in parts if part["type"] == kind] for kind in ("image", "video")}
-        texts = [
-            processor.apply_chat_template(
-                messages,
-                chat_template=prompts.TEMPLATES[self.config.model.prompt],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            for messages in conversations
-        ]
+        texts = [self.text(messages) for messages in conversations]
         given = {name: found for name, found in given.items() if found}
         return processor(text=texts, **given, padding=True, return_tensors="pt")
+
+    def text(self, messages: list[dict]) -> str:
+        """Chat messages as a prompt, pictures as placeholders."""
+        _, processor = self.load()
+        template = prompts.TEMPLATES[self.config.model.prompt]
+        return processor.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
 
     def jpeg(self, pixels) -> bytes:
         """A picture of which the processor made `pixels` (..., 3, height, width); the first of its crops or frames."""

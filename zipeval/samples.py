@@ -28,6 +28,8 @@ def _all(task: str, config: RunConfig) -> int | None:
         there = config.data.videos is not None and Path(config.data.videos).expanduser().is_dir()
         return len(videoqa.questions(task, config.data.videos)) if there else None
     known = benchmarks.BENCHMARKS.get(task)
+    if known and known.turns:
+        return known.samples  # conversations, of a data set's rows of questions
     if known and known.sources:
         return data.rows(known.sources[0], config.data.root) or known.samples
     files = [*benchmarks.task_folder(task).glob("*.parquet")]

@@ -78,6 +78,22 @@ def seed_sample(logged: dict) -> dict:
     return {"score": float(said == truth), "scores": {}, "kind": logged["doc"]["data_type"]}
 
 
+def turns_sample(logged: dict) -> dict:
+    """Of a conversation: the share of its later rounds that is right on the first one's visual tokens, that of the
+    `first` round, and that of the later ones with a `fresh` selection; `later` is their number.
+    """
+    rounds, said = logged["accuracy_later"], logged["filtered_resps"][0]
+    later = len(rounds["fresh"])
+    shares = {"first": rounds["cached"][0], "fresh": fmean(rounds["fresh"])}
+    return {
+        "prediction": "; ".join(said[: later + 1]),
+        "fresh": "; ".join(said[later + 1 :]),
+        "score": fmean(rounds["cached"][1:]),
+        "scores": shares,
+        "later": later,
+    }
+
+
 def gqa_functions(dataset: str) -> dict[str, Any]:
     """GQA's images looked up when they are needed: lmms-eval encodes one as PNG for every question before the first."""
 

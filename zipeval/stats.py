@@ -82,6 +82,12 @@ def _beside_reference(samples: Sequence[dict]) -> tuple[float, ...]:
     return sample["score"], sample["scores"]["reference"]
 
 
+def _later_rounds(samples: Sequence[dict]) -> tuple[float, ...]:
+    """Right ones, and all: conversations of more rounds count more."""
+    (sample,) = samples
+    return sample["score"] * sample["later"], sample["later"]
+
+
 def _all_right(samples: Sequence[dict]) -> tuple[float, ...]:
     return min(s["score"] for s in samples), 1
 
@@ -114,6 +120,7 @@ STATISTICS = {
     "mme": Statistic(_right_and_all_right, _sum_of_kinds, grouped=True, kinds=True),
     "mmbench_en_dev": Statistic(_all_right, _ratio(100), grouped=True),
     "llava_in_the_wild": Statistic(_beside_reference, _ratio(100)),
+    **{task: Statistic(_later_rounds, _ratio(100)) for task, known in BENCHMARKS.items() if known.turns},
 }
 
 
@@ -157,6 +164,15 @@ def tied(task: str, samples: list[dict], best: list[dict], resamples: int = RESA
     ours, theirs = _draws(task, *_paired(task, samples, best), resamples, np.random.default_rng(seed))
     _, low, high = _interval(np.round(ours - theirs, DIGITS))
     return not (low > 0 or high < 0)
+
+
+def change(task: str, samples: list[dict], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
+    """Of conversations, what becomes of later rounds that have to make do with the visual tokens of the first one:
+    accuracy minus that with a fresh selection, in points, and its 95% interval. Conversations are drawn: images.
+    """
+    fresh = [{**sample, "score": sample["scores"]["fresh"]} for sample in samples]
+    cached, anew = _draws(task, samples, fresh, resamples, np.random.default_rng(seed))
+    return _interval(np.round(cached - anew, DIGITS))
 
 
 def _paired(task: str, samples: list[dict], bound: list[dict]) -> tuple[list[dict], list[dict]]:

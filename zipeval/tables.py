@@ -281,7 +281,8 @@ def _metrics(found: list[Record]) -> dict[str, Pick]:
     def pick_of(name: str) -> Pick:
         def pick(row, bounds):
             (record,), (bound,) = row.values(), bounds.values()
-            return _cell(record, on_scale(record, name), on_scale(bound, name))
+            share = not name.startswith("change_")  # a difference is no share of another one
+            return _cell(record, on_scale(record, name), on_scale(bound, name) if share else None)
 
         return pick
 
@@ -302,7 +303,12 @@ def _compared(table: Table, columns: list[str]) -> Table:
 
     bounds = {name: samples(cell) for name, cell in table.rows[0].cells.items() if name in columns}
     bound, *others = table.rows
-    rows = [bound]
+    rows, notes = [bound], [*table.notes]
+    for row in table.rows:
+        for name in columns:
+            task = row.cells[name].record["task"] if name in row.cells else None
+            if task in BENCHMARKS and BENCHMARKS[task].turns:
+                notes.append(_change(row, task, samples(row.cells[name])))
     for group in replace(table, rows=others).groups():
         held = [{name: samples(cell) for name, cell in row.cells.items() if name in columns} for row in group]
         best = {}
@@ -320,7 +326,19 @@ def _compared(table: Table, columns: list[str]) -> Table:
             pairs = [(row.cells[name].record["task"], of[name], bounds[name]) for name in of]
             average = None if row.average is None else stats.average(pairs)
             rows.append(replace(row, cells=cells, average_comparison=average))
-    return replace(table, rows=rows)
+    return replace(table, rows=rows, notes=notes)
+
+
+def _change(row: Row, task: str, samples: list[dict]) -> str:
+    """What a table cannot show: two accuracies of one run, paired."""
+    from zipeval import stats
+
+    value, low, high = stats.change(task, samples)
+    label = " ".join(str(part) for part in (row.label, row.tokens) if part is not None)
+    return (
+        f"{label}: later turns of {task} change by {value:+.1f} points [{low:+.1f}, {high:+.1f}] where the first one's "
+        "visual tokens serve them, against a fresh selection for each (95%, paired, images drawn)."
+    )
 
 
 def _bound_command(record: Record, results: str, bound: str) -> str:

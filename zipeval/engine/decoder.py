@@ -20,8 +20,10 @@ from weakref import WeakKeyDictionary, WeakSet
 import numpy as np
 
 from zipeval.budget import Picture, Shape
+from zipeval.engine.images import check_model
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
+from zipeval.engine.turns import still_valid, without_pictures
 from zipeval.errors import BudgetError
 from zipeval.lazy import torch
 
@@ -197,12 +199,15 @@ class DecoderMethod(ABC):
         """While open, `model(...)` and `model.generate(...)` drop visual tokens as prompts are read.
 
         Later calls on the cache of such a prompt (decoding steps, another turn) see what was kept; the logits of a
-        prompt are those of the slots that are left. With `use_cache=False` tokens are chosen anew at every step, as in
+        prompt are those of the slots that are left. The mask of another turn may leave out earlier answers, and text
+        of the prompt behind its last picture. With `use_cache=False` tokens are chosen anew at every step, as in
         FastV's code. Nothing remains on the model after the block.
 
         Raises:
-            ValueError: for a decoder that is too shallow, or one with sliding-window attention.
+            ValueError: for a decoder that is too shallow, or one with sliding-window attention, and for a model that
+                is not built as LLaVA is.
         """
+        check_model(model)
         decoder = model.base_model.language_model
         self.check(len(decoder.layers))
         _check_decoder(decoder.config)
@@ -251,6 +256,8 @@ def _whole_prompts(model, calls: _Calls) -> Iterator[None]:
         size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         if size is not None:
             raise ValueError(f"prefill_chunk_size={size}: a prompt that is reduced has to be read at once")
+        if kwargs.get("past_key_values") in calls.segments:  # a later turn
+            kwargs = without_pictures(kwargs)
         try:
             return generate(*args, **kwargs)
         except BaseException:
@@ -271,16 +278,26 @@ class _Segment:
     """The layers between two reductions of one cache.
 
     Attributes:
+        read: (B, entries of the prompt) bool, False for padding.
+        visual: (B, S) bool, as it was given.
         entries: of its keys so far, prompts and answers.
         full: what `entries` would be without any reduction.
         valid: (B, entries) bool, None while nothing is padded.
         count: (B, 1) valid ones among them: the next position where positions are renumbered.
     """
 
+    read: torch.Tensor
+    visual: torch.Tensor
     entries: int
     full: int
     valid: torch.Tensor | None
     count: torch.Tensor
+
+    def masked(self, mask: torch.Tensor) -> None:
+        """Another turn says with its mask (B, full) what counts of what was said so far, such as no padding."""
+        width = self.visual.shape[1]
+        self.valid = torch.cat([still_valid(self.read, self.visual, mask[:, :width]), mask[:, width:]], 1)
+        self.count = self.valid.sum(1, keepdim=True)
 
 
 class _Calls:
@@ -295,7 +312,7 @@ class _Calls:
     def forget(self) -> None:
         """The call in progress."""
         self.prompts: Prompts | None = None
-        self.arrived = self.new = None
+        self.arrived = self.new = self.said = None  # `said` by the mask of another turn
         self.ready: dict[int, dict] = {}  # layer of a reduction -> what the layers from there on are given
         self.missed: list[torch.Tensor] = []  # (B) bool for each reduction
 
@@ -334,7 +351,7 @@ class _Calls:
             )
         mask = kwargs.get("attention_mask")
         self.new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
-        self.new_padded = False
+        self.said = None
         self.reading = cache is None or cache.get_seq_length() == 0
         if self.reading:
             self.read = _read(ids.cpu(), self.new.cpu(), self.model.config)
@@ -342,7 +359,7 @@ class _Calls:
         elif cache not in self.segments:
             raise ValueError("past_key_values: this cache was filled outside of the method's block")
         elif ids.shape[1] > 1:
-            self.new_padded = not self.new.cpu().all()
+            self.said = None if mask is None else mask[:, : -ids.shape[1]].bool()
             if visual_slots(ids, self.model.config).cpu().any():
                 raise ValueError(
                     "visual tokens in a later call: neither chunked prefill nor another image is supported"
@@ -416,7 +433,7 @@ class _Calls:
         if self.method.renumber:
             p.positions = (valid.cumsum(1) - 1).clamp(min=0)
         padded = valid if min(lengths) < max(lengths) else None
-        self.now[layer] = _Segment(valid.shape[1], p.given.ids.shape[1], padded, count)
+        self.now[layer] = _Segment(valid, p.given.visual, valid.shape[1], p.given.ids.shape[1], padded, count)
         self.ready[layer] = self.arguments(layer, p.hidden, cache, p.positions, padded)
         hidden, p.hidden = p.hidden, None
         if layer == self.layers[-1]:
@@ -431,8 +448,8 @@ class _Calls:
         length = new.shape[1]
         if (cache.get_seq_length(layer), cache.get_seq_length() - length) != (segment.entries, segment.full):
             raise ValueError("past_key_values: entries were added or cropped outside of the method's block")
-        if segment.valid is None and self.new_padded:
-            segment.valid = new.new_ones(len(new), segment.entries)
+        if self.said is not None:
+            segment.masked(self.said)
         if segment.valid is not None:
             segment.valid = torch.cat([segment.valid, new], 1)
         positions = segment.count + new.cumsum(1) - 1 if self.method.renumber else None

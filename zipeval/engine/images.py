@@ -15,6 +15,18 @@ PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_val
 TOWERS = {"image": ("vision_tower", "image_tower"), "video": ("video_tower",)}
 
 
+def check_model(model) -> None:
+    """Raises ValueError for a model that is not built as LLaVA is: encoder, projector, decoder, and generation."""
+    base = getattr(model, "base_model", None)
+    lacks = [name for name in ("multi_modal_projector", "language_model") if not hasattr(base, name)]
+    lacks += [name for name in ("vision_feature_layer",) if not hasattr(getattr(model, "config", None), name)]
+    if lacks or not hasattr(model, "generate"):
+        raise ValueError(
+            f"model={type(model).__name__}: it has no {', '.join(lacks) or 'generate'}. Methods reduce "
+            "...ForConditionalGeneration models of LLaVA, LLaVA-NeXT, Video-LLaVA and Mini-Gemini"
+        )
+
+
 def pixels(inputs: dict, kind: str) -> torch.Tensor | None:
     """The images or videos among the processor's inputs."""
     return next((inputs[name] for name in PIXELS[kind] if inputs.get(name) is not None), None)

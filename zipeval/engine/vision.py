@@ -15,10 +15,11 @@ from functools import partial
 from itertools import chain, islice
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.images import PIXELS, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
-from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
+from zipeval.engine.images import PIXELS, check_model, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
+from zipeval.engine.ragged import compact_index, on_device, take
 from zipeval.engine.received import received
 from zipeval.engine.trace import observer
+from zipeval.engine.turns import FirstTurn, Turns
 from zipeval.errors import BudgetError
 from zipeval.lazy import torch
 
@@ -147,25 +148,38 @@ class VisionMethod(ABC):
         """While open, `model(...)` and `model.generate(...)` reduce the images of the processor's usual inputs.
 
         `generate` returns the prompt it was given, placeholders and all, followed by the new tokens, so that callers
-        slice it as they always do. Nothing of this is left on the model after the block, nor after an exception.
+        slice it as they always do. With its cache (`past_key_values=`, one's own or that of
+        `return_dict_in_generate=True`), what it returned and a next question behind it are a later turn, which the
+        visual tokens serve that were left in the first one. Nothing of this is left on the model after the block, nor
+        after an exception.
+
+        Raises:
+            ValueError: for a model that is not built as LLaVA is.
         """
+        check_model(model)
         if "generate" in vars(model):
             raise RuntimeError("a vision-stage method is already applied to this model; leave its block first")
-        stock_generate = model.generate
+        stock_generate, turns = model.generate, Turns(model)
+
+        def first_turn(inputs):
+            reduced = reduced_inputs(model, inputs, self)
+            if reduced is not inputs:
+                turns.reading = FirstTurn(inputs["input_ids"], reduced["input_ids"], reduced["attention_mask"])
+            return reduced
 
         def reduce_call(module, args, kwargs):
             if args:
                 kwargs = {"input_ids": args[0], **kwargs}
-            return args[1:], reduced_inputs(module, kwargs, self)
+            return args[1:], turns.call(kwargs) or first_turn(kwargs)
 
         def generate(inputs=None, **kwargs):
             prompt = kwargs.pop("input_ids", inputs)
-            cache = kwargs.get("past_key_values")
-            if cache is not None and cache.get_seq_length() > 0 and visual_slots(prompt, model.config).any():
-                # generate() would count cached tokens by the full prompt and feed old ones again.
-                raise ValueError("past_key_values: a later turn on the cache of a reduced prompt is not supported yet")
-            kwargs = reduced_inputs(model, {"input_ids": prompt, **kwargs}, self)
-            out = stock_generate(**kwargs)
+            kwargs = {"input_ids": prompt, **kwargs}
+            kwargs = turns.prompt(kwargs) or first_turn(kwargs)
+            try:
+                out = stock_generate(**kwargs)
+            finally:
+                turns.reading = None
             structured = not torch.is_tensor(out)
             sequences = out.sequences if structured else out
             prompts = prompt.repeat_interleave(len(sequences) // len(prompt), 0)
@@ -175,12 +189,16 @@ class VisionMethod(ABC):
             out.sequences = sequences
             return out
 
-        hook = model.register_forward_pre_hook(reduce_call, with_kwargs=True)
+        hooks = [
+            model.register_forward_pre_hook(reduce_call, with_kwargs=True),
+            model.register_forward_hook(turns.read, always_call=True),
+        ]
         model.generate = generate
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             del model.generate
 
 

@@ -40,6 +40,9 @@ class VisionZip(VisionMethod):
     contextual: int | None = None
 
     def __post_init__(self):
+        for name in ("tokens", "dominant", "contextual"):
+            if not isinstance(value := getattr(self, name), int | None):
+                raise ValueError(f"{name}={value!r}: a whole number of visual tokens, such as tokens=64")
         split = self.split()
         if min(split) < 0 or split[0] < 1:
             raise ValueError(f"dominant={split[0]}, contextual={split[1]}: the CLS token alone makes dominant=1")

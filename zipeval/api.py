@@ -1,0 +1,65 @@
+"""For Python, what `model=`, `method=` and `tokens=` are on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zipeval import methods, models
+from zipeval.budget import Shape
+from zipeval.config import ModelConfig, check
+from zipeval.errors import UsageError
+
+
+def load(name: str, **settings: Any):
+    """(model, processor) of `zipeval list models`, as `zipeval run model=NAME` loads them.
+
+    Args:
+        settings: of the model, such as path=, dtype= or device=: see zipeval/config.py.
+
+    Raises:
+        UsageError: for what cannot be loaded; says what to do.
+    """
+    from zipeval.cli import compose
+    from zipeval.placement import place
+
+    config = compose([f"model={name}", *(f"model.{key}={value}" for key, value in settings.items())]).model
+    return models.load(config.family, models.find(config), place(config))
+
+
+def method(name: str, model, tokens: int | None = None, budget: str = "paper", **options: Any):
+    """A method of `zipeval list methods` with its settings for a budget on a model, as `zipeval run` chooses them.
+
+    Args:
+        model: a Hugging Face model of a supported family, or its config.
+        tokens, budget: what an image is left with, and what that counts: mean, final, or what was published for it.
+        options: of the method, as method.OPTION= on the command line.
+
+    Raises:
+        UsageError: for a budget that cannot be met, and for a model of another family.
+    """
+    from zipeval.cli import compose
+
+    shape = shape_of(getattr(model, "config", model))
+    given = [f"method={name}", f"budget={budget}", f"tokens={'null' if tokens is None else tokens}"]
+    config = check(compose([*given, *(f"method.{key}={value}" for key, value in options.items())]))
+    if tokens is not None and tokens > shape.image:
+        raise UsageError(f"tokens={tokens}: this model has {shape.image} visual tokens an image.")
+    return methods.build(config.method, config.budget, shape)
+
+
+def shape_of(config) -> Shape:
+    """What a budget is spent on in a model with this Hugging Face configuration.
+
+    Raises:
+        UsageError: for a model of another family.
+    """
+    kind = getattr(config, "model_type", type(config).__name__)
+    try:
+        its = models.family(ModelConfig(family=kind))
+    except UsageError:
+        raise UsageError(
+            f"model: {kind} is of no family that is supported. `zipeval list models` shows them."
+        ) from None
+    settings = config.to_dict()
+    tokens = its.visual_tokens(settings)
+    return Shape(tokens, tokens, its.decoder_layers(settings), tuple(sorted({(c, 0) for c, _ in its.grids(settings)})))

@@ -1,0 +1,142 @@
+"""Later turns of a conversation, on the cache of a prompt that was shortened before it was read.
+
+Callers go on with the prompt as they gave it, placeholders and all. Its shortened version, which is what the cache
+holds, stands in for it; the visual tokens that were left for the first question serve the later ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from weakref import WeakKeyDictionary
+
+from zipeval.engine.images import PIXELS
+from zipeval.engine.ragged import visual_slots
+from zipeval.lazy import torch
+
+PICTURES = ("image_sizes", *chain.from_iterable(PIXELS.values()))  # what a processor makes of them
+NEW_PICTURE = "a picture in a later turn: only those of the first turn are supported; begin a new cache"
+
+
+@dataclass(frozen=True)
+class FirstTurn:
+    """B prompts that a cache begins with.
+
+    Attributes:
+        given: (B, L) ids as the caller has them.
+        ids: (B, S) as they were read, S <= L; both are padded on the left.
+        mask: (B, S) of those.
+    """
+
+    given: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+class Turns:
+    """The first turns of a model's caches, for as long as these live."""
+
+    def __init__(self, model):
+        self.model = model
+        self.first: WeakKeyDictionary = WeakKeyDictionary()
+        self.reading: FirstTurn | None = None  # by the call in progress
+
+    def read(self, module, args, output) -> None:
+        """A forward hook: whatever was read just now is what its cache begins with."""
+        first, self.reading = self.reading, None
+        cache = getattr(output, "past_key_values", None)
+        if first is not None and cache is not None:
+            self.first[cache] = first
+
+    def of(self, inputs: dict) -> FirstTurn | None:
+        """What the cache among the inputs of a later turn begins with; None for a first turn.
+
+        Raises:
+            ValueError: for a cache that does not begin as this block left it.
+        """
+        cache = inputs.get("past_key_values")
+        first = None if cache is None else self.first.get(cache)
+        if first is None:
+            return None
+        if cache.get_seq_length() < first.ids.shape[1]:
+            raise ValueError("past_key_values: it was cropped into the prompt that its pictures are in")
+        return first
+
+    def prompt(self, inputs: dict) -> dict | None:
+        """Inputs for `generate` on the cache of an earlier turn; None for a first turn.
+
+        Args:
+            inputs: `input_ids` (B, M) of the conversation so far and its `attention_mask`. Pictures of the first turn
+                may be among them and are not looked at. Of the mask of the first turn counts what is behind its last
+                picture: the earlier question can be masked out, the pictures cannot.
+
+        Raises:
+            ValueError: if the prompt does not begin with that of the first turn, has a new picture, or has no mask.
+        """
+        first, ids = self.of(inputs), inputs["input_ids"]
+        if first is None:
+            cache = inputs.get("past_key_values")
+            if cache is not None and cache.get_seq_length() > 0 and visual_slots(ids, self.model.config).any():
+                raise ValueError(
+                    "past_key_values: it was not begun with this prompt in this block; give the pictures in the first "
+                    "turn, or begin a new cache"
+                )
+            return None
+        rows, width = inputs["past_key_values"].layers[0].keys.shape[0], first.given.shape[1]
+        if rows != len(first.given):
+            raise ValueError(f"past_key_values: it has {rows} rows of {len(first.given)} prompts; go on without beams")
+        if not torch.equal(ids[:, :width], first.given.to(ids.device)):
+            raise ValueError(
+                "input_ids: a later turn has to begin with the prompt that its cache was begun with, padding included, "
+                f"{len(first.given)} x {width} ids; then come the answers so far and the next question"
+            )
+        rest = ids[:, width:]
+        if visual_slots(rest, self.model.config).any():
+            raise ValueError(f"input_ids: {NEW_PICTURE}")
+        if (mask := inputs.get("attention_mask")) is None:
+            if len(ids) > 1:
+                raise ValueError(
+                    f"attention_mask=None with {len(ids)} prompts: pass the mask of the whole conversation"
+                )
+            mask = torch.ones_like(ids)
+        ids = torch.cat([first.ids, rest], 1)
+        return {**without_pictures(inputs), "input_ids": ids, "attention_mask": self._shortened(first, mask)}
+
+    def call(self, inputs: dict) -> dict | None:
+        """Inputs for `forward` on the cache of an earlier turn, as for the stock model: the new ids, and the mask of
+        the whole conversation, which `generate` passes on shortened; None for a first turn.
+        """
+        ids, mask, first = inputs.get("input_ids"), inputs.get("attention_mask"), self.of(inputs)
+        if first is None or ids is None:
+            return None
+        if ids.shape[1] > 1 and visual_slots(ids, self.model.config).any():
+            raise ValueError(f"input_ids: {NEW_PICTURE}")
+        length, width = inputs["past_key_values"].get_seq_length() + ids.shape[1], first.given.shape[1]
+        if mask is not None and mask.shape[1] == length - first.ids.shape[1] + width != length:
+            inputs = {**inputs, "attention_mask": self._shortened(first, mask)}
+        return without_pictures(inputs)
+
+    def _shortened(self, first: FirstTurn, mask: torch.Tensor) -> torch.Tensor:
+        """(B, S + R): the mask (B, L + R) of a conversation as its cache has it."""
+        width = first.given.shape[1]
+        begun = still_valid(first.mask, visual_slots(first.given, self.model.config), mask[:, :width])
+        return torch.cat([begun.to(mask), mask[:, width:]], 1)
+
+
+def still_valid(read: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, S): what a later turn sees of its first one: all that was valid, but for text behind the last picture that
+    its mask leaves out. That text is as far from the end of the prompt as it was read as of the prompt as given.
+
+    Args:
+        read: (B, S) mask of the prompt as it was read.
+        visual: (B, L) bool, visual tokens of the prompt as given, S <= L.
+        mask: (B, L) what the later turn says of it.
+    """
+    behind = visual.flip(1).cumsum(1).flip(1) == 0
+    left_out = behind & ~mask.to(visual.device).bool()
+    return read.masked_fill(left_out[:, visual.shape[1] - read.shape[1] :], 0)
+
+
+def without_pictures(inputs: dict) -> dict:
+    """What a later turn needs of the processor's inputs."""
+    return {name: value for name, value in inputs.items() if name not in PICTURES}
