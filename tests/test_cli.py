@@ -153,7 +153,7 @@ def test_a_refusal_from_a_shell(tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         "zipeval: method=visonzip: no such method. Did you mean visionzip? Available: "
-        "chain, fastv, none, pool, random, sparsevlm, uniform, vanilla, visionzip.\n"
+        "chain, fastv, none, pool, random, sparsevlm, uniform, vanilla, visionzip, visionzip_tuned.\n"
     )
 
 
