@@ -14,9 +14,10 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zipeval import logger, projector, ranks, records
 from zipeval.config import RunConfig
@@ -24,10 +25,13 @@ from zipeval.errors import UsageError
 from zipeval.lock import locked
 from zipeval.runner import Session
 
+if TYPE_CHECKING:
+    import torch
+
 GLOBAL_BATCH = 256  # LLaVA-1.5's projector stage
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
-BEGUN = "tuning.json"  # the manifest of a training that is not finished
+BEGUN, CHECKPOINTS = "tuning.json", "checkpoints"  # manifest and state of a training that is not finished
 
 
 @dataclass(frozen=True)
@@ -104,27 +108,13 @@ def tune(config: RunConfig, settings: Settings) -> Path:
     path = out / projector.FILE
     if path.exists():
         return _kept(path, manifest)
-    ranks.exchange(None)  # a group of processes is there before transformers would make one
-    if not ranks.first():
-        from zipeval.training import train
-
-        train(session, data.conversations, settings, out / "checkpoints")
-        return path
-    records.prepare(str(out))
-    about = data.about
-    print(
-        f"{settings.data}: {about['entries']} entries, {about['text_only']} without an image; {about['samples']} drawn."
-    )
-    with locked(out / "tuning.lock"):
-        _begin(out / BEGUN, manifest)
+    with _turn(out, manifest) if ranks.first() else nullcontext():
+        ranks.exchange(None)  # none begins what the first one refuses; and transformers finds a group of processes
         from zipeval.training import train  # imports torch and the Trainer
 
-        weights = train(session, data.conversations, settings, out / "checkpoints")
-        from safetensors.torch import save
-
-        records.atomic_write(path, save(weights, {projector.KEY: json.dumps(manifest, sort_keys=True)}))
-        (out / BEGUN).unlink()
-        shutil.rmtree(out / "checkpoints")
+        weights = train(session, data.conversations, settings, out / CHECKPOINTS)
+        if ranks.first():
+            _write(path, weights, manifest)
     return path
 
 
@@ -135,6 +125,9 @@ def _session(config: RunConfig) -> Session:
         raise UsageError(
             f"method={name}: projectors are tuned under method={projector.METHOD}, for method={projector.METHOD}_tuned."
         )
+    if ":" in config.model.device:
+        number = config.model.device.partition(":")[2]
+        raise UsageError(f"model.device={config.model.device}: leave it out, and set CUDA_VISIBLE_DEVICES={number}.")
     session = Session(config)
     if not session.reduces:
         raise UsageError(f"tokens={session.config.tokens}: nothing is removed, so that there is nothing to tune for.")
@@ -228,24 +221,43 @@ def _kept(path: Path, manifest: dict) -> Path:
     changed = [its for its in _changes(found, manifest) if its.partition(".")[0] not in made_with]
     if changed:
         raise UsageError(f"{path} is of another tuning: {', '.join(changed)}. Move it away, or choose another out=DIR.")
-    print(f"{path}: finished before, kept. Delete it to tune again.")
+    if ranks.first():
+        print(f"{path}: finished before, kept. Delete it to tune again.")
     return path
 
 
-def _begin(path: Path, manifest: dict) -> None:
-    """Write what is begun, or see that what was begun is the same.
+@contextmanager
+def _turn(out: Path, manifest: dict) -> Iterator[None]:
+    """A block in which what is trained below a directory is this process's, and is what was begun there.
 
     Raises:
-        UsageError: if it is not.
+        UsageError: if another process is in such a block, or another tuning was begun.
     """
-    if path.exists():
-        changed = [*_changes(json.loads(path.read_text(encoding="utf-8")), manifest)]
-        if changed:
-            raise UsageError(
-                f"{path.parent} holds the beginning of another tuning: {', '.join(changed)}. "
-                "Delete it to begin anew, or choose another out=DIR."
-            )
-    records.atomic_write(path, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    records.prepare(str(out))
+    about = manifest["data"]
+    print(
+        f"{about['entries']} entries, {about['text_only']} of them without an image; {about['samples']} are trained on."
+    )
+    with locked(out / "tuning.lock"):
+        begun = out / BEGUN
+        if begun.exists():
+            changed = [*_changes(json.loads(begun.read_text(encoding="utf-8")), manifest)]
+            if changed:
+                raise UsageError(
+                    f"{out} holds the beginning of another tuning: {', '.join(changed)}. "
+                    "Delete it to begin anew, or choose another out=DIR."
+                )
+        records.atomic_write(begun, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        yield
+
+
+def _write(path: Path, weights: dict[str, torch.Tensor], manifest: dict) -> None:
+    """The result, in place of what was kept to go on from."""
+    from safetensors.torch import save
+
+    records.atomic_write(path, save(weights, {projector.KEY: json.dumps(manifest, sort_keys=True)}))
+    (path.parent / BEGUN).unlink()
+    shutil.rmtree(path.parent / CHECKPOINTS)
 
 
 def _changes(then: dict, now: dict, prefix: str = "") -> Iterator[str]:
