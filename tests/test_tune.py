@@ -320,6 +320,20 @@ def test_it_is_visionzip_with_other_weights(another, data):
             assert (model(**batch).logits - expected).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("setting", ["budget=paper", "budget=mean", "packing=newline", "budget=mean packing=newline"])
+def test_all_crops_of_an_image_are_projected_by_it(setting, another):
+    """However the method divides its tokens over them."""
+    model, _ = Session(compose(SETTING)).load()
+    features = torch.randn(2, 3, 128, generator=torch.Generator().manual_seed(0))
+    given = ["model=tiny_next", "method=visionzip_tuned", "tokens=160", f"projector={another}", *setting.split()]
+    method = Session(compose(given)).method
+    swapped = copy.deepcopy(model.model.multi_modal_projector)
+    swapped.load_state_dict(load_file(another))
+    with torch.no_grad():
+        assert torch.equal(method.project(model, features), swapped(features))
+        assert not torch.equal(method.project(model, features), model.model.multi_modal_projector(features))
+
+
 def test_what_runs_share_is_not_what_was_projected(another, tmp_path):
     """Encoder output is kept from one run for the next, under another projector: answers are as without that."""
     answers = {}
