@@ -3,14 +3,19 @@
 A scene is a 96 x 96 image on a textured background with up to five outlined shapes (6 shapes x 8 colours) and, in half
 of the scenes, a sign with two characters in a 5 x 7 bitmap font of our own. Everything follows from `(seed, index)`.
 
+    python scripts/shapes.py DIR 2000        # about 2000 training scenes in LLaVA's layout, for `zipeval tune`
+
 Training and test never share an image (their seeds differ) nor a text on a sign: the 256 two-character texts are split
 once, so that reading a test sign means reading two characters, not recalling a word.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -47,6 +52,7 @@ GLYPHS = {
     "X": "10001 10001 01010 00100 01010 10001 10001",
 }
 CHARS = "".join(GLYPHS)
+SEEDS = {"crowded": 1, "train": 2, "validation": 3, "test": 4, "tokenizer": 5}
 TYPES = ("exist", "color", "shape", "count", "position", "text")
 MAX_OBJECTS = 5
 SUPERSAMPLE = 2
@@ -346,3 +352,20 @@ def questions(scene: Scene, rng, count: int) -> list[tuple[str, str, str]]:
         if qa and qa[0] not in found:
             found[qa[0]] = (kind, *qa)
     return list(found.values())
+
+
+def write_instructions(directory: Path, images: int, per_image: int = 5) -> None:
+    """DIR/instruct.json and DIR/images: some training scenes, with up to so many questions each, in LLaVA's layout."""
+    (directory / "images").mkdir(parents=True, exist_ok=True)
+    entries = []
+    for i in range(images):
+        image, scene = make_scene(SEEDS["train"], i)
+        image.save(directory / "images" / f"{i}.png")
+        for kind, question, answer in questions(scene, np.random.default_rng([SEEDS["train"], i]), per_image):
+            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+            entries.append({"id": f"{i}-{kind}", "image": f"{i}.png", "conversations": turns})
+    (directory / "instruct.json").write_text(json.dumps(entries, indent=1))
+
+
+if __name__ == "__main__":
+    write_instructions(Path(sys.argv[1]), *map(int, sys.argv[2:]))

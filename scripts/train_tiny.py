@@ -28,7 +28,7 @@ import pyarrow.parquet as parquet
 import shapes
 import torch
 import torch.nn.functional as F
-from shapes import CHARS, COLORS, GRID, MAX_OBJECTS, PATCH, SHAPES, SIZE, TYPES
+from shapes import CHARS, COLORS, GRID, MAX_OBJECTS, PATCH, SEEDS, SHAPES, SIZE, TYPES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
@@ -42,7 +42,6 @@ from transformers import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS = {"crowded": 1, "train": 2, "validation": 3, "test": 4, "tokenizer": 5}
 PATCHES = GRID * GRID
 PROMPT, ANSWER = "USER: <image>\n{question} ASSISTANT:", " {answer}</s>"
 CHAT_TEMPLATE = (

@@ -154,7 +154,7 @@ def test_a_refusal_from_a_shell(tmp_path):
     assert done.stderr == (
         "zipeval: method=visonzip: no such method. Did you mean visionzip? Available: "
         "chain, fastv, none, pool, random, sparsevlm, sparsevlm_on_visionzip, sparsevlm_without_top, uniform, vanilla, "
-        "visionzip, without_top.\n"
+        "visionzip, visionzip_tuned, without_top.\n"
     )
 
 

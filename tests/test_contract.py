@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +11,7 @@ from statistics import fmean
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save
 from tiny import FRAMES, IMAGE, VIDEO, llava, llava_next, mini_gemini, pictures_of, prompts, single, video_llava
 
 import zipeval.configs
@@ -30,6 +33,7 @@ def found(package):
 
 
 METHODS = found(zipeval.methods)
+DRAWN = tempfile.TemporaryDirectory()  # of projectors
 FAMILIES = {
     "llava": llava,
     "llava_next": llava_next,
@@ -60,8 +64,21 @@ def make(name, model, tokens=None, budget="mean"):
     shape = shape_of(model)
     tokens = tokens or third(model)
     more = [f"method.first.tokens={(shape.image + tokens) // 2}"] if name == "chain" else []
+    if name == "visionzip_tuned":
+        more = [f"projector={drawn(model, 0.0 if tokens == shape.image else 0.1)}"]
     config = compose([f"method={name}", f"tokens={tokens}", f"budget={budget}", *more])
     return build(config.method, budget, shape)
+
+
+def drawn(model, noise):
+    """A file with the model's projector, and so much noise on it: what is tuned is of the same size."""
+    weights = {name: t.float() for name, t in model.model.multi_modal_projector.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: t + noise * torch.randn(t.shape, generator=generator) for name, t in weights.items()}
+    content = save(weights)
+    path = Path(DRAWN.name, f"{hashlib.sha256(content).hexdigest()}.safetensors")
+    path.write_bytes(content)
+    return path
 
 
 def third(model):

@@ -126,6 +126,7 @@ def _sessions(configs: list[RunConfig], settings: Settings) -> list[Session]:
     found: list[Session] = []
     for config in configs:
         session = Session(config, checkpoint)
+        _ = session.projector  # refused before weights are made
         if session.config not in [other.config for other in found]:  # vanilla has no tokens
             found.append(session)
     return found

@@ -25,6 +25,9 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                 [new_tokens=N] [prompt_tokens=N] [repeats=N] [results=DIR]
                                                    speed and memory beside vanilla's; no data, with init=random no
                                                    weights either
+  zipeval tune model=MODEL method=visionzip tokens=N data=FILE.json images=DIR [out=DIR] [fraction=0.1]
+               [epochs=1] [lr=1e-3] [batch_size=16] [accumulate=N]
+                                                   train the projector for so few tokens (VisionZip‡)
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
@@ -57,6 +60,9 @@ SWEEPS = ("table", "experiment")  # whose files say what is swept
 ADDED = (*SWEEPS, "launcher")  # to a configuration that has none
 OF_SWEEPS = ("launcher=", "hydra/launcher=", "hydra.launcher.", "sweep.")
 IDLE_IN_BENCH = ("suite", "tasks", "limit", "batch_size", "judge", "data", "logger")
+TUNED_BY = {"fraction": float, "lr": float, "epochs": int, "batch_size": int, "accumulate": int}
+TAKEN = "`zipeval --help` shows what `zipeval tune` takes."
+IDLE_IN_TUNE = ("suite", "tasks", "limit", "judge", "results", "projector")
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
@@ -300,6 +306,48 @@ def _parsed(name: str, value: str) -> str | int | tuple[int, ...]:
         return numbers if name == "batch" else int(value)
     except ValueError:
         raise UsageError(f"{name}={value}: expected a whole number, such as {name}=8.") from None
+
+
+def tune(arguments: list[str]) -> None:
+    """`zipeval tune`: its own settings, and overrides of `zipeval run` for model and method."""
+    from dataclasses import fields
+
+    from zipeval.tune import Settings
+    from zipeval.tune import tune as train
+
+    own, overrides = {}, []
+    for argument in arguments:
+        name, assigned, value = argument.partition("=")
+        if not assigned or name.startswith("-"):
+            raise UsageError(f"{argument}: expected NAME=VALUE. {TAKEN}")
+        if name.partition(".")[0] in IDLE_IN_TUNE or (name.startswith("runner.") and name != "runner.workers"):
+            raise UsageError(f"{argument}: `zipeval tune` has no use for it, it answers no questions. Leave it out.")
+        if name in (field.name for field in fields(Settings)):
+            own[name] = _number(name, value) if name in TUNED_BY else value
+        else:
+            overrides.append(argument)
+    settings = Settings(**own)
+    named = any(override.startswith("method=") for override in overrides)
+    config = compose([*["method=visionzip"] * (not named), *overrides])
+    _hide_bars()
+    path = train(config, settings)
+    if ranks.first():
+        same = [o for o in overrides if not o.startswith(("method=", "logger=", "runner.", "seed="))]
+        command = shlex.join(["zipeval", "run", "method=visionzip_tuned", *same, f"projector={path}"])
+        print(f"{path} is tuned: `{command}` uses it.")
+
+
+def _number(name: str, value: str) -> float | int:
+    """A setting of `zipeval tune`.
+
+    Raises:
+        UsageError: for a number that is none.
+    """
+    try:
+        return TUNED_BY[name](value)
+    except ValueError:
+        what = "a whole number" if TUNED_BY[name] is int else "a number"
+        raise UsageError(f"{name}={value}: expected {what}. {TAKEN}") from None
 
 
 def table(arguments: list[str]) -> None:
@@ -580,6 +628,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": plan,
     "status": status,
     "bench": bench,
+    "tune": tune,
     "table": table,
     "show": show,
     "report": report,

@@ -6,12 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import Any
 
 from omegaconf import MISSING
 
+from zipeval import projector
 from zipeval.budget import BUDGETS
 from zipeval.errors import UsageError
 from zipeval.prompts import TEMPLATES
@@ -125,6 +127,7 @@ class RunConfig:
     tokens: int | None = None
     budget: str = "paper"
     packing: str = "published"
+    projector: str | None = None
     tasks: list[str] = field(default_factory=list)
     limit: int | None = None
     batch_size: Any = "auto"
@@ -174,7 +177,7 @@ def check(config: RunConfig) -> RunConfig:
         )
     if not config.tasks:
         raise UsageError("tasks=[]: name at least one task, such as tasks=[zipeval_shapes], or a suite=.")
-    return _with_budget(_with_judge(config))
+    return _with_projector(_with_budget(_with_judge(config)))
 
 
 def _check_numbers(config: RunConfig) -> None:
@@ -233,6 +236,18 @@ def _with_budget(config: RunConfig) -> RunConfig:
     return config
 
 
+def _with_projector(config: RunConfig) -> RunConfig:
+    """With the place of a tuned projector where the method has one, and without where it has none."""
+    method, path = deepcopy(config.method), None
+    for where, node in _nodes("method", method):
+        if "projector" not in node:
+            continue
+        if node["projector"] != config.projector:
+            raise UsageError(f"{where}.projector={node['projector']}: set by projector={node['projector']}.")
+        path = node["projector"] = config.projector or str(projector.place(config.model.name, node["tokens"]))
+    return replace(config, method=method, projector=path)
+
+
 def _nodes(name: str, method: dict) -> Iterator[tuple[str, dict]]:
     """A method's node and those of the methods that it is made of."""
     yield name, method
@@ -245,7 +260,7 @@ def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
     """A readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
 
     Args:
-        resolved: what `auto`, the path of the weights and the budget came to.
+        resolved: what `auto`, the paths of weights and the budget came to.
         judged: the judge is part of it.
     """
     identity = recorded(config, judged)
@@ -256,6 +271,8 @@ def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
         identity["model"].pop(name)
     identity["model"] |= resolved | {"device": resolved["device"].partition(":")[0]}
     identity["model"].pop("method")  # follows from the rest; its repr may hold an address
+    for _, method in _nodes("method", identity["method"]):
+        method.pop("projector", None)  # where it lies; what is in it was resolved
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     parts = [config.model.name, config.method["name"], config.tokens, digest]
     return "-".join(str(p) for p in parts if p is not None)
@@ -264,7 +281,8 @@ def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
 def recorded(config: RunConfig, judged: bool = False) -> dict:
     """The part of a configuration that its records keep, the judge where the task has one."""
     kept = asdict(config)
-    for name in ("tasks", "results", "logger"):  # a record is per task, whoever else is told of it
+    # A record is per task, whoever else is told of it; the method has the projector.
+    for name in ("tasks", "results", "logger", "projector"):
         kept.pop(name)
     if judged:
         kept["judge"]["url"] = public_url(config.judge.url)

@@ -87,6 +87,15 @@ class _Questions(Dataset):
         return question
 
 
+def processes(session, prompts: int) -> int:
+    """How many prepare so many prompts: `runner.workers`, or what suits them and the machine."""
+    if session.config.runner.workers is not None:
+        return session.config.runner.workers
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun on this machine
+    return min(MOST_WORKERS, max(1, cores // here - 1)) if prompts > AHEAD and cores > 1 else 0
+
+
 def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], keyed: bool) -> Iterator[Question]:
     """The questions with these numbers, in this order.
 
@@ -97,11 +106,7 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
     Raises:
         UsageError: as Session.decoded; MediaErrors are in the questions.
     """
-    workers = session.config.runner.workers
-    if workers is None:
-        cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun on this machine
-        workers = min(MOST_WORKERS, max(1, cores // here - 1)) if len(numbers) > AHEAD and cores > 1 else 0
+    workers = processes(session, len(numbers))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers complain in every worker
     loader = DataLoader(
         _Questions(session, messages, numbers, keyed),

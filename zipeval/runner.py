@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from unittest.mock import patch
 
-from zipeval import benchmarks, data, journal, logger, methods, models, prompts, ranks, records, videoqa
+from zipeval import benchmarks, data, journal, logger, methods, models, projector, prompts, ranks, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, Held, MediaError, Stopped, UsageError
@@ -123,8 +123,18 @@ class Session:
 
     @cached_property
     def resolved(self) -> dict:
-        """What `auto`, the path of the weights and the budget came to."""
-        return {**asdict(self.placement), "fingerprint": self.checkpoint.fingerprint, "method": repr(self.method)}
+        """What `auto`, the paths of weights and the budget came to."""
+        found = {**asdict(self.placement), "fingerprint": self.checkpoint.fingerprint, "method": repr(self.method)}
+        return found | ({} if self.projector is None else {"projector": self.projector})
+
+    @cached_property
+    def projector(self) -> str | None:
+        """Hash of the tuned projector, if the method has one.
+
+        Raises:
+            UsageError: if it is not there, or was tuned for anything else than this.
+        """
+        return projector.check(self.config, self.checkpoint)
 
     @cached_property
     def run_id(self) -> str:
@@ -141,6 +151,7 @@ class Session:
 
     def load(self):
         """(model, processor)."""
+        _ = self.projector  # refused before minutes of loading
         return models.load(self.config.model.family, self.checkpoint, self.placement)
 
     def decoded(self, messages: list[dict]) -> list[dict]:

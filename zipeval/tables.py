@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Record = dict
 UPPER_BOUND = "vanilla"
 MEASURED, PUBLISHED, DIFFERENCE = "measured", "published", "difference"
-OF_EVERY_ROW = ("name", "_target_", "tokens", "seed")
+OF_EVERY_ROW = ("name", "_target_", "tokens", "seed", "projector")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from zipeval.engine.turns import FirstTurn, Turns
 from zipeval.errors import BudgetError
 from zipeval.lazy import torch
 
+IGNORED = -100  # a label that no loss counts, as transformers has it
+
 
 @dataclass(frozen=True)
 class Crops:
@@ -125,6 +127,10 @@ class VisionMethod(ABC):
     def of_crops(self, picture: Picture) -> list[VisionMethod]:
         """The method for each crop of an image."""
         return [self] * picture.crops
+
+    def project(self, model, features: torch.Tensor) -> torch.Tensor:
+        """(N, k, D) -> (N, k, E), what the language model gets of them: by the model's own projector."""
+        return model.base_model.multi_modal_projector(features)
 
     def left(self, patches: int) -> int:
         """What is left of a crop of so many patches."""
@@ -239,6 +245,9 @@ class Divided(VisionMethod):
     def reduce(self, crops: Crops) -> Reduced:
         return self.make(tokens=self.tokens).reduce(crops)
 
+    def project(self, model, features: torch.Tensor) -> torch.Tensor:
+        return self.make(tokens=self.tokens).project(model, features)
+
 
 @dataclass(frozen=True)
 class RowEnds(VisionMethod):
@@ -259,18 +268,22 @@ class RowEnds(VisionMethod):
     def reduce(self, crops: Crops) -> Reduced:
         return self.method.reduce(crops)
 
+    def project(self, model, features: torch.Tensor) -> torch.Tensor:
+        return self.method.project(model, features)
+
 
 def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     """The processor's inputs with features in place of pixels and with as many placeholders as features are left.
 
-    Inputs without images and videos (text, decoding steps, a later turn) come back as they are.
+    Inputs without images and videos (text, decoding steps, a later turn) come back as they are. `labels` lose what the
+    prompts lose. The features can be differentiated by the projector's weights.
     """
     if all(pixels(inputs, kind) is None for kind in PIXELS):
         return inputs
     inputs = dict(inputs)
-    if inputs.pop("labels", None) is not None:
-        raise ValueError("labels: training through a reduced prompt is not supported; compute the loss from the logits")
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
+    if labels is not None and labels.shape != ids.shape:
+        raise ValueError(f"labels: {tuple(labels.shape)} for prompts of {tuple(ids.shape)}: give one for every token")
     if mask is None:
         if len(ids) > 1:
             raise ValueError(f"attention_mask=None with {len(ids)} prompts: pass the mask that the processor returns")
@@ -280,7 +293,8 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     sized = {} if sizes is None else {"image_sizes": sizes.cpu()}
     found = {kind: pictures(model, {**inputs, **sized}, kind) for kind in PIXELS if pixels(inputs, kind) is not None}
     left = {kind: [method.left_of(picture) for picture in its] for kind, its in found.items()}
-    inputs["input_ids"], inputs["attention_mask"] = shrunk(model, ids, mask, found, left)
+    inputs["input_ids"], inputs["attention_mask"], shortened = shrunk(model, ids, mask, found, left, labels)
+    inputs |= {} if labels is None else {"labels": shortened}
     encoded = {}
     for kind, its in found.items():
         reads_pixels = any(part.reads_pixels for picture in its for part in _parts(method, picture))
@@ -291,10 +305,10 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     return {**inputs, "mm_encoder_outputs": outputs(model, encoded)}
 
 
-def shrunk(model, ids, mask, found: dict[str, list[Picture]], left: dict[str, list[int]]):
+def shrunk(model, ids, mask, found: dict[str, list[Picture]], left: dict[str, list[int]], labels=None):
     """Prompts with as many placeholders as are left of each of their images and videos, in reading order.
 
-    ids, mask: (B, L) -> (B, L') left-padded anew.
+    ids, mask, labels: (B, L) -> (B, L') left-padded anew; without labels, there are none in the end either.
     """
     of, keep = ids.cpu(), mask.cpu().bool()
     for kind, its in found.items():
@@ -305,7 +319,9 @@ def shrunk(model, ids, mask, found: dict[str, list[Picture]], left: dict[str, li
             raise ValueError(f"the prompts hold {int(at.sum())} placeholders, the images or videos {len(kept)} tokens")
         keep[at] &= kept
     index, valid = compact_index(keep)
-    return take(of, index).masked_fill(~valid, 0).to(ids.device), valid.to(mask)
+    if labels is not None:
+        labels = take(labels.cpu(), index).masked_fill(~valid, IGNORED).to(labels.device)
+    return take(of, index).masked_fill(~valid, 0).to(ids.device), valid.to(mask), labels
 
 
 @dataclass(frozen=True)
@@ -391,7 +407,7 @@ def reduced(
         BudgetError: if it leaves another number of tokens than it says.
     """
     features, parts = _reduce(crops, [part for image in images for part in _parts(method, image)])
-    projected = model.base_model.multi_modal_projector(features.to(crops.selected.dtype))
+    projected = method.project(model, features.to(crops.selected.dtype))
     remaining = zip(projected, parts, strict=True)
     row_end, told = getattr(model.base_model, "image_newline", None), observer(model) is not None
     found = []

@@ -51,7 +51,7 @@ class VisionZip(VisionMethod):
 
     @classmethod
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> VisionZip:
-        if budget == "paper" and tokens != shape.entering and not options:
+        if budget == "paper" and tokens != shape.entering and not {"dominant", "contextual"} & options.keys():
             of, splits = PUBLISHED.get(shape.crops, (PAPER_TOKENS, {}))
             published(splits, tokens, shape, of)
         return super().for_budget(tokens, budget, shape, **options)

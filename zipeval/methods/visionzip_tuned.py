@@ -1,0 +1,30 @@
+"""VisionZip‡ (section 2.4): VisionZip, and a projector that has learnt to make the most of the few tokens it leaves.
+
+`zipeval tune` trains the projector. All other weights, and the tokens that are chosen, are those of VisionZip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zipeval import projector
+from zipeval.lazy import torch
+from zipeval.methods.visionzip import VisionZip
+
+
+@dataclass(frozen=True)
+class VisionZipTuned(VisionZip):
+    """VisionZip with tuned weights in place of the projector's own. The model keeps its own all the while.
+
+    Args:
+        tokens, dominant, contextual: as of VisionZip, and as it was tuned for; `zipeval run` sees to that.
+        projector: the file that `zipeval tune` wrote.
+    """
+
+    projector: str | None = None
+
+    def project(self, model, features: torch.Tensor) -> torch.Tensor:
+        stock = model.base_model.multi_modal_projector
+        like = next(stock.parameters())
+        weights = projector.weights(self.projector, like.device, like.dtype)
+        return torch.func.functional_call(stock, weights, (features,), strict=True)
