@@ -24,7 +24,7 @@ METHODS = ("vanilla", "visionzip", "fastv", "sparsevlm")
 NEW_TOKENS = 64
 COLUMNS, SIDE = 5, 1.7  # panels in a row, and inches of one
 LETTERS = 28  # that fit below a panel
-KEY = "clear: kept, pale: removed, outlined: where merged tokens stand; tokens are those in the decoder's last layer"
+KEY = "clear: kept; pale: removed; outlined: merged, where that has a place; counts are of the decoder's last layer"
 
 
 @dataclass(frozen=True)
