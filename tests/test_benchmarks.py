@@ -22,7 +22,7 @@ from zipeval.runner import Session, _sample, run
 from zipeval.tables import tables
 from zipeval.videoqa import SETS
 
-PAPER = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources]
+PAPER = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources and not benchmark.turns]
 
 
 # task: answers that are all right, all wrong, and mixed; the score of the mixed ones, computed by hand from what
