@@ -110,18 +110,14 @@ def test_labels_are_the_answers_with_their_ends(data, prompt, before, between):
     assert shorter["labels"].tolist() == [labels[:at] + labels[at + gone :]]
 
 
-def test_padding_has_no_labels(data):
+def test_padding_has_no_labels():
     """In a batch, on the left; also where the images of a row leave more behind than those of another."""
     model = llava()
     inputs = prompts(model, [[5, 6], [7]], [1, 2])
-    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] >= 90, IGNORED)
-    made = reduced_inputs(model, {**inputs, "labels": labels}, Random(tokens=3))
+    made = reduced_inputs(model, {**inputs, "labels": inputs["input_ids"]}, Random(tokens=3))
     padding = made["attention_mask"] == 0
     assert padding.any()
-    assert (made["labels"][padding] == IGNORED).all()
-    kept = made["labels"] != IGNORED
-    assert torch.equal(made["labels"][kept], made["input_ids"][kept])
-    assert kept.sum(1).tolist() == (labels != IGNORED).sum(1).sub((inputs["attention_mask"] == 0).sum(1)).tolist()
+    assert torch.equal(made["labels"], made["input_ids"].masked_fill(padding, IGNORED))
 
 
 def test_long_conversations_lose_their_end_and_no_placeholder(data):
