@@ -210,7 +210,9 @@ def _with_judge(config: RunConfig) -> RunConfig:
         )
     videos = [task for task in config.tasks if task in SETS]
     if videos and not config.data.videos:
-        raise UsageError(f"tasks=[{videos[0]}]: its videos are not on the hub. Set data.videos=DIR: see README.md.")
+        raise UsageError(
+            f"tasks=[{videos[0]}]: its videos are not on the hub. Set data.videos=DIR: see docs/benchmarks.md."
+        )
     return replace(config, judge=judge)
 
 

@@ -190,7 +190,7 @@ def _messages(entry: dict, images: Path, where: str) -> list[dict]:
         image = str(images / entry["image"])
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise UsageError(f"{where}: {reason}. README.md shows LLaVA's layout.") from error
+        raise UsageError(f"{where}: {reason}. docs/tuning.md shows LLaVA's layout.") from error
     messages = [
         {"role": ROLES[role], "content": [{"type": "text", "text": text.replace(PLACEHOLDER, "").strip()}]}
         for role, text in zip(roles, texts, strict=True)

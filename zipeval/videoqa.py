@@ -88,7 +88,7 @@ def _read(task: str, root: str, path: Path) -> list[dict]:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise UsageError(
             f"data.videos={root}: tasks=[{task}] needs {path} ({reason}). The directory is to look like Video-LLaVA's "
-            "GPT_Zero_Shot_QA: see README.md."
+            "GPT_Zero_Shot_QA: see docs/benchmarks.md."
         ) from error
     if not isinstance(found, list) or not found:
         raise UsageError(f"data.videos={root}: {path} holds no list of questions or answers.")
