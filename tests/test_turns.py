@@ -16,7 +16,6 @@ from transformers import DynamicCache
 from zipeval.engine.vision import Everything
 from zipeval.methods.chain import Chain
 from zipeval.methods.fastv import FastV
-from zipeval.methods.random import Random
 from zipeval.methods.sparsevlm import SparseVLM
 from zipeval.methods.visionzip import VisionZip
 
@@ -36,7 +35,6 @@ INSIDE = {
 }
 METHODS = {
     "visionzip": (VisionZip(tokens=6), lambda: unreduced),
-    "random": (Random(tokens=5), lambda: unreduced),
     **INSIDE,
     "chain": (Chain(VisionZip(tokens=12), INSIDE["sparsevlm"][0]), INSIDE["sparsevlm"][1]),
 }
