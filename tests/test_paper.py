@@ -84,6 +84,18 @@ def test_records_stand_beside_the_paper_and_never_in_its_rows(tmp_path):
     assert "-13.9 (" not in shown
 
 
+def test_a_tuned_projector_is_in_the_papers_row_wherever_it_lies(tmp_path):
+    put(tmp_path, "vanilla", 60.0, task="gqa", model="llava15")
+    for tokens, score in ((64, 57.0), (128, 58.0)):
+        where = f"results/projectors/llava15-visionzip-{tokens}/projector.safetensors"
+        put(tmp_path, "visionzip_tuned", score, tokens, task="gqa", model="llava15", projector=where)
+    (table,) = paper.measured("table1", str(tmp_path))
+    differences = {row.tokens: row for row in table.rows if row.label == "visionzip_tuned: difference"}
+    assert differences.keys() == {64, 128}
+    assert differences[64].cells["GQA"].score == pytest.approx(57 - 57.0)
+    assert differences[128].cells["GQA"].score == pytest.approx(58 - 58.9)
+
+
 def test_an_average_of_all_columns_stands_beside_the_printed_one(tmp_path):
     for task in ("zipeval_tgif_qa", "zipeval_msvd_qa", "zipeval_msrvtt_qa", "zipeval_activitynet_qa"):
         put(tmp_path, "vanilla", 50.0, task=task, model="video_llava")

@@ -175,6 +175,7 @@ def train(session, conversations: list[list[dict]], settings, checkpoints: Path)
         report_to=[session.config.logger] if session.config.logger else [],
         disable_tqdm=True,
         log_level="error",
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,  # which it would tell by this module's signature
         label_names=["labels"],
         dataloader_num_workers=processes(session, len(examples)),
