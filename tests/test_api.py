@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_media import write_video
 from tiny import llava
@@ -41,8 +42,10 @@ def test_the_readmes_examples(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(method, "reduce", counted(method, reduced))
     for example in EXAMPLES:
         exec(compile(example, "README.md", "exec"), names)
-        answers = names["output"].shape[1] - names.get("conversation", names["inputs"]["input_ids"]).shape[1]
-        assert answers > 0 or "both" in names
+        asked = next(names[name] for name in ("conversation", "batch", "inputs") if f"{name} = " in example)
+        asked = asked if torch.is_tensor(asked) else asked["input_ids"]
+        assert names["output"].shape[1] > asked.shape[1]
+        assert torch.equal(names["output"][:, : asked.shape[1]], asked)
     # The second turn reduces nothing, SparseVLM works in three layers, a video is eight frames at once.
     assert [name for name, _ in reduced] == ["VisionZip", *["SparseVLM"] * 3, "VisionZip", "VisionZip"]
     assert [count for name, count in reduced if name == "VisionZip"] == [1, 1, 8]
@@ -74,7 +77,7 @@ def test_names_are_classes_that_the_command_line_knows():
 
 
 def every_method():
-    names = ("vanilla", "visionzip", "fastv", "sparsevlm", "random", "uniform", "pool", "none")
+    names = ("vanilla", "visionzip", "visionzip_tuned", "fastv", "sparsevlm", "random", "uniform", "pool", "none")
     return [*((name, []) for name in names), ("chain", ["method.first.tokens=96"])]
 
 
@@ -98,6 +101,9 @@ def test_a_budget_means_what_it_means_on_the_command_line(model, tokens, name):
 
 def test_options_of_a_method(tiny):
     assert zipeval.method("fastv", tiny, keep=9, K=3) == zipeval.FastV(keep=9, K=3)
+    assert zipeval.method("random", tiny, tokens=9, budget="final", seed=3).seed == 3
+    chain = zipeval.method("chain", tiny, tokens=9, budget="final", first={"tokens": 48})
+    assert chain.first == zipeval.VisionZip(tokens=48)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,10 @@ def test_options_of_a_method(tiny):
         (lambda m: zipeval.method("fastv", m), UsageError, "tokens is not set"),
         (lambda m: zipeval.method("fastv", LlamaConfig(), tokens=16), UsageError, "llama is of no family"),
         (lambda m: zipeval.load("tiny_lava"), UsageError, "Did you mean tiny_llava?"),
-        (lambda m: zipeval.load("llava15", path="nowhere"), UsageError, "model.path=nowhere"),
+        (lambda m: zipeval.load("llava15", path="no where(1)"), UsageError, "model.path=no where(1)"),
+        (lambda m: zipeval.load("tiny_llava", dtype="floaty"), UsageError, "model.dtype=floaty"),
+        (lambda m: zipeval.load("tiny_llava", prompt="hf"), UsageError, "prompt=hf: no setting of load()"),
+        (lambda m: zipeval.method("visionzip_tuned", m, tokens=16), UsageError, "it has a file that is tuned"),
         (lambda m: zipeval.VisionZip(tokens="64"), ValueError, "tokens='64': a whole number"),
         (lambda m: zipeval.VisionZip(tokens=0), ValueError, "dominant=0"),
         (lambda m: zipeval.VisionZip(tokens=6).applied(m.model).__enter__(), ValueError, "LlavaModel: it has no gen"),

@@ -23,6 +23,7 @@ from tiny import llava, prompts
 from zipeval import models, projector, records
 from zipeval.cli import compose, main
 from zipeval.engine.vision import IGNORED, reduced_inputs
+from zipeval.errors import UsageError
 from zipeval.methods.random import Random
 from zipeval.methods.visionzip import VisionZip
 from zipeval.methods.visionzip_tuned import VisionZipTuned
@@ -362,6 +363,29 @@ def test_a_chain_may_begin_with_it(tuned, tmp_path):
     )
     with pytest.raises(Exception, match="tokens=16, and this run has tokens=32"):
         _ = Session(compose([*first, "method.first.tokens=32", "budget=final", f"projector={tuned[0]}"])).projector
+
+
+def test_a_chain_does_not_scale_what_was_tuned(tuned):
+    first = ["method=chain", "method@method.first=visionzip_tuned", "method.first.tokens=16", "method.of=576"]
+    with pytest.raises(UsageError, match="of=576: a projector is tuned for as many tokens"):
+        Session(compose([*first, "tokens=3", "budget=final", f"projector={tuned[0]}"]))
+
+
+def test_a_run_keeps_the_projector_that_it_is_known_by(tuned, another, tmp_path):
+    """Whoever writes another one meanwhile; the next run has that."""
+    path = Path(shutil.copy(tuned[0], tmp_path / "projector.safetensors"))
+    session, names = Session(compose(["method=visionzip_tuned", "tokens=16", f"projector={path}"])), []
+    model, _ = session.load()
+    features = torch.randn(1, 2, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = session.method.project(model, features)
+        names.append(session.projector)
+        shutil.copy(another, path)
+        assert torch.equal(session.method.project(model, features), before)
+        session = Session(session.config)
+        names.append(session.projector)
+        assert not torch.equal(session.method.project(model, features), before)
+    assert names[0] != names[1]
 
 
 def refused(monkeypatch, capsys, *arguments):

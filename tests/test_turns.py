@@ -252,6 +252,37 @@ def test_calls_by_hand_equal_generate(model, name):
     torch.testing.assert_close(found.float(), expected.float(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["visionzip", "fastv", "chain"])
+def test_calls_by_hand_know_nothing_of_new_padding(name):
+    """Prompts of one length, of which the second one has more to lose: the caller has no mask, and needs none."""
+    model = tiny("llava")
+    given = prompts(model, [[5 + i for i in range(20)], [50, 51, 52]], [1, 2])
+    inputs = {name: x.double() if name.startswith("pixel") else x for name, x in given.items()}
+    assert inputs["attention_mask"].all()
+    with METHODS[name][0].applied(model), torch.no_grad():
+        tokens, expected, past = generate(model, inputs)
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        following = second(tokens, inputs["attention_mask"], said=torch.ones_like(new))
+        later = generate(model, following, past_key_values=past)[1]
+        cache = model(**inputs, use_cache=True).past_key_values
+        found = [model(input_ids=its[:, None], past_key_values=cache).logits[:, -1] for its in new.T]
+        again = generate(model, following, past_key_values=cache)[1]
+    torch.testing.assert_close(torch.stack(found[:-1], 1).float(), expected[:, 1:].float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.float(), later.float(), atol=1e-5, rtol=0)
+
+
+def test_a_prompt_may_be_read_in_chunks():
+    model = tiny("llava")
+    inputs = ask(model)
+    with VisionZip(tokens=6).applied(model):
+        whole, _, past = generate(model, inputs)
+        parts, _, cache = generate(model, inputs, prefill_chunk_size=5)
+        assert torch.equal(parts, whole)
+        following = second(whole, inputs["attention_mask"])
+        expected = generate(model, following, past_key_values=past)[1]
+        torch.testing.assert_close(generate(model, following, past_key_values=cache)[1], expected, atol=1e-5, rtol=0)
+
+
 def test_no_trace_is_left(model, name):
     """Neither on the model, nor of a cache that the caller has let go."""
     inputs = ask(model)
@@ -307,6 +338,27 @@ class TestRefusals:
         model, inputs, following, _ = begun
         past = generate(model, inputs, num_beams=2)[2]
         self.refused((model, inputs, following, past), "6 rows of 3 prompts")
+
+    @pytest.mark.parametrize("method", ["visionzip", "fastv"])
+    def test_several_answers_to_a_later_turn(self, method):
+        model = tiny("llava")
+        inputs = ask(model)
+        with METHODS[method][0].applied(model):
+            first, _, past = generate(model, inputs)
+            following = second(first, inputs["attention_mask"])
+            with pytest.raises(ValueError, match="num_beams=2: a later turn"):
+                generate(model, following, past_key_values=past, num_beams=2)
+
+    def test_padding_on_the_right(self):
+        model = tiny("llava")
+        inputs = ask(model)
+        for row, count in enumerate((~inputs["attention_mask"].bool()).sum(1).tolist()):
+            for its in ("input_ids", "attention_mask"):
+                inputs[its][row] = inputs[its][row].roll(-count)
+        with VisionZip(tokens=6).applied(model):
+            first, _, past = generate(model, inputs)
+            with pytest.raises(ValueError, match="padded on the left"):
+                generate(model, second(first, inputs["attention_mask"]), past_key_values=past)
 
     def test_a_cache_of_another_block(self):
         model = tiny("llava")

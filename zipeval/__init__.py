@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zipeval.methods.uniform import Uniform as Uniform
     from zipeval.methods.vanilla import Vanilla as Vanilla
     from zipeval.methods.visionzip import VisionZip as VisionZip
+    from zipeval.methods.visionzip_tuned import VisionZipTuned as VisionZipTuned
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _WHERE = {
     "Uniform": "methods.uniform",
     "Vanilla": "methods.vanilla",
     "VisionZip": "methods.visionzip",
+    "VisionZipTuned": "methods.visionzip_tuned",
     "load": "api",
     "method": "api",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from zipeval import methods, models
@@ -9,12 +10,14 @@ from zipeval.budget import Shape
 from zipeval.config import ModelConfig, check
 from zipeval.errors import UsageError
 
+LOADED = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
+
 
 def load(name: str, **settings: Any):
     """(model, processor) of `zipeval list models`, as `zipeval run model=NAME` loads them.
 
     Args:
-        settings: of the model, such as path=, dtype= or device=: see zipeval/config.py.
+        settings: how it is loaded, `LOADED`: as model.SETTING= on the command line.
 
     Raises:
         UsageError: for what cannot be loaded; says what to do.
@@ -22,7 +25,11 @@ def load(name: str, **settings: Any):
     from zipeval.cli import compose
     from zipeval.placement import place
 
-    config = compose([f"model={name}", *(f"model.{key}={value}" for key, value in settings.items())]).model
+    for setting in settings:
+        if setting not in LOADED:
+            raise UsageError(f"{setting}={settings[setting]}: no setting of load(). It takes {', '.join(LOADED)}.")
+    config = compose([f"model={name}"])
+    config = check(replace(config, model=replace(config.model, **settings))).model
     return models.load(config.family, models.find(config), place(config))
 
 
@@ -32,7 +39,7 @@ def method(name: str, model, tokens: int | None = None, budget: str = "paper", *
     Args:
         model: a Hugging Face model of a supported family, or its config.
         tokens, budget: what an image is left with, and what that counts: mean, final, or what was published for it.
-        options: of the method, as method.OPTION= on the command line.
+        options: of the method, as method.OPTION= on the command line; those of a part of it are a dict.
 
     Raises:
         UsageError: for a budget that cannot be met, and for a model of another family.
@@ -40,11 +47,20 @@ def method(name: str, model, tokens: int | None = None, budget: str = "paper", *
     from zipeval.cli import compose
 
     shape = shape_of(getattr(model, "config", model))
-    given = [f"method={name}", f"budget={budget}", f"tokens={'null' if tokens is None else tokens}"]
-    config = check(compose([*given, *(f"method.{key}={value}" for key, value in options.items())]))
+    seed = [f"seed={options.pop('seed')}"] if "seed" in options else []
+    config = compose([f"method={name}", f"budget={budget}", f"tokens={'null' if tokens is None else tokens}", *seed])
+    if "projector" in config.method:
+        raise UsageError(f"method={name}: it has a file that is tuned for one checkpoint. `zipeval run` looks into it.")
+    config = check(replace(config, method=_with(config.method, options)))
     if tokens is not None and tokens > shape.image:
         raise UsageError(f"tokens={tokens}: this model has {shape.image} visual tokens an image.")
     return methods.build(config.method, config.budget, shape)
+
+
+def _with(node: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """A method's node with other options, also of the nodes in it."""
+    inner = {k: _with(node[k], v) for k, v in options.items() if isinstance(v, dict) and isinstance(node.get(k), dict)}
+    return {**node, **options, **inner}
 
 
 def shape_of(config) -> Shape:

@@ -74,7 +74,8 @@ def check(config: RunConfig, checkpoint: Checkpoint) -> str | None:
                 f"projector={path}: it was tuned for {name}={its}{of}, and this run has {name}={asked}. "
                 f"`{command}` makes one for this run."
             )
-    return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
+    _content.cache_clear()
+    return hashlib.sha256(_content(path.expanduser())).hexdigest()[:16]
 
 
 def _tuned(method: dict[str, Any]) -> dict[str, Any] | None:
@@ -115,13 +116,18 @@ def manifest(path: Path) -> dict[str, Any]:
 
 
 def weights(path: str, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors of a file, by the names that they have in the model's projector."""
-    file = Path(path).expanduser()
-    return _loaded(file, file.stat().st_mtime_ns, device, dtype)
+    """The tensors of a file, by the names that they have in the model's projector: those that `check` saw last."""
+    return _loaded(_content(Path(path).expanduser()), device, dtype)
 
 
-@lru_cache(maxsize=1)
-def _loaded(file: Path, written: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
+@lru_cache(maxsize=4)
+def _content(file: Path) -> bytes:
+    """Read once: a run is known by what it was when it began, whoever writes another one meanwhile."""
+    return file.read_bytes()
 
-    return {name: tensor.to(device, dtype) for name, tensor in load_file(file).items()}
+
+@lru_cache(maxsize=4)
+def _loaded(content: bytes, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    return {name: tensor.to(device, dtype) for name, tensor in load(content).items()}

@@ -23,7 +23,7 @@ from zipeval.budget import Picture, Shape
 from zipeval.engine.images import check_model
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
-from zipeval.engine.turns import still_valid, without_pictures
+from zipeval.engine.turns import later, still_valid
 from zipeval.errors import BudgetError
 from zipeval.lazy import torch
 
@@ -257,7 +257,7 @@ def _whole_prompts(model, calls: _Calls) -> Iterator[None]:
         if size is not None:
             raise ValueError(f"prefill_chunk_size={size}: a prompt that is reduced has to be read at once")
         if kwargs.get("past_key_values") in calls.segments:  # a later turn
-            kwargs = without_pictures(kwargs)
+            kwargs = later(kwargs)
         try:
             return generate(*args, **kwargs)
         except BaseException:

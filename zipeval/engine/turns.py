@@ -24,13 +24,15 @@ class FirstTurn:
 
     Attributes:
         given: (B, L) ids as the caller has them.
-        ids: (B, S) as they were read, S <= L; both are padded on the left.
+        ids: (B, S) as they were read, S <= L, padded on the left.
         mask: (B, S) of those.
+        padded: (B) bool, whether a prompt was given with padding on its right.
     """
 
     given: torch.Tensor
     ids: torch.Tensor
     mask: torch.Tensor
+    padded: torch.Tensor
 
 
 class Turns:
@@ -42,11 +44,13 @@ class Turns:
         self.reading: FirstTurn | None = None  # by the call in progress
 
     def read(self, module, args, output) -> None:
-        """A forward hook: whatever was read just now is what its cache begins with."""
-        first, self.reading = self.reading, None
-        cache = getattr(output, "past_key_values", None)
+        """A forward hook: whatever was read just now, perhaps in several chunks, is what its cache begins with."""
+        first, cache = self.reading, getattr(output, "past_key_values", None)
         if first is not None and cache is not None:
+            if cache.get_seq_length() < first.ids.shape[1]:
+                return
             self.first[cache] = first
+        self.reading = None
 
     def of(self, inputs: dict) -> FirstTurn | None:
         """What the cache among the inputs of a later turn begins with; None for a first turn.
@@ -84,7 +88,7 @@ class Turns:
             return None
         rows, width = inputs["past_key_values"].layers[0].keys.shape[0], first.given.shape[1]
         if rows != len(first.given):
-            raise ValueError(f"past_key_values: it has {rows} rows of {len(first.given)} prompts; go on without beams")
+            raise ValueError(f"past_key_values: it has {rows} rows of {len(first.given)} prompts; begin a new cache")
         if not torch.equal(ids[:, :width], first.given.to(ids.device)):
             raise ValueError(
                 "input_ids: a later turn has to begin with the prompt that its cache was begun with, padding included, "
@@ -100,7 +104,7 @@ class Turns:
                 )
             mask = torch.ones_like(ids)
         ids = torch.cat([first.ids, rest], 1)
-        return {**without_pictures(inputs), "input_ids": ids, "attention_mask": self._shortened(first, mask)}
+        return {**later(inputs), "input_ids": ids, "attention_mask": self._shortened(first, mask)}
 
     def call(self, inputs: dict) -> dict | None:
         """Inputs for `forward` on the cache of an earlier turn, as for the stock model: the new ids, and the mask of
@@ -112,12 +116,32 @@ class Turns:
         if ids.shape[1] > 1 and visual_slots(ids, self.model.config).any():
             raise ValueError(f"input_ids: {NEW_PICTURE}")
         length, width = inputs["past_key_values"].get_seq_length() + ids.shape[1], first.given.shape[1]
+        if mask is None and len(ids) == len(first.ids) > 1:  # prompts that lost other numbers of tokens are padded now
+            behind = first.mask.new_ones(len(ids), length - first.mask.shape[1])
+            inputs = {**inputs, "attention_mask": torch.cat([first.mask, behind], 1)}
         if mask is not None and mask.shape[1] == length - first.ids.shape[1] + width != length:
             inputs = {**inputs, "attention_mask": self._shortened(first, mask)}
-        return without_pictures(inputs)
+        return self.numbered(later(inputs), first)
+
+    @staticmethod
+    def numbered(inputs: dict, first: FirstTurn | None) -> dict:
+        """Inputs for `forward` with positions as generate() counts them, where prompts became shorter: a caller who
+        goes on by hand, or by generate(), knows nothing of padding that is new. Otherwise they are the stock model's.
+        """
+        mask = inputs.get("attention_mask")
+        if first is None or first.ids.shape == first.given.shape:
+            return inputs
+        if mask is None or inputs.get("position_ids") is not None:
+            return inputs
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return {**inputs, "position_ids": positions[:, -inputs["input_ids"].shape[1] :]}
 
     def _shortened(self, first: FirstTurn, mask: torch.Tensor) -> torch.Tensor:
         """(B, S + R): the mask (B, L + R) of a conversation as its cache has it."""
+        if first.padded.any():
+            raise ValueError(
+                "attention_mask: a later turn needs prompts padded on the left (processor.tokenizer.padding_side)"
+            )
         width = first.given.shape[1]
         begun = still_valid(first.mask, visual_slots(first.given, self.model.config), mask[:, :width])
         return torch.cat([begun.to(mask), mask[:, width:]], 1)
@@ -137,6 +161,13 @@ def still_valid(read: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor) ->
     return read.masked_fill(left_out[:, visual.shape[1] - read.shape[1] :], 0)
 
 
-def without_pictures(inputs: dict) -> dict:
-    """What a later turn needs of the processor's inputs."""
+def later(inputs: dict) -> dict:
+    """What a later turn needs of the inputs: no pictures.
+
+    Raises:
+        ValueError: if it is to have several answers to a prompt.
+    """
+    for name in ("num_beams", "num_return_sequences"):
+        if (inputs.get(name) or 1) > 1:
+            raise ValueError(f"{name}={inputs[name]}: a later turn goes on with one answer to a prompt")
     return {name: value for name, value in inputs.items() if name not in PICTURES}

@@ -170,13 +170,16 @@ class VisionMethod(ABC):
         def first_turn(inputs):
             reduced = reduced_inputs(model, inputs, self)
             if reduced is not inputs:
-                turns.reading = FirstTurn(inputs["input_ids"], reduced["input_ids"], reduced["attention_mask"])
+                ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+                padded = torch.zeros_like(ids[:, -1]) if mask is None else mask[:, -1] == 0
+                turns.reading = FirstTurn(ids, reduced["input_ids"], reduced["attention_mask"], padded.bool())
             return reduced
 
         def reduce_call(module, args, kwargs):
             if args:
                 kwargs = {"input_ids": args[0], **kwargs}
-            return args[1:], turns.call(kwargs) or first_turn(kwargs)
+            later = turns.call(kwargs)
+            return args[1:], later or turns.numbered(first_turn(kwargs), turns.reading)
 
         def generate(inputs=None, **kwargs):
             prompt = kwargs.pop("input_ids", inputs)

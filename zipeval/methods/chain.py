@@ -48,6 +48,10 @@ class Chain:
         Args:
             of: visual tokens of an image that the budget of `first` is meant for, of others it is the same share.
         """
+        if of is not None and "projector" in first:
+            raise ValueError(
+                f"of={of}: a projector is tuned for as many tokens as method.first.tokens says. Set of=null"
+            )
         if of is not None and first.get("tokens"):
             first = {**first, "tokens": shape.crops * shape.published(first["tokens"], of * shape.crops)}
         if not 1 <= (first.get("tokens") or 0) <= shape.entering:

@@ -18,7 +18,7 @@ class VisionZipTuned(VisionZip):
 
     Args:
         tokens, dominant, contextual: as of VisionZip, and as it was tuned for; `zipeval run` sees to that.
-        projector: the file that `zipeval tune` wrote.
+        projector: the file that `zipeval tune` wrote; a process reads it once.
     """
 
     projector: str | None = None
