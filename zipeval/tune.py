@@ -96,7 +96,7 @@ def tune(config: RunConfig, settings: Settings) -> Path:
 
     Raises:
         UsageError: for what cannot be tuned, before the model is loaded.
-        RunError: if an image cannot be read.
+        RunError: as zipeval.training.train.
     """
     settings = settings.resolved()
     logger.check(config.logger)
@@ -165,8 +165,10 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"images={images}: {len(missing)} of {count} images are missing, such as {missing[0]}.")
+    pictures = [(entries[number]["image"], path.stat().st_size) for number, path in zip(chosen, paths, strict=True)]
     about = {
         "sha256": hashlib.sha256(content).hexdigest(),
+        "images": hashlib.sha256(json.dumps(pictures).encode()).hexdigest(),  # their names and sizes in bytes
         "entries": len(entries),
         "text_only": len(entries) - len(numbers),
         "samples": count,
@@ -240,12 +242,12 @@ def _turn(out: Path, manifest: dict) -> Iterator[None]:
     )
     with locked(out / "tuning.lock"):
         begun = out / BEGUN
-        if begun.exists():
+        if begun.exists() and any((out / CHECKPOINTS).glob("*")):  # before the first there is nothing to lose
             changed = [*_changes(json.loads(begun.read_text(encoding="utf-8")), manifest)]
             if changed:
                 raise UsageError(
                     f"{out} holds the beginning of another tuning: {', '.join(changed)}. "
-                    "Delete it to begin anew, or choose another out=DIR."
+                    f"Delete {out / CHECKPOINTS} to begin anew, or choose another out=DIR."
                 )
         records.atomic_write(begun, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         yield
