@@ -395,6 +395,7 @@ def test_an_interrupted_command_keeps_its_rounds(tmp_path, monkeypatch):
         ("init=random model.path=/nowhere", "model.path=/nowhere: no such directory"),
         ("model=llava15 init=random model.path={tiny_llava} model.family=video_llava", "'llava' checkpoint"),
         ("init=random model.quantization=8bit", "model.quantization=8bit: weights have to be real"),
+        ("init=random method=visionzip_tuned tokens=16", "method=visionzip_tuned: .* the same as method=visionzip"),
         ("model.device_map=auto", "model.device_map=auto: only a model on one device"),
         ("results=/dev/null/x", "results=/dev/null/x: cannot write"),
     ],

@@ -24,7 +24,7 @@ from tiny import llava, prompts
 
 from zipeval import models, projector, records, training
 from zipeval import prompts as prompts_module
-from zipeval.cli import compose, main
+from zipeval.cli import compose, expand, main
 from zipeval.engine.vision import IGNORED, reduced_inputs
 from zipeval.errors import UsageError
 from zipeval.methods.random import Random
@@ -445,6 +445,29 @@ def test_without_a_name_it_is_where_tune_leaves_it(tmp_path, monkeypatch, capsys
     assert Session(compose(["method=visionzip_tuned", "tokens=16"])).projector
 
 
+def test_the_advice_for_another_projector_can_be_followed(tuned, tmp_path, monkeypatch, capsys):
+    """Where there is one already none can be made; a file of another name is none that is made."""
+    monkeypatch.chdir(tmp_path)
+    run_ = ["run", "method=visionzip_tuned", "tokens=32"]
+    made = "`zipeval tune model=tiny_llava method=visionzip tokens=32 {}data=FILE.json images=DIR`"
+    for place in (tuned[0], "x.safetensors"):
+        assert made.format("") in refused(monkeypatch, capsys, *run_, f"projector={place}")
+    assert made.format("out=x ") in refused(monkeypatch, capsys, *run_, "projector=x/projector.safetensors")
+    usual = projector.place("tiny_llava", 32)
+    usual.parent.mkdir(parents=True)
+    shutil.copy(tuned[0], usual)
+    assert made.format("out=NEW_DIR ") in refused(monkeypatch, capsys, *run_)
+
+
+def test_a_projector_that_a_run_would_not_use_is_refused(tuned, tmp_path, monkeypatch, capsys):
+    """In a sweep, others stand beside the method that has it."""
+    given = [f"projector={tuned[0]}", f"results={tmp_path}", "limit=1"]
+    said = refused(monkeypatch, capsys, "run", "method=vanilla", *given)
+    assert f"projector={tuned[0]}: method=vanilla has none" in said
+    made, _ = expand(["-m", "method=vanilla,visionzip_tuned", "tokens=16", *given])
+    assert [cell.config.projector for cell in made.cells] == [None, str(tuned[0])]
+
+
 def entry(**changed):
     spoken = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A star."}]
     return {"id": "0", "image": "0.png", "conversations": spoken} | changed
@@ -473,6 +496,8 @@ REFUSED = [
     (["epochs=0.5"], "epochs=0.5", "whole number"),
     (["batch_size=0"], "batch_size=0", "from 1 up"),
     (["limit=3"], "limit=3", "Leave it out"),
+    (["data.root=x"], "data.root=x", "Leave it out"),
+    (["data.videos=x"], "data.videos=x", "Leave it out"),
     (["--lr", "1e-3"], "--lr", "NAME=VALUE"),
     (["tokns=3"], "tokns=3", "Did you mean tokens?"),
     (["out=file/below"], "file/below", "Choose another"),

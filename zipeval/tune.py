@@ -28,7 +28,7 @@ from zipeval.runner import Session
 if TYPE_CHECKING:
     import torch
 
-GLOBAL_BATCH = 256  # LLaVA-1.5's projector stage
+GLOBAL_BATCH = 256  # conversations to a step, of LLaVA-1.5's projector stage
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
 BEGUN, CHECKPOINTS = "tuning.json", "checkpoints"  # manifest and state of a training that is not finished
@@ -46,7 +46,8 @@ class Settings:
         epochs: passes over them.
         lr: the highest learning rate; it rises over the first 3% of the steps and falls as a cosine.
         batch_size: conversations that one process reads at once.
-        accumulate: such batches to one step; None: as many as make 256 conversations over all processes.
+        accumulate: such batches to one step; None: as many as make at most 256 conversations over
+            all processes.
     """
 
     data: str = ""
