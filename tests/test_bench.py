@@ -31,7 +31,8 @@ from zipeval.render import render
 from zipeval.runner import Session
 
 NEW, TEXT = 3, 11
-METHODS = [m for m in choices("method") if m != "chain"]
+OTHERS = ("chain", "sparsevlm_on_visionzip", "visionzip_tuned")  # need another budget, or a file
+METHODS = [m for m in choices("method") if m not in OTHERS]
 KINDS = {
     "vanilla": Vanilla(),
     "visionzip": VisionZip(tokens=12),
@@ -395,6 +396,7 @@ def test_an_interrupted_command_keeps_its_rounds(tmp_path, monkeypatch):
         ("init=random model.path=/nowhere", "model.path=/nowhere: no such directory"),
         ("model=llava15 init=random model.path={tiny_llava} model.family=video_llava", "'llava' checkpoint"),
         ("init=random model.quantization=8bit", "model.quantization=8bit: weights have to be real"),
+        ("init=random method=visionzip_tuned tokens=16", "method=visionzip_tuned: .* the same as method=visionzip"),
         ("model.device_map=auto", "model.device_map=auto: only a model on one device"),
         ("results=/dev/null/x", "results=/dev/null/x: cannot write"),
     ],

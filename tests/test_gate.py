@@ -317,6 +317,7 @@ def test_records_of_other_code_are_told(target, code, told, compared):
 
 OTHERS = [
     ("resolved.fingerprint", "e", "other weights (fingerprint f in the baseline, e in "),
+    ("resolved.projector", "p", "other projector (projector None in the baseline, p in "),
     ("task_hash", "g", "other task (task_hash h in the baseline, g in "),
     ("data_hash", "g", "other data (data_hash None in the baseline, g in "),
     ("config.limit", 64, "other samples (limit None in the baseline, 64 in "),
@@ -332,6 +333,15 @@ def test_what_cannot_be_compared(name, value, said, compared):
     assert verdict.outcome == INCOMPARABLE
     assert verdict.lines[0].startswith(said)
     assert verdict.lines[0].endswith("`zipeval baseline`")
+
+
+def test_earlier_baselines_have_no_projector(tmp_path):
+    put(tmp_path / "runs")
+    path = tmp_path / "b.json"
+    baseline.write(str(tmp_path / "runs"), path)
+    path.write_text(path.read_text().replace('"projector":null,', ""))
+    assert "projector" not in path.read_text()
+    assert [verdict.outcome for verdict in gate.check(path, str(tmp_path / "runs"), 1.0)] == [PASSED]
 
 
 def test_other_questions_cannot_be_compared(compared):

@@ -73,7 +73,7 @@ def test_every_setting_of_a_table_fits_its_model(name, monkeypatch, capsys, tmp_
     said = plan(monkeypatch, capsys, f"+table=paper_{name}")
     assert "Refused" not in said
     printed = {int(line["visual_tokens"]) for line in lines(name)}
-    entering = [line.split()[-3:-1] for line in said.splitlines() if "-visionzip-" in line]
+    entering = [line.split()[-3:-1] for line in said.splitlines() if re.match(r"\d{3}-.*-visionzip-", line)]
     assert {mean for mean, _ in entering} == {f"{final}.0" for _, final in entering}
     assert {int(final) for _, final in entering} <= printed
     assert not [*tmp_path.iterdir()]
@@ -213,3 +213,15 @@ def test_what_cannot_run_is_told(monkeypatch, capsys, tmp_path):
     assert hours(said) == {"tiny_llava-visionzip-16": "-", "tiny_llava-visionzip-9999": "-"}
     assert "Refused: tokens=9999: tiny_llava has 144 visual tokens" in said
     assert "1 of 1 runs are not measured" in said
+
+
+def test_a_projector_that_is_missing_is_told(monkeypatch, capsys, tmp_path):
+    """And no command is named that would measure its run, as it would be refused."""
+    monkeypatch.chdir(tmp_path)
+    said = plan(monkeypatch, capsys, "method=visionzip_tuned", "tokens=16")
+    assert "Missing: projector=results/projectors/tiny_llava-visionzip-16/projector.safetensors: no such file" in said
+    assert "`zipeval tune model=tiny_llava method=visionzip tokens=16 data=FILE.json images=DIR`" in said
+    assert "not measured" not in said
+    said = plan(monkeypatch, capsys, "method=vanilla,visionzip_tuned", "tokens=16")
+    assert "1 of 2 runs are not measured" in said
+    assert "Missing: " in said

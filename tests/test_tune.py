@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import llava, prompts
 
-from zipeval import models, projector, records
-from zipeval.cli import compose, main
+from zipeval import models, projector, records, training
+from zipeval import prompts as prompts_module
+from zipeval.cli import compose, expand, main
 from zipeval.engine.vision import IGNORED, reduced_inputs
 from zipeval.errors import UsageError
 from zipeval.methods.random import Random
@@ -275,6 +278,7 @@ def test_another_training_is_not_gone_on_with(tuned, data, tmp_path, monkeypatch
     manifest = projector.manifest(tuned[0])
     manifest["training"]["lr"] = 1e-3
     (tmp_path / "tuning.json").write_text(json.dumps(manifest))
+    (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     said = refused(monkeypatch, capsys, *command(data, tmp_path)[3:])
     assert "training.lr 0.001 (now 0.0003)" in said
     assert "out=DIR" in said
@@ -464,6 +468,29 @@ def test_without_a_name_it_is_where_tune_leaves_it(tmp_path, monkeypatch, capsys
     assert Session(compose(["method=visionzip_tuned", "tokens=16"])).projector
 
 
+def test_the_advice_for_another_projector_can_be_followed(tuned, tmp_path, monkeypatch, capsys):
+    """Where there is one already none can be made; a file of another name is none that is made."""
+    monkeypatch.chdir(tmp_path)
+    run_ = ["run", "method=visionzip_tuned", "tokens=32"]
+    made = "`zipeval tune model=tiny_llava method=visionzip tokens=32 {}data=FILE.json images=DIR`"
+    for place in (tuned[0], "x.safetensors"):
+        assert made.format("") in refused(monkeypatch, capsys, *run_, f"projector={place}")
+    assert made.format("out=x ") in refused(monkeypatch, capsys, *run_, "projector=x/projector.safetensors")
+    usual = projector.place("tiny_llava", 32)
+    usual.parent.mkdir(parents=True)
+    shutil.copy(tuned[0], usual)
+    assert made.format("out=NEW_DIR ") in refused(monkeypatch, capsys, *run_)
+
+
+def test_a_projector_that_a_run_would_not_use_is_refused(tuned, tmp_path, monkeypatch, capsys):
+    """In a sweep, others stand beside the method that has it."""
+    given = [f"projector={tuned[0]}", f"results={tmp_path}", "limit=1"]
+    said = refused(monkeypatch, capsys, "run", "method=vanilla", *given)
+    assert f"projector={tuned[0]}: method=vanilla has none" in said
+    made, _ = expand(["-m", "method=vanilla,visionzip_tuned", "tokens=16", *given])
+    assert [cell.config.projector for cell in made.cells] == [None, str(tuned[0])]
+
+
 def entry(**changed):
     spoken = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A star."}]
     return {"id": "0", "image": "0.png", "conversations": spoken} | changed
@@ -492,6 +519,8 @@ REFUSED = [
     (["epochs=0.5"], "epochs=0.5", "whole number"),
     (["batch_size=0"], "batch_size=0", "from 1 up"),
     (["limit=3"], "limit=3", "Leave it out"),
+    (["data.root=x"], "data.root=x", "Leave it out"),
+    (["data.videos=x"], "data.videos=x", "Leave it out"),
     (["--lr", "1e-3"], "--lr", "NAME=VALUE"),
     (["tokns=3"], "tokns=3", "Did you mean tokens?"),
     (["out=file/below"], "file/below", "Choose another"),
@@ -536,3 +565,85 @@ def test_a_template_that_does_not_end_answers_is_refused(data):
     examples.template = session.load()[1].chat_template.replace("</s>", " ")
     with pytest.raises(Exception, match=r"model\.prompt=hf: .*vicuna_v1"):
         examples[0]
+
+
+def failed(data, out, monkeypatch, capsys, *options):
+    """(exit code, what is said) of a tuning that does not end well."""
+    given = [o for o in command(data, out)[3:] if o.partition("=")[0] not in {o.partition("=")[0] for o in options}]
+    monkeypatch.setattr(sys, "argv", ["zipeval", *given, *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return end.value.code, next(line for line in said.splitlines() if line.startswith("zipeval: "))
+
+
+def test_a_training_that_diverges_is_no_projector(tuned, data, tmp_path, monkeypatch, capsys):
+    """Nor is it gone on with: the same place takes another learning rate."""
+    code, said = failed(data, tmp_path, monkeypatch, capsys, "lr=1e30")
+    assert (code, "lr=1e+30: " in said, "Set lr=0.001" in said) == (1, True, True)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert tune(compose(SETTING), settings(data, tmp_path)).read_bytes() == tuned[0].read_bytes()
+
+
+def test_a_template_is_refused_before_workers_see_it(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(prompts_module.TEMPLATES, "vicuna_v1", prompts_module.VICUNA_V1.replace("</s>", " "))
+    monkeypatch.setattr(training, "Trainer", lambda *given: pytest.fail("the training was begun"))
+    given = ("model.prompt=vicuna_v1", "runner.workers=1")
+    code, said = failed(data, tmp_path, monkeypatch, capsys, *given)
+    assert (code, "model.prompt=vicuna_v1: its answers do not end with </s>" in said) == (2, True)
+    monkeypatch.undo()
+    monkeypatch.setattr(Conversations, "rendered", late(Conversations.rendered))
+    code, said = failed(data, tmp_path, monkeypatch, capsys, "runner.workers=1")
+    assert (code, said) == (2, "zipeval: seen by a worker")
+
+
+def late(rendered):
+    """That refuses in worker processes only."""
+    owner = os.getpid()
+
+    def wrapped(self, messages):
+        if os.getpid() != owner:
+            raise UsageError("seen by a worker")
+        return rendered(self, messages)
+
+    return wrapped
+
+
+def test_memory_that_runs_out_is_told(tuned, data, tmp_path, monkeypatch, capsys):
+    """With a smaller batch, which the same place then takes."""
+
+    def full(self, **inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Projecting, "forward", full)
+        code, said = failed(data, tmp_path, patch, capsys)
+        assert (code, said) == (1, "zipeval: batch_size=2: memory ran out. Set batch_size=1 accumulate=2.")
+        code, said = failed(data, tmp_path, patch, capsys, "batch_size=1")
+        assert (code, "batch_size=1: memory ran out. Nothing" in said) == (1, True)
+    assert tune(compose(SETTING), settings(data, tmp_path, batch_size=1, accumulate=2)).exists()
+
+
+def test_a_killed_worker_is_told(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Conversations, "__getitem__", lambda self, row: os.kill(os.getpid(), signal.SIGKILL))
+    code, said = failed(data, tmp_path, monkeypatch, capsys, "runner.workers=1")
+    assert (code, "runner.workers=1: one of them was ended" in said) == (1, True)
+
+
+def test_batches_come_from_workers_as_bytes(data):
+    """And not in shared memory, of which they would tell no more than where."""
+    _, examples = conversation(data)
+    batch = examples.together([examples[0]])
+    sent = bytes(ForkingPickler.dumps(batch))
+    assert len(sent) > batch["pixel_values"].nbytes
+    assert torch.equal(pickle.loads(sent)["pixel_values"], batch["pixel_values"])
+
+
+def test_other_images_of_the_same_names_are_other_data(data, tmp_path):
+    directory = shutil.copytree(data / "images", tmp_path / "images")
+    before = read(data / "instruct.json", data / "images", 1.0, 0).about
+    assert read(data / "instruct.json", directory, 1.0, 0).about == before
+    with (directory / "0.png").open("ab") as stream:
+        stream.write(b"more")
+    assert read(data / "instruct.json", directory, 1.0, 0).about != before

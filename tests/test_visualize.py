@@ -108,6 +108,7 @@ REFUSED = [
     ([IMAGE, "What?", "method=visonzip"], "method=visonzip", "Did you mean visionzip?"),
     ([IMAGE, "What?", "methods=fastv"], "methods: no such setting", "Did you mean method?"),
     ([IMAGE, "What?", "model.dtpe=float16"], "model.dtpe=float16", "Did you mean dtype?"),
+    ([IMAGE, "What?", "method=visionzip_tuned", "projector=x"], "projector=x: no such file", "`zipeval tune"),
     ([IMAGE, "What?", "out=x.gif"], "out=x.gif", ".svg, .pdf or .png"),
     ([IMAGE, "What?", "out=nowhere/x.svg"], "out=nowhere/x.svg", "another place"),
 ]

@@ -85,6 +85,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         for its in held["records"]:
             if its.keys() != FIELDS:
                 raise ValueError(f"a record lacks or has too many of {', '.join(sorted(its.keys() ^ FIELDS))}")
+            its["same"].setdefault("projector", None)  # of which earlier ones do not tell: they have none
             if len({len(its["scores"]), *(len(its[name]) / WIDTH for name in PER_SAMPLE[1:] if its[name])}) != 1:
                 raise ValueError(f"{' or '.join(PER_SAMPLE)} are cut short")
         return held["records"]
@@ -145,6 +146,7 @@ def _same(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
     asked = json.dumps([(sample["doc_id"], sample["question_hash"]) for sample in its])
     return {
         "fingerprint": resolved["fingerprint"],
+        "projector": resolved.get("projector"),
         "task_hash": record["task_hash"],
         "data_hash": record["data_hash"],
         "limit": config["limit"],

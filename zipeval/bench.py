@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
-from zipeval import models, records
+from zipeval import models, projector, records
 from zipeval.config import ModelConfig, RunConfig
 from zipeval.errors import UsageError
 from zipeval.placement import machine
@@ -126,6 +126,11 @@ def _sessions(configs: list[RunConfig], settings: Settings) -> list[Session]:
     found: list[Session] = []
     for config in configs:
         session = Session(config, checkpoint)
+        if settings.init == "random" and session.config.projector:
+            raise UsageError(
+                f"method={session.config.method['name']}: init=random has no tuned projector. With it a method costs "
+                f"the same as method={projector.METHOD}. Time that, or leave out init=."
+            )
         _ = session.projector  # refused before weights are made
         if session.config not in [other.config for other in found]:  # vanilla has no tokens
             found.append(session)

@@ -34,7 +34,8 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval analyze redundancy [model=MODEL] [images=DIR] [limit=N] out=DIR
                                                    how concentrated the attention that visual tokens receive is, layer
                                                    by layer, as CSV and plots
-  zipeval visualize IMAGE QUESTION [model=MODEL] [method=METHOD,METHOD] [tokens=N] [out=FILE.svg|pdf|png]
+  zipeval visualize IMAGE QUESTION [model=MODEL] [method=METHOD,METHOD] [tokens=N] [projector=FILE]
+                                     [out=FILE.svg|pdf|png]
                                                    which tokens of an image methods keep, and what is then answered
   zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
   zipeval check --against FILE [--max-drop 1.0] [--junit FILE] [--format text|github] [results=DIR]
@@ -116,8 +117,10 @@ def run(arguments: list[str]) -> None:
     def job(config) -> None:
         from zipeval.sweep import evaluate
 
+        config = OmegaConf.to_object(config)
         try:
-            evaluate(OmegaConf.to_object(config))
+            _check_projector(config)
+            evaluate(config)
         except (UsageError, RunError) as error:  # Hydra would tell of it too
             refused.append(error)
 
@@ -127,6 +130,17 @@ def run(arguments: list[str]) -> None:
         raise explain(error, arguments) from error
     if refused:
         raise refused[0]
+
+
+def _check_projector(config) -> None:
+    """Raises UsageError for one that a run has no use for; in a sweep, vanilla stands beside those that have."""
+    from zipeval.config import check
+
+    if config.projector and check(config).projector is None:
+        raise UsageError(
+            f"projector={config.projector}: method={config.method['name']} has none. Leave it out, or set "
+            "method=visionzip_tuned."
+        )
 
 
 def _makes_a_sweep(override: str) -> bool:
@@ -320,7 +334,8 @@ def tune(arguments: list[str]) -> None:
         name, assigned, value = argument.partition("=")
         if not assigned or name.startswith("-"):
             raise UsageError(f"{argument}: expected NAME=VALUE. {TAKEN}")
-        if name.partition(".")[0] in IDLE_IN_TUNE or (name.startswith("runner.") and name != "runner.workers"):
+        idle = name.startswith(("data.", "runner.")) and name != "runner.workers"
+        if name.partition(".")[0] in IDLE_IN_TUNE or idle:
             raise UsageError(f"{argument}: `zipeval tune` has no use for it, it answers no questions. Leave it out.")
         if name in (field.name for field in fields(Settings)):
             own[name] = _number(name, value) if name in TUNED_BY else value
@@ -448,7 +463,7 @@ def analyze(arguments: list[str]) -> None:
 def visualize(arguments: list[str]) -> None:
     """`zipeval visualize IMAGE QUESTION`."""
     own = ("method", "tokens", "out")
-    known = (*own, "model", "budget", "packing", "seed")
+    known = (*own, "model", "budget", "packing", "seed", "projector")
     image, question, *rest = [*arguments, "", ""]
     if not question or any(a.partition("=")[0] in known for a in (image, question)):
         raise UsageError(

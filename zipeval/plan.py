@@ -33,6 +33,7 @@ class Estimate:
         mean, final: visual tokens of the model's largest picture that will enter the decoder's layers; None: not known.
         paces: by task, what was measured.
         refusal: why it will not run.
+        lacks: what has to be made first.
     """
 
     cell: Cell
@@ -41,6 +42,7 @@ class Estimate:
     final: int | None
     paces: dict[str, Pace | None]
     refusal: str | None
+    lacks: str | None
 
     @property
     def hours(self) -> float | None:
@@ -74,12 +76,13 @@ def show(sweep: Sweep, missing: list[str]) -> None:
 
 def _estimate(cell: Cell, found: list[dict]) -> Estimate:
     config = cell.config
-    refusal, entering = cell.refusal, None
+    refusal, session, entering = cell.refusal, None, None
     try:
         for task in config.tasks:
             task_folder(task)
             check_limit(task, config.limit)
-        entering = _entering(config)
+        session = _session(config)
+        entering = session and session.entering([session.shape.picture])
     except (UsageError, BudgetError) as error:
         refusal = refusal or str(error)
     run = of_run(config.model.name, config.method, config.tokens, config.budget)
@@ -91,17 +94,28 @@ def _estimate(cell: Cell, found: list[dict]) -> Estimate:
         final=entering[-1] if entering else None,
         paces={task: pace(found, {"task": task, **run}, {"task": task, **alike}) for task in config.tasks},
         refusal=refusal,
+        lacks=session and _lacks(session),
     )
 
 
-def _entering(config: RunConfig) -> list[int] | None:
-    """Visual tokens that will enter each layer; for models of known sizes, which may have no weights here."""
+def _lacks(session: Session) -> str | None:
+    """What is said of a tuned projector that is not there; whether one is of the model, only weights can tell."""
+    path = session.config.projector
+    if path is None or Path(path).expanduser().is_file():
+        return None
+    try:
+        _ = session.projector
+    except UsageError as error:
+        return str(error)
+
+
+def _session(config: RunConfig) -> Session | None:
+    """Of a model of known size, which may have no weights here."""
     model = config.model
     if not (model.path or model.embedded or model.name in models.family(model).SIZES):
         return None
     sized = replace(config, tasks=["zipeval_shapes"])  # on which they do not depend: questions may not be there yet
-    session = Session(sized, models.sketch(model))
-    return session.entering([session.shape.picture])
+    return Session(sized, models.sketch(model))
 
 
 def _total(numbers: Iterable[int | None]) -> str:
@@ -126,12 +140,14 @@ def _notes(sweep: Sweep, estimates: list[Estimate], missing: list[str]) -> Itera
         devices = sorted({its.device for estimate in measured for its in estimate.paces.values()})
         hours = sum(its.hours for its in measured)
         yield f"{len(measured)} of {len(planned)} runs: {hours:.3g} hours, as measured on {', '.join(devices)}."
-    if len(measured) < len(planned):
+    unmeasured = [its for its in planned if its.hours is None and its.lacks is None]
+    if unmeasured:
         command = re.sub(r" limit=\S+", "", sweep.command) + f" limit={ENOUGH}"
-        yield f"{len(planned) - len(measured)} of {len(planned)} runs are not measured. `{command}` measures them."
+        yield f"{len(unmeasured)} of {len(planned)} runs are not measured. `{command}` measures them."
     needed = [name for name in missing if any(_needs(task, name) for task in samples)]
     if needed:
         yield f"To run it, add {' '.join(f'{name}=' for name in needed)}."
+    yield from dict.fromkeys(f"Missing: {its.lacks}" for its in planned if its.lacks)
     yield from dict.fromkeys(f"Refused: {its.refusal}" for its in estimates if its.refusal)
 
 

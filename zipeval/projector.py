@@ -90,8 +90,11 @@ def _command(config: RunConfig, wanted: dict[str, Any]) -> str:
     """That makes the projector of a run."""
     options = {f"method.{name}": wanted[name] for name in ("dominant", "contextual") if name in wanted}
     options |= {name: wanted[name] for name in ("budget", "packing") if wanted[name] != getattr(type(config), name)}
-    if Path(config.projector) != place(config.model.name, wanted["tokens"]):
-        options["out"] = Path(config.projector).parent
+    path, usual = Path(config.projector), place(config.model.name, wanted["tokens"])
+    if path != usual and path.name == FILE and not path.expanduser().exists():
+        options["out"] = path.parent
+    elif usual.exists():  # tuned for something else
+        options["out"] = "NEW_DIR"
     if config.model.path:
         options["model.path"] = config.model.path
     given = {"model": config.model.name, "method": METHOD, "tokens": wanted["tokens"], **options}

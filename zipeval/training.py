@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -89,7 +92,14 @@ class Conversations(Dataset):
         """Several of them, left-padded."""
         ids, mask = left_padded([row["input_ids"] for row in batch], self.processor.tokenizer.pad_token_id)
         labels, _ = left_padded([row["labels"] for row in batch], IGNORED)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **joined(batch)}
+        return _Batch(input_ids=ids, attention_mask=mask, labels=labels, **joined(batch))
+
+
+class _Batch(dict):
+    """Comes from a worker as bytes and not through shared memory, of which containers have little; then a dict."""
+
+    def __reduce__(self):
+        return pickle.loads, (pickle.dumps(dict(self)),)
 
 
 class Projecting(torch.nn.Module):
@@ -113,6 +123,11 @@ class Projecting(torch.nn.Module):
         (model,) = self._model
         floating = {k: v.to(model.dtype) for k, v in inputs.items() if k.startswith("pixel")}
         return {"loss": model(**inputs | floating).loss}
+
+    @property
+    def finite(self) -> bool:
+        """Whether what is trained still is something, and no NaN."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.projector.parameters())
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -144,6 +159,13 @@ class _Progress(TrainerCallback):
         self.advance(1)
 
 
+class _Divergence(TrainerCallback):
+    """Ends a training that nothing can become of. All ranks have the same weights, so that all of them end."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        control.should_training_stop |= not model.finite
+
+
 def train(session, conversations: list[list[dict]], settings, checkpoints: Path) -> dict[str, torch.Tensor]:
     """The tuned projector's tensors, on the host.
 
@@ -152,10 +174,13 @@ def train(session, conversations: list[list[dict]], settings, checkpoints: Path)
         checkpoints: directory; what is there of this training is gone on with.
 
     Raises:
-        RunError: if an image cannot be read.
+        UsageError: for a template that does not end answers.
+        RunError: if an image cannot be read, memory runs out, a worker is killed, or the training diverges; then
+            nothing is left to go on with.
     """
     model, _ = session.load()
     examples = Conversations(session, conversations)
+    examples.rendered(conversations[0])  # refused before anything is prepared
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers complain in every worker
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -184,14 +209,52 @@ def train(session, conversations: list[list[dict]], settings, checkpoints: Path)
     steps = -(-len(examples) // (settings.batch_size * settings.accumulate * ranks.here().count)) * settings.epochs
     trainer = Trainer(projecting.to(model.device), arguments, examples.together, examples)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Divergence())
     with progress(f"tuning {session.config.model.name}", steps) as advance, projecting.in_place():
         trainer.add_callback(_Progress(advance))
-        with session.method.applied(model):
-            try:
-                trainer.train(resume_from_checkpoint=_latest(checkpoints))
-            except RunError as error:  # a worker's comes with its traceback, of which it is the last line
-                raise RunError(str(error).strip().splitlines()[-1].partition("RunError: ")[2] or str(error)) from None
+        with session.method.applied(model), _told(settings, arguments.dataloader_num_workers, checkpoints):
+            trainer.train(resume_from_checkpoint=_latest(checkpoints))
+    if not projecting.finite:
+        if ranks.first():
+            shutil.rmtree(checkpoints)
+        smaller = min(settings.lr / 10, type(settings).lr)
+        raise RunError(f"lr={settings.lr}: the training diverged, its weights are no numbers. Set lr={smaller:g}.")
     return {name: tensor.detach().cpu().contiguous() for name, tensor in projecting.projector.state_dict().items()}
+
+
+@contextmanager
+def _told(settings, workers: int, checkpoints: Path) -> Iterator[None]:
+    """A block whose errors are told in a sentence; of several ranks one has it alone, and ends them all."""
+    try:
+        yield
+    except (UsageError, RunError) as error:  # a worker's comes with its traceback, of which it is the last line
+        kind = type(error)
+        told = kind(str(error).strip().splitlines()[-1].partition(f"{kind.__name__}: ")[2] or str(error))
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            told = _too_large(settings, checkpoints)
+        elif "DataLoader worker" in str(error):
+            told = RunError(
+                f"runner.workers={workers}: one of them was ended, most likely for want of memory. "
+                "Run this again with runner.workers=0: it goes on from the last checkpoint."
+            )
+        else:
+            raise
+    else:
+        return
+    if ranks.here().count > 1:  # the others wait for gradients, and would not hear of it
+        sys.exit(f"zipeval: rank {ranks.here().rank}: {told}")
+    raise told from None
+
+
+def _too_large(settings, checkpoints: Path) -> RunError:
+    """What to do where memory ran out."""
+    size = settings.batch_size
+    if size == 1:
+        return RunError("batch_size=1: memory ran out. Nothing is smaller: take a device with more of it.")
+    half = f"batch_size={size // 2} accumulate={-(-settings.accumulate * size // (size // 2))}"
+    first = f"Delete {checkpoints}, as that is another tuning, and set" if _latest(checkpoints) else "Set"
+    return RunError(f"batch_size={size}: memory ran out. {first} {half}.")
 
 
 def _latest(checkpoints: Path) -> str | None:

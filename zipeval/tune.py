@@ -28,7 +28,7 @@ from zipeval.runner import Session
 if TYPE_CHECKING:
     import torch
 
-GLOBAL_BATCH = 256  # LLaVA-1.5's projector stage
+GLOBAL_BATCH = 256  # conversations to a step, of LLaVA-1.5's projector stage
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
 BEGUN, CHECKPOINTS = "tuning.json", "checkpoints"  # manifest and state of a training that is not finished
@@ -46,7 +46,8 @@ class Settings:
         epochs: passes over them.
         lr: the highest learning rate; it rises over the first 3% of the steps and falls as a cosine.
         batch_size: conversations that one process reads at once.
-        accumulate: such batches to one step; None: as many as make 256 conversations over all processes.
+        accumulate: such batches to one step; None: as many as make at most 256 conversations over
+            all processes.
     """
 
     data: str = ""
@@ -96,7 +97,7 @@ def tune(config: RunConfig, settings: Settings) -> Path:
 
     Raises:
         UsageError: for what cannot be tuned, before the model is loaded.
-        RunError: if an image cannot be read.
+        RunError: as zipeval.training.train.
     """
     settings = settings.resolved()
     logger.check(config.logger)
@@ -165,8 +166,10 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"images={images}: {len(missing)} of {count} images are missing, such as {missing[0]}.")
+    pictures = [(entries[number]["image"], path.stat().st_size) for number, path in zip(chosen, paths, strict=True)]
     about = {
         "sha256": hashlib.sha256(content).hexdigest(),
+        "images": hashlib.sha256(json.dumps(pictures).encode()).hexdigest(),  # their names and sizes in bytes
         "entries": len(entries),
         "text_only": len(entries) - len(numbers),
         "samples": count,
@@ -240,12 +243,12 @@ def _turn(out: Path, manifest: dict) -> Iterator[None]:
     )
     with locked(out / "tuning.lock"):
         begun = out / BEGUN
-        if begun.exists():
+        if begun.exists() and any((out / CHECKPOINTS).glob("*")):  # before the first there is nothing to lose
             changed = [*_changes(json.loads(begun.read_text(encoding="utf-8")), manifest)]
             if changed:
                 raise UsageError(
                     f"{out} holds the beginning of another tuning: {', '.join(changed)}. "
-                    "Delete it to begin anew, or choose another out=DIR."
+                    f"Delete {out / CHECKPOINTS} to begin anew, or choose another out=DIR."
                 )
         records.atomic_write(begun, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         yield

@@ -69,7 +69,10 @@ def picture(configs: list[RunConfig], image: Path, question: str, out: Path) -> 
         media.rgb(str(image), "crop", (0, 0, 0))
     except MediaError as error:
         raise UsageError(f"{image}: {error}. Name another image.") from error
-    panels, seen = _panels([Session(config) for config in configs], image, question)
+    sessions = [Session(config) for config in configs]
+    for session in sessions:
+        _ = session.projector  # refused before the model is loaded
+    panels, seen = _panels(sessions, image, question)
     save(draw(panels, seen, question), out)
     return out
 
