@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from zipeval import answering, conversing, records, stats
 from zipeval.benchmarks import BENCHMARKS
+from zipeval.chat_model import ZipEval
 from zipeval.cli import compose
 from zipeval.errors import UsageError
 from zipeval.models import load
@@ -207,6 +210,8 @@ def test_pope_is_scored_by_llavas_rule():
 def test_what_is_no_such_conversation_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="answered greedily"):
         conversing.converse(None, [], [], None, {"num_beams": 2})
+    with pytest.raises(UsageError, match=r"tasks=\[my_rounds\]: it asks in several rounds"):
+        ZipEval(Session(compose([]))).generate_until_multi_round([SimpleNamespace(args=[None] * 4 + ["my_rounds"])])
     monkeypatch.setattr(
         "lmms_eval.api.task.ConfigurableMessagesTask.doc_to_messages", lambda self, doc, **more: picture_again(more)
     )

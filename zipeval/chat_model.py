@@ -12,6 +12,7 @@ from lmms_eval.api.model import lmms
 
 from zipeval.answering import Answer, answering, drawn
 from zipeval.batch_size import BatchSize
+from zipeval.benchmarks import BENCHMARKS, SEVERAL_ROUNDS
 from zipeval.budget import Picture
 from zipeval.conversing import converse
 from zipeval.engine import flops
@@ -66,7 +67,14 @@ class ZipEval(lmms):
         raise UsageError("a task compares likelihoods; zipeval runs tasks that generate answers")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers to all rounds of conversations about the pictures of their first round: see zipeval/conversing.py."""
+        """Answers to all rounds of conversations about the pictures of their first round: see zipeval/conversing.py.
+
+        Raises:
+            UsageError: for a task of any other kind: nothing says what a second answer to a round would be to it.
+        """
+        for task in dict.fromkeys(request.args[4] for request in requests):
+            if task not in BENCHMARKS or not BENCHMARKS[task].turns:
+                raise UsageError(SEVERAL_ROUNDS.format(task))
         return self._generate(requests)
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

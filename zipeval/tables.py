@@ -276,7 +276,9 @@ def _metrics(found: list[Record]) -> dict[str, Pick]:
 
     def on_scale(record: Record, name: str) -> float | None:
         main, asked = (record["metrics"].get(metric) for metric in (record["metric"], name))
-        return asked and asked * (record["score"] / main if main else 1)  # None: no answer is judged yet
+        known = BENCHMARKS.get(record["task"])
+        scale = known.scale if known else record["score"] / main if main else 1
+        return asked and asked * scale  # None: no answer is judged yet
 
     def pick_of(name: str) -> Pick:
         def pick(row, bounds):
