@@ -47,7 +47,8 @@ class ZipEval(lmms):
             session = Session(compose([f"{k}={v}" for k, v in overrides.items()]))
         self.session = session
         self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample;
-        # its `latency` is the seconds from its batch's prepared inputs to its batch's last token
+        # its `latency` is the seconds from its batch's prepared inputs to its batch's last token; of conversations all
+        # rounds count, and the later ones' fresh selections too
         self.images: dict[tuple[str, int], bytes] = {}  # of the first samples of a task, likewise: a JPEG file
         # Told of every batch's (request, answer) as it is answered; of what cannot be decoded it is not.
         self.keep: Callable[[list[tuple]], None] | None = None

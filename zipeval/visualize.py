@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from zipeval import media
+from zipeval import media, records
 from zipeval.config import RunConfig
 from zipeval.errors import MediaError, UsageError
 from zipeval.plots import COLOURS, STYLE, UNDATED, save
@@ -25,6 +25,11 @@ NEW_TOKENS = 64
 COLUMNS, SIDE = 5, 1.7  # panels in a row, and inches of one
 LETTERS = 28  # that fit below a panel
 KEY = "clear: kept; pale: removed; outlined: merged, where that has a place; counts are of the decoder's last layer"
+# So they do not leave the same number of tokens where a part of the tiles is padding.
+CROPS = (
+    "; the first of {} crops, the whole image; methods before the decoder leave the same number of every crop, padding "
+    "included, those inside it a share of all that enter"
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,14 @@ def picture(configs: list[RunConfig], image: Path, question: str, out: Path) -> 
         media.rgb(str(image), "crop", (0, 0, 0))
     except MediaError as error:
         raise UsageError(f"{image}: {error}. Name another image.") from error
-    panels, seen = _panels([Session(config) for config in configs], image, question)
+    sessions = [Session(config) for config in configs]
+    for session in sessions:
+        _ = session.projector  # refused before others answer
+    try:
+        records.try_out(out.parent)
+    except OSError as error:
+        raise UsageError(f"out={out}: cannot write there ({error.strerror}). Choose another place.") from error
+    panels, seen = _panels(sessions, image, question)
     save(draw(panels, seen, question), out)
     return out
 
@@ -122,7 +134,7 @@ def draw(panels: list[Panel], seen: bytes, question: str) -> Figure:
                 _mark(axes, panel, width, height)
             else:
                 axes.set_title("as the model sees it\n")
-        crops = f"; the first of {panels[0].crops} crops, the whole image" if panels[0].crops > 1 else ""
+        crops = CROPS.format(panels[0].crops) if panels[0].crops > 1 else ""
         figure.supxlabel(fill(KEY + crops, LETTERS * columns), fontsize=7)
     return figure
 
