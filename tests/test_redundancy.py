@@ -191,9 +191,9 @@ def test_refusals(analyze, arguments, named, advice, tmp_path, monkeypatch):
 
 
 def test_an_image_that_cannot_be_decoded_is_named(analyze, tmp_path):
-    Image.new("RGB", (8, 8)).save(file := BytesIO(), "PNG")
+    Image.effect_noise((64, 64), 50).save(file := BytesIO(), "PNG")
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "torn.png").write_bytes(file.getvalue()[:50])
+    (tmp_path / "pictures" / "torn.png").write_bytes(file.getvalue()[:999])
     code, _, said = analyze("redundancy", "images=pictures", "out=found")
     assert code == 2
     assert "images=pictures: torn.png cannot be decoded" in said
