@@ -16,7 +16,7 @@ from zipeval.plots import COLOURS, HEIGHT, INK, LINE, MARKERS, STYLE, WIDTH, Plo
 
 BINS = 60
 COLUMNS = 6  # layers of an overlay, at most
-LEAST = 2.4  # inches of overlays in height, which the label of their colours takes
+LEAST = 2.0  # inches of overlays in height, which the label of their colours takes
 OVER = 0.7  # opacity of a heat map over its picture
 PLAIN = StrMethodFormatter("{x:,g}")  # of logarithmic axes: STYLE has matplotlib's mathematics off
 APART = 0.08  # layers, so that no interval hides another
@@ -125,5 +125,5 @@ def overlays(attention: np.ndarray, pictures: list[bytes], read_at: int) -> Figu
             if row == 0:
                 axes.set_title(f"layer {layer + 1}" + " (features)" * (layer == read_at), fontsize=7)
     bar = figure.colorbar(drawn, ax=cells, aspect=30, format=PLAIN)
-    bar.set_label("attention received, times the picture's mean")
+    bar.set_label("attention received,\ntimes the picture's mean")
     return figure
