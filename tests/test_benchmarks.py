@@ -176,6 +176,16 @@ def test_a_task_that_asks_a_judge_of_its_own_is_refused(task):
         benchmarks.task_folder(task)
 
 
+@pytest.mark.parametrize("task", ["ovo_forward", "zipeval_shapes_turns"])
+def test_of_tasks_in_several_rounds_only_our_conversations_run(task, monkeypatch):
+    """What a task's YAML includes says so too."""
+    if task in BENCHMARKS:
+        assert benchmarks.task_folder(task).is_dir()
+        monkeypatch.delitem(BENCHMARKS, task)
+    with pytest.raises(UsageError, match=rf"tasks=\[{task}\]: it asks in several rounds"):
+        benchmarks.task_folder(task)
+
+
 def test_a_limit_may_leave_out_half_of_mme(scripted):
     record, _ = scripted("mme", ["Yes", "No"], "limit=2")
     assert record["score"] == 200

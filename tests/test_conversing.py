@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from zipeval import answering, conversing, records, stats
+from zipeval.baseline import WIDTH, entry
 from zipeval.benchmarks import BENCHMARKS
+from zipeval.chat_model import ZipEval
 from zipeval.cli import compose
 from zipeval.errors import UsageError
 from zipeval.models import load
 from zipeval.render import render
 from zipeval.runner import Session, run
-from zipeval.tables import tables
+from zipeval.tables import OF_TURNS, tables
 from zipeval.tasks.turns import utils
 
 TURNS, APART = "zipeval_shapes_turns", "zipeval_shapes_turns_no_history"
@@ -156,6 +160,27 @@ def test_a_table_shows_the_change_and_how_sure_it_is(found, results):
     assert all(head in shown for head in heads) and "of 0" not in shown
 
 
+def test_of_one_conversation_no_interval_is_told(tmp_path):
+    ran(tmp_path, f"tasks=[{APART}]", "limit=1", "method=vanilla")
+    shown = render(tables(str(tmp_path), task=APART, statistics=True))
+    assert "change by +0.0 points where the first one's" in shown and "nan" not in shown
+    assert shown.count(OF_TURNS) == 1
+
+
+def test_a_baseline_tells_other_fresh_answers(found):
+    record, samples = found["sparsevlm"][TURNS]
+    other = [{**samples[0], "fresh": "something else"}, *samples[1:]]
+    before, after = (entry(record, its)["answers"] for its in (samples, other))
+    assert before[:WIDTH] != after[:WIDTH] and before[WIDTH:] == after[WIDTH:]
+
+
+def test_conversations_are_not_right_or_wrong():
+    samples = [{"doc_id": i, "score": 1.0, "later": 2} for i in range(4)]
+    found = stats.compare(TURNS, samples, [{**sample, "score": 0.0} for sample in samples])
+    assert (found.lost, found.gained, found.p) == (None, None, None)
+    assert stats.compare("zipeval_shapes", samples, samples).p == 1
+
+
 @pytest.mark.parametrize("task", [task for task, known in BENCHMARKS.items() if known.turns])
 def test_the_change_is_paired_and_weighs_questions(task):
     """Of two images, one with a single later question and one with three."""
@@ -207,6 +232,8 @@ def test_pope_is_scored_by_llavas_rule():
 def test_what_is_no_such_conversation_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="answered greedily"):
         conversing.converse(None, [], [], None, {"num_beams": 2})
+    with pytest.raises(UsageError, match=r"tasks=\[my_rounds\]: it asks in several rounds"):
+        ZipEval(Session(compose([]))).generate_until_multi_round([SimpleNamespace(args=[None] * 4 + ["my_rounds"])])
     monkeypatch.setattr(
         "lmms_eval.api.task.ConfigurableMessagesTask.doc_to_messages", lambda self, doc, **more: picture_again(more)
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 
 import pytest
 from test_tables import put
 
 from zipeval import paper
 from zipeval.cli import compose, main
+from zipeval.config import check
 from zipeval.errors import UsageError
 from zipeval.render import render
+from zipeval.tables import key
 
 FIVE = {
     "fastv 192 MM-Vet: 27.7 is 89.1% of 31.1, printed 89.7%.",
@@ -107,8 +110,10 @@ def test_an_average_of_all_columns_stands_beside_the_printed_one(tmp_path):
 
 def experiment(root, scores, tokens=64, **options):
     """Records of Table 5's runs."""
-    for method, score in zip(paper.EXPERIMENTS.values(), scores, strict=False):
-        put(root, method, score, tokens, **options)
+    firsts = ({}, {"name": "without_top", "tokens": 526}, {"name": "visionzip", "tokens": 128})
+    for method, first, score in zip(paper.EXPERIMENTS.values(), firsts, scores, strict=False):
+        chain = {"first": first, "second": {"name": "sparsevlm", "tokens": tokens}, "of": 576} if first else {}
+        put(root, method, score, tokens, **chain, **options)
 
 
 def test_experiments_are_compared_with_sparsevlm_on_all_tokens(tmp_path):
@@ -125,17 +130,26 @@ def test_experiments_are_compared_with_sparsevlm_on_all_tokens(tmp_path):
     assert of_llava.columns == ["TextVQA"]
     shown = [(row.label, row.cells["TextVQA"].score, row.cells["TextVQA"].percent) for row in of_llava.rows]
     ours = [("sparsevlm", 50.0, 100.0), ("sparsevlm version=2", 99.0, 198.0)]
-    ours += [("sparsevlm_on_visionzip", 51.0, pytest.approx(102)), ("sparsevlm_without_top", 45.0, pytest.approx(90))]
+    on, without = (paper.AS_PUBLISHED[f"sparsevlm_{name}"].format(64) for name in ("on_visionzip", "without_top"))
+    ours += [(on, 51.0, pytest.approx(102)), (without, 45.0, pytest.approx(90))]
     assert shown[:4] == ours
     published = {label: percent for label, _, percent in shown[4:7]}
     assert published["sparsevlm_without_top (published)"] == pytest.approx(100 - 9.2, abs=0.05)
     assert published["sparsevlm_on_visionzip (published)"] == pytest.approx(100 + 2.7, abs=0.05)
     differences = {label: percent for label, _, percent in shown[7:]}
-    assert differences["sparsevlm_without_top: difference"] == pytest.approx(90 - 90.8, abs=0.05)
+    assert differences[f"{without}: difference"] == pytest.approx(90 - 90.8, abs=0.05)
+    assert "sparsevlm version=2: difference" not in differences  # a variant, which the paper does not have
     assert "(% of the upper bound, sparsevlm)" in render([of_llava])
     assert of_m.columns == ["shapes (accuracy)", "TextVQA"]
     assert [row.cells["shapes (accuracy)"].percent for row in of_m.rows[:2]] == [100.0, 50.0]
     assert not [row for table in (of_m, of_other) for row in table.rows if row.kind == "difference"]
+
+
+@pytest.mark.parametrize("method", paper.EXPERIMENTS.values())
+def test_the_papers_experiments_are_ours_as_they_are_configured(method, tmp_path):
+    config = compose([f"method={method}", "tokens=64", "model=llava15"])
+    of_run = {"config": asdict(check(config)), "visual_tokens": {"requested": 64}}
+    assert key(of_run) == (paper.AS_PUBLISHED[method].format(64), 64)
 
 
 def test_an_experiment_without_sparsevlm_on_all_tokens_is_refused(tmp_path):
@@ -157,6 +171,7 @@ def test_an_experiment_without_sparsevlm_on_all_tokens_is_refused(tmp_path):
 def test_what_cannot_be_shown(name, message, tmp_path):
     put(tmp_path, "vanilla", 1.0, task="gqa")
     put(tmp_path, "sparsevlm", 1.0, 64, task="gqa")
+    put(tmp_path, "sparsevlm", 1.0, 64, task="gqa", version=2)
     with pytest.raises(UsageError, match=message):
         paper.measured(name, str(tmp_path))
 

@@ -16,10 +16,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from tiny import llava, mini_gemini, prompts
 
+from zipeval import attention_plots
 from zipeval.cli import main
 from zipeval.concentration import entropy, gini, top
 from zipeval.engine.received import of_every_layer
 from zipeval.engine.vision import see
+from zipeval.runner import Session
 
 MEASURES = (gini, top, entropy)
 SHARES = arrays(np.float64, st.integers(2, 40), elements=st.floats(1e-6, 1.0))
@@ -153,6 +155,8 @@ def test_images_of_a_directory(analyze, tmp_path):
     for name, size in (("b.png", (64, 40)), ("a.jpg", (30, 90))):
         Image.new("RGB", size, (200, 40, 90)).save(tmp_path / "pictures" / name)
     (tmp_path / "pictures" / "notes.txt").write_text("no image")
+    (tmp_path / "pictures" / "paper.pdf").write_bytes(b"%PDF-1.4")
+    (tmp_path / "pictures" / "folder.png").mkdir()
     assert analyze("redundancy", "model=tiny_next", "images=pictures", "out=found")[0] == 0
     assert np.load(tmp_path / "found" / "attention.npy").shape == (2, 6, 144)
     with (tmp_path / "found" / "images.csv").open() as stream:
@@ -171,10 +175,14 @@ def test_images_of_a_directory(analyze, tmp_path):
         (["redundancy", "out=x", "limit=none"], "limit=none", "limit=16"),
         (["redundancy", "out=x", "model=tiny_lava"], "model=tiny_lava", "Did you mean tiny_llava?"),
         (["redundancy", "out=/dev/null/x", "limit=1"], "out=/dev/null/x", "another place"),
+        (["redundancy", "out=/proc", "limit=1"], "out=/proc: cannot write there", "another place"),
+        (["redundancy", "out=x", "imag=y"], "imag: no such setting", "Available: images, limit, model, out"),
+        (["redundancy", "out=x", "method=fastv"], "method=fastv: `zipeval analyze` has no use for it", "Leave it out"),
     ],
     ids=str,
 )
-def test_refusals(analyze, arguments, named, advice, tmp_path):
+def test_refusals(analyze, arguments, named, advice, tmp_path, monkeypatch):
+    monkeypatch.setattr(Session, "load", lambda self: 1 / 0)
     code, out, said = analyze(*arguments)
     assert (code, out, len(said.splitlines())) == (2, "", 1)
     assert named in said
@@ -183,10 +191,33 @@ def test_refusals(analyze, arguments, named, advice, tmp_path):
 
 
 def test_an_image_that_cannot_be_decoded_is_named(analyze, tmp_path):
-    Image.new("RGB", (8, 8)).save(file := BytesIO(), "PNG")
+    Image.effect_noise((64, 64), 50).save(file := BytesIO(), "PNG")
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "torn.png").write_bytes(file.getvalue()[:40])
+    (tmp_path / "pictures" / "torn.png").write_bytes(file.getvalue()[:999])
     code, _, said = analyze("redundancy", "images=pictures", "out=found")
     assert code == 2
-    assert "torn.png cannot be decoded" in said
+    assert "images=pictures: torn.png cannot be decoded" in said
     assert not [*(tmp_path / "found").iterdir()]
+
+
+def test_a_file_that_is_no_image_is_named_before_the_model_is_loaded(analyze, tmp_path, monkeypatch):
+    monkeypatch.setattr(Session, "load", lambda self: 1 / 0)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "pictures" / "b.png").write_text("no image")
+    code, _, said = analyze("redundancy", "images=pictures", "out=found")
+    assert code == 2
+    assert "images=pictures: b.png cannot be decoded" in said
+    assert not (tmp_path / "found").exists()
+
+
+def test_intervals_of_curves_are_seen_whole():
+    """Of six images one is unlike the others, and the standard deviation reaches beyond the scale."""
+    measured = {"gini": np.array([[0.02] * 3, [0.02] * 2 + [0.9]]), "entropy": np.array([[1.0] * 3, [1.0] * 2 + [0.3]])}
+    measured = {name: np.concatenate([of[:1]] * 5 + [of[1:]]) for name, of in measured.items()}
+    (axes,) = attention_plots.curves(measured, 1).axes
+    low, high = axes.get_ylim()
+    for values in measured.values():
+        assert low < (values.mean(0) - values.std(0)).min()
+        assert high > (values.mean(0) + values.std(0)).max()
+    assert max((values.mean(0) + values.std(0)).max() for values in measured.values()) > 1.02

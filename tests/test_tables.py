@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from zipeval import records
@@ -98,6 +100,16 @@ def test_all_metrics_of_one_task(tmp_path):
         ["vanilla", "all", "144.0", "9.0", "100.0%", "80.0 (100.0%)", "40.0 (100.0%)"],
         ["visionzip", "16", "16.0", "9.0", "11.1%", "60.0 (75.0%)", "30.0 (75.0%)"],
     ]
+
+
+def test_a_main_metric_of_0_leaves_the_others_on_their_scale(tmp_path):
+    """Of a conversation's, the first answer may be right where no later one is."""
+    path = put(tmp_path, "vanilla", 0.0, task="zipeval_shapes_turns")
+    record = json.loads(path.read_text())
+    record |= {"metric": "accuracy_later", "metrics": {"accuracy_later": 0.0, "accuracy_first": 1.0}}
+    path.write_text(json.dumps(record))
+    (table,) = tables(str(tmp_path), "zipeval_shapes_turns")
+    assert [cell.score for cell in table.rows[0].cells.values()] == [0, 100]
 
 
 def test_settings_do_not_mix(tmp_path):

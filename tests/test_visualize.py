@@ -93,6 +93,7 @@ def test_files(first, command, tmp_path):
     for form in ("pdf", "png"):
         assert command(image, question, "method=visionzip", f"out=found.{form}")[:2] == (0, f"found.{form}\n")
     assert Image.open(tmp_path / "found.png").convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+    assert command(image, question, "method=chain", "method.first.tokens=48", "tokens=16")[0] == 0
     assert (tmp_path / "found.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -104,6 +105,12 @@ REFUSED = [
     (["nowhere.png", "What?"], "nowhere.png: no such file", "photo.jpg"),
     ([Path(__file__), "What?"], "cannot be decoded", "another image"),
     ([IMAGE, "What?", "tokens=48,16"], "tokens=48,16", "Run it for each"),
+    ([IMAGE, "What?", "tokens=abc"], "tokens=abc: expected a whole number", "tokens=16"),
+    ([IMAGE, "What?", "method=chain"], "first.tokens=None", "method.first.tokens="),
+    ([IMAGE, "What?", "method=chain,fastv", "method.first.tokens=48"], "of which method", "method=chain"),
+    ([IMAGE, "What?", "method.K=1"], "method.K=1: of which method", "method=chain"),
+    ([IMAGE, "What?", "method=vanilla,visionzip_tuned", "tokens=16"], "projector=", "zipeval tune"),
+    ([IMAGE, "What?", "out=/proc/v.png"], "out=/proc/v.png: cannot write there", "another place"),
     ([IMAGE, "What?", "tokens=9999"], "tokens=9999: tiny_llava has 144", "tokens=16"),
     ([IMAGE, "What?", "method=visonzip"], "method=visonzip", "Did you mean visionzip?"),
     ([IMAGE, "What?", "methods=fastv"], "methods: no such setting", "Did you mean method?"),

@@ -16,10 +16,15 @@ from zipeval.plots import COLOURS, HEIGHT, INK, LINE, MARKERS, STYLE, WIDTH, Plo
 
 BINS = 60
 COLUMNS = 6  # layers of an overlay, at most
+LEAST = 2.0  # inches of overlays in height, which the label of their colours takes
 OVER = 0.7  # opacity of a heat map over its picture
 PLAIN = StrMethodFormatter("{x:,g}")  # of logarithmic axes: STYLE has matplotlib's mathematics off
 APART = 0.08  # layers, so that no interval hides another
-NAMES = {"gini": "Gini coefficient", "top10": "share of the top 10% of tokens", "entropy": "entropy / maximum"}
+NAMES = {
+    "gini": "Gini coefficient",
+    "top10": "share of the top 10% of tokens",
+    "entropy": "entropy / maximum (1: all equal)",
+}
 
 
 def plots(
@@ -81,9 +86,11 @@ def curves(measured: dict[str, np.ndarray], read_at: int) -> Figure:
         axes.errorbar(x, values.mean(0), values.std(0), label=NAMES[name], capsize=1.5, zorder=2, **options)
     axes.set(
         xlabel="layer of the vision encoder",
-        ylabel=f"concentration (0 to 1), mean and\nstandard deviation of {count} image{'s' * (count > 1)}",
-        ylim=(0, 1.02),
+        ylabel=f"measure (0 to 1), mean and\nstandard deviation of {count} image{'s' * (count > 1)}",
     )
+    # Skewed ones have intervals beyond 0 and 1, which are to be seen whole.
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(0, low), max(1.02, high))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", color=LINE, linewidth=0.4)
     axes.set_axisbelow(True)
@@ -100,7 +107,8 @@ def overlays(attention: np.ndarray, pictures: list[bytes], read_at: int) -> Figu
     shown = sorted({*np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int).tolist()[:-1], read_at})
     relative = attention[: len(pictures)] / attention[: len(pictures)].mean(-1, keepdims=True)
     norm = LogNorm(0.1, max(10, float(relative[:, shown].max())), clip=True)
-    figure = Figure((1.05 * (len(shown) + 1) + 0.8, 1.05 * len(pictures) + 0.2), layout="constrained")
+    height = max(LEAST, 1.05 * len(pictures) + 0.2)
+    figure = Figure((1.05 * (len(shown) + 1) + 0.8, height), layout="constrained")
     cells = figure.subplots(len(pictures), len(shown) + 1, squeeze=False)
     for row, (picture, of) in enumerate(zip(pictures, relative, strict=True)):
         image = np.asarray(Image.open(BytesIO(picture)))
@@ -117,5 +125,5 @@ def overlays(attention: np.ndarray, pictures: list[bytes], read_at: int) -> Figu
             if row == 0:
                 axes.set_title(f"layer {layer + 1}" + " (features)" * (layer == read_at), fontsize=7)
     bar = figure.colorbar(drawn, ax=cells, aspect=30, format=PLAIN)
-    bar.set_label("attention received, times the picture's mean")
+    bar.set_label("attention received,\ntimes the picture's mean")
     return figure

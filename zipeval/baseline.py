@@ -4,7 +4,7 @@ A JSON file with a line for each record: what it is of (`of`), what must agree f
 score, what was measured, and of every sample, in the order of their doc_id,
 
     scores    its score
-    answers   two characters, 12 bits of a hash of its answer
+    answers   two characters, 12 bits of a hash of its answer, or of all answers in a conversation
     left      two characters likewise, of the positions of the tokens that were left; null: the method removes none
 
 12 bits miss one change in 4096. They tell in how many samples something changed, and are 10 KB for 1,500 samples.
@@ -129,7 +129,7 @@ def entry(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
         "score": record["score"],
         "measured": {f"visual tokens, {name}": visual[name] for name in VISUAL} | record["prefill"],
         "scores": [_short(sample["score"]) for sample in its],
-        "answers": _codes(sample["prediction"] for sample in its),
+        "answers": _codes(_answer(sample) for sample in its),
         "left": _codes((s.get("kept"), s.get("merged")) for s in its) if any("kept" in s for s in its) else None,
     }
 
@@ -156,6 +156,11 @@ def _same(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
         **{name: config["model"][name] for name in ("family", "prompt", "image_aspect")},
         "judge": config.get("judge"),
     }
+
+
+def _answer(sample: dict[str, Any]) -> str | list[str]:
+    """Of a conversation also the later answers with a fresh selection: some of its metrics follow from them."""
+    return [sample["prediction"], sample["fresh"]] if "fresh" in sample else sample["prediction"]
 
 
 def _short(score: float | None) -> float | None:

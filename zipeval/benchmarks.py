@@ -22,8 +22,13 @@ OURS = Path(zipeval.tasks.__path__[0])
 NAME = re.compile(r"""^(task|group)\s*:\s*["']?([\w\-.]+)["']?\s*(?:#.*)?$""", re.M)
 DATASET = re.compile(r"""^dataset_path\s*:\s*["']?([\w\-./]+)""", re.M)
 INCLUDE = re.compile(r"""^include\s*:\s*["']?([\w\-./]+)""", re.M)
+OUTPUT = re.compile(r"""^output_type\s*:\s*["']?(\w+)""", re.M)
 
 JUDGE = re.compile(r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response|verifiers\.openai|AzureOpenAI")
+SEVERAL_ROUNDS = (
+    "tasks=[{}]: it asks in several rounds; zipeval runs tasks that ask once, and its own conversations. "
+    "`zipeval list tasks` shows both."
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Benchmark:
         scale: what turns the metric into the number that papers print.
         about: one line for `zipeval list tasks`: what differs from the papers' protocol.
         sources: what it reads, the samples first; nothing for data beside the task.
-        samples: in the split on the hub, as its card has it; None for data that is counted where it lies.
+        samples: in the split on the hub, as its card has it; of conversations, the images they are about. None for data
+            that is counted where it lies.
         needs: `server` where the papers' split is scored by one, to which answers are submitted; here another split is
             read, whose answers are public.
         multiple: samples that are scored together; a limit has to be a multiple of it.
@@ -264,7 +270,8 @@ def task_folder(name: str) -> Path:
     """The folder that defines a task.
 
     Raises:
-        UsageError: if there is no such task, if it is a group, or if a judge scores it by a protocol unknown here.
+        UsageError: if there is no such task, if it is a group, if a judge scores it by a protocol unknown here, or if
+            it asks in several rounds.
     """
     found = task_files()
     if name not in found:
@@ -279,6 +286,8 @@ def task_folder(name: str) -> Path:
             f"tasks=[{name}]: a judge model scores its answers, and zipeval knows no protocol for it; without a judge "
             f"lmms-eval makes numbers up. It knows those of {', '.join(PROTOCOLS)}."
         )
+    if name not in BENCHMARKS and _first_of(OUTPUT, file) == "generate_until_multi_round":
+        raise UsageError(SEVERAL_ROUNDS.format(name))
     return file.parent
 
 
@@ -294,11 +303,16 @@ def check_limit(name: str, limit: int | None) -> None:
 
 def dataset(name: str) -> str | None:
     """The data set's id on the hub, of any task; None where the data lies beside the task."""
-    file = task_files()[name][1]
+    found = _first_of(DATASET, task_files()[name][1])
+    return found if found and "/" in found else None
+
+
+def _first_of(setting: re.Pattern, file: Path) -> str | None:
+    """What a task's YAML, or what that includes, has for a setting; None: nothing."""
     while file.is_file():
         text = file.read_text(encoding="utf-8", errors="ignore")
-        if found := DATASET.search(text):
-            return found[1] if "/" in found[1] else None
+        if found := setting.search(text):
+            return found[1]
         file = file.parent / (included[1] if (included := INCLUDE.search(text)) else "")
     return None
 

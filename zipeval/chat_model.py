@@ -12,6 +12,7 @@ from lmms_eval.api.model import lmms
 
 from zipeval.answering import Answer, answering, drawn
 from zipeval.batch_size import BatchSize
+from zipeval.benchmarks import BENCHMARKS, SEVERAL_ROUNDS
 from zipeval.budget import Picture
 from zipeval.conversing import converse
 from zipeval.engine import flops
@@ -46,7 +47,8 @@ class ZipEval(lmms):
             session = Session(compose([f"{k}={v}" for k, v in overrides.items()]))
         self.session = session
         self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample;
-        # its `latency` is the seconds from its batch's prepared inputs to its batch's last token
+        # its `latency` is the seconds from its batch's prepared inputs to its batch's last token; of conversations all
+        # rounds count, and the later ones' fresh selections too
         self.images: dict[tuple[str, int], bytes] = {}  # of the first samples of a task, likewise: a JPEG file
         # Told of every batch's (request, answer) as it is answered; of what cannot be decoded it is not.
         self.keep: Callable[[list[tuple]], None] | None = None
@@ -66,7 +68,14 @@ class ZipEval(lmms):
         raise UsageError("a task compares likelihoods; zipeval runs tasks that generate answers")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers to all rounds of conversations about the pictures of their first round: see zipeval/conversing.py."""
+        """Answers to all rounds of conversations about the pictures of their first round: see zipeval/conversing.py.
+
+        Raises:
+            UsageError: for a task of any other kind: nothing says what a second answer to a round would be to it.
+        """
+        for task in dict.fromkeys(request.args[4] for request in requests):
+            if task not in BENCHMARKS or not BENCHMARKS[task].turns:
+                raise UsageError(SEVERAL_ROUNDS.format(task))
         return self._generate(requests)
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

@@ -439,8 +439,14 @@ def report(arguments: list[str]) -> None:
 
 def analyze(arguments: list[str]) -> None:
     """`zipeval analyze redundancy`."""
-    own, model = ("images", "limit", "out"), [a for a in arguments[1:] if a.startswith(("model=", "model."))]
-    given = settings("analyze redundancy", [a for a in arguments[1:] if a not in model], own)
+    model = [a for a in arguments[1:] if a.startswith(("model=", "model."))]
+    for argument in arguments[1:]:
+        if argument.partition("=")[0].partition(".")[0] in ("method", "tokens", "budget"):
+            raise UsageError(
+                f"{argument}: `zipeval analyze` has no use for it, it looks at the model as it is. Leave it out."
+            )
+    own = [a for a in arguments[1:] if a not in model]
+    given = settings("analyze redundancy", own, ("images", "limit", "out", "model"))
     if arguments[:1] != ["redundancy"] or not given.get("out"):
         raise UsageError(
             f"{' '.join(['analyze', *arguments])}: say what of and where to, "
@@ -470,19 +476,23 @@ def visualize(arguments: list[str]) -> None:
             f"{' '.join(['visualize', *arguments])}: name an image and a question, "
             "`zipeval visualize photo.jpg 'What is this?'`."
         )
-    of_model = [a for a in rest if a.startswith("model.")]
-    given = settings("visualize", [a for a in rest if a and a not in of_model], known)
+    of_model, of_method = ([a for a in rest if a.startswith(f"{group}.")] for group in ("model", "method"))
+    given = settings("visualize", [a for a in rest if a and a not in (*of_model, *of_method)], known)
     if "," in given.get("tokens", ""):
         raise UsageError(f"tokens={given['tokens']}: a picture is of one budget. Run it for each.")
+    named = [*dict.fromkeys(given.get("method", "").split(","))]
+    if of_method and (len(named) > 1 or not named[0]):
+        raise UsageError(f"{of_method[0]}: of which method? Name a single one, such as method=chain.")
+    budget = _count("tokens", given["tokens"]) if given.get("tokens") else None
     from zipeval import models
     from zipeval.visualize import METHODS, picture
 
     _hide_bars()
     shared = ["budget=final", *(f"{k}={v}" for k, v in given.items() if k not in own), *of_model]
-    tokens = given.get("tokens") or max(1, models.find(compose(shared).model).visual_tokens // 9)
+    tokens = budget or max(1, models.find(compose(shared).model).visual_tokens // 9)
     configs = [
-        compose([*shared, f"method={method}", f"tokens={tokens}"])
-        for method in dict.fromkeys(given.get("method", ",".join(METHODS)).split(","))
+        compose([*shared, f"method={method}", f"tokens={tokens}", *of_method])
+        for method in (named if "method" in given else METHODS)
     ]
     print(picture(configs, Path(image).expanduser(), question, Path(given.get("out", "visualize.svg")).expanduser()))
 

@@ -151,7 +151,8 @@ def _curve(axes, table: Table, column: str) -> None:
         axes.axhline(bound, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
     known = next((its for its in BENCHMARKS.values() if its.column == column), None)
     scale = f" x {known.scale:g}" if known and known.scale != 1 else ""
-    axes.set(title=column, ylabel=(known.metric if known else "score") + scale, xlabel=fill(TOKENS, PANEL_WIDTH))
+    axes.set(ylabel=(known.metric if known else "score") + scale, xlabel=fill(TOKENS, PANEL_WIDTH))
+    axes.set_title(fill(column, PANEL_WIDTH - 6), fontsize=8)
     axes.set_xlim(0, None)
     _grid(axes)
 

@@ -63,6 +63,13 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         raise
 
 
+def try_out(directory: Path) -> None:
+    """Raises OSError where a directory cannot be made, or nothing be written in it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+
+
 def prepare(results: str) -> Path:
     """The results directory, made and tried out.
 
@@ -71,9 +78,7 @@ def prepare(results: str) -> Path:
     """
     path = Path(results).expanduser()
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        try_out(path)
     except OSError as error:
         reason = error.strerror
         raise UsageError(f"results={results}: cannot write there ({reason}). Choose another results=DIR.") from error

@@ -26,6 +26,7 @@ from zipeval.concentration import entropy, gini, top
 from zipeval.config import RunConfig
 from zipeval.engine.images import cls_tokens
 from zipeval.errors import MediaError, UsageError
+from zipeval.media import decoding
 from zipeval.plots import write
 from zipeval.progress import progress
 from zipeval.runner import Session
@@ -45,12 +46,13 @@ def analyze(config: RunConfig, images: Path | None, limit: int | None, out: Path
         out: directory, made if it is not there.
 
     Raises:
-        UsageError: for images or a directory that are not there, before the model is loaded, or cannot be decoded.
+        UsageError: for images that are not there or are none, and for a directory that cannot be written, before the
+            model is loaded; behind that for images that turn out to be damaged.
     """
     found = sources(images, limit)
     session = Session(config)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        records.try_out(out)
     except OSError as error:
         raise UsageError(f"out={out}: cannot write there ({error.strerror}). Choose another place.") from error
     attention, pictures, read_at = measure(session, found)
@@ -83,7 +85,7 @@ def sources(directory: Path | None, limit: int | None) -> dict[str, Path | bytes
     """By name: image files of a directory, or the embedded task's images.
 
     Raises:
-        UsageError: if there are none.
+        UsageError: if there are none, or if one has no image's header.
     """
     if directory is None:
         from pyarrow import parquet
@@ -93,13 +95,25 @@ def sources(directory: Path | None, limit: int | None) -> dict[str, Path | bytes
     else:
         if not directory.is_dir():
             raise UsageError(f"images={directory}: no such directory. Leave it out for the images of zipeval_shapes.")
-        known = Image.registered_extensions()
-        found = {path.name: path for path in directory.iterdir() if path.suffix.lower() in known}
+        # Some formats, such as PDF, are there to be written only.
+        known = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+        found = {path.name: path for path in directory.iterdir() if path.suffix.lower() in known and path.is_file()}
         if not found:
             raise UsageError(
                 f"images={directory}: no image files in it, such as *.jpg or *.png. Name another directory."
             )
-    return dict(sorted(found.items())[:limit])
+    found = dict(sorted(found.items())[:limit])
+    for path in found.values() if directory else ():
+        try:
+            with decoding():
+                Image.open(path).close()
+        except MediaError as error:
+            raise _damaged(path, error) from error
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"images={path.parent}: {path.name} cannot be decoded ({error}). Take it away.")
 
 
 def measure(session: Session, images: dict[str, Path | bytes]) -> tuple[np.ndarray, list[bytes], int]:
@@ -132,13 +146,14 @@ def measure(session: Session, images: dict[str, Path | bytes]) -> tuple[np.ndarr
 
 def _inputs(session: Session, images: dict[str, Path | bytes]) -> Iterator[dict]:
     """The processor's, image by image."""
-    for name, source in images.items():
+    for source in images.values():
         try:
-            image = io.BytesIO(source) if isinstance(source, bytes) else source
-            parts = [{"type": "image", "url": Image.open(image)}, {"type": "text", "text": ""}]
+            with decoding():
+                image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            parts = [{"type": "image", "url": image}, {"type": "text", "text": ""}]
             yield dict(session.inputs([session.decoded([{"role": "user", "content": parts}])]))
-        except (MediaError, OSError) as error:
-            raise UsageError(f"images: {name} cannot be decoded ({error}). Take it away.") from error
+        except MediaError as error:
+            raise _damaged(Path(source), error) from error  # the embedded task's own are none of these
 
 
 def _layers(measured: dict[str, np.ndarray]) -> str:

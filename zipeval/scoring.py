@@ -1,10 +1,10 @@
 """What the papers compute and lmms-eval does not: scores of samples, numbers from them, and functions that replace a
 task's own.
 
-Every function `*_sample` takes a sample as lmms-eval logs it and returns the `score` of its answer, 0 or 1; `kind`,
-where the kinds of questions are scored apart; `group`, of questions that are scored together. Every `derive` function
-takes the task's metrics and our samples and returns metrics to add or correct. Where an image could not be decoded a
-sample has an `error` and the score 0.
+Every function `*_sample` takes a sample as lmms-eval logs it and returns the `score` of its answer, 0 or 1, of a
+conversation the share of its later rounds that is right; `kind`, where the kinds of questions are scored apart;
+`group`, of questions that are scored together. Every `derive` function takes the task's metrics and our samples and
+returns metrics to add or correct. Where an image could not be decoded a sample has an `error` and the score 0.
 """
 
 from __future__ import annotations

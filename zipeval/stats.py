@@ -34,7 +34,7 @@ class Comparison:
         percent: 100 x its number / the bound's; nan where the bound's is 0 or no sample has a verdict.
         low, high: 95% interval of it; nan where there is a single question, of a kind or at all, or none.
         lost, gained: samples that only the bound, or only this run, answers right; None unless all are right or wrong,
-            and for an average.
+            for conversations, and for an average.
         p: McNemar's exact test of the two, two-sided. It takes samples as independent, also those of one group.
     """
 
@@ -138,7 +138,7 @@ def compare(task: str, samples: list[dict], bound: list[dict], resamples: int = 
     """
     ours, theirs = _paired(task, samples, bound)
     percentages = _percent(_draws(task, ours, theirs, resamples, np.random.default_rng(seed)))
-    return Comparison(*_interval(percentages), *_flips(ours, theirs))
+    return Comparison(*_interval(percentages), *_flips(task, ours, theirs))
 
 
 def average(pairs: list[tuple[str, list[dict], list[dict]]], resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
@@ -240,8 +240,10 @@ def _interval(numbers: np.ndarray) -> tuple[float, float, float]:
     return float(numbers[0]), float(low), float(high)
 
 
-def _flips(ours: list[dict], theirs: list[dict]) -> tuple[int | None, int | None, float | None]:
+def _flips(task: str, ours: list[dict], theirs: list[dict]) -> tuple[int | None, int | None, float | None]:
     """lost, gained and p of a Comparison."""
+    if task in BENCHMARKS and BENCHMARKS[task].turns:  # shares, also where all of them happen to be 0 or 1
+        return None, None, None
     pairs = [(a["score"], b["score"]) for a, b in zip(ours, theirs, strict=True)]
     if not pairs or not {score for pair in pairs for score in pair} <= {0, 1}:
         return None, None, None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ Record = dict
 UPPER_BOUND = "vanilla"
 MEASURED, PUBLISHED, DIFFERENCE = "measured", "published", "difference"
 OF_EVERY_ROW = ("name", "_target_", "tokens", "seed", "projector")
+OF_TURNS = "Conversations: visual tokens and FLOPs are of the first question."
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,9 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
     model, fingerprint, _, *held, limit = _setting(found[0])
     held += {judge: None for record in found if (judge := _judge(record))}
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
-    return Table(about, list(picks), rows, [note for record in found for note in _notes(record)], first)
+    notes = [note for record in found for note in _notes(record)]
+    notes += [OF_TURNS] * any(task in BENCHMARKS and BENCHMARKS[task].turns for task in bounds)
+    return Table(about, list(picks), rows, notes, first)
 
 
 def _notes(record: Record) -> Iterator[str]:
@@ -276,7 +280,9 @@ def _metrics(found: list[Record]) -> dict[str, Pick]:
 
     def on_scale(record: Record, name: str) -> float | None:
         main, asked = (record["metrics"].get(metric) for metric in (record["metric"], name))
-        return asked and asked * (record["score"] / main if main else 1)  # None: no answer is judged yet
+        known = BENCHMARKS.get(record["task"])
+        scale = known.scale if known else record["score"] / main if main else 1
+        return asked and asked * scale  # None: no answer is judged yet
 
     def pick_of(name: str) -> Pick:
         def pick(row, bounds):
@@ -335,9 +341,10 @@ def _change(row: Row, task: str, samples: list[dict]) -> str:
 
     value, low, high = stats.change(task, samples)
     label = " ".join(str(part) for part in (row.label, row.tokens) if part is not None)
+    interval, how = (f" [{low:+.1f}, {high:+.1f}]", " (95%, paired, images drawn)") if isfinite(low) else ("", "")
     return (
-        f"{label}: later turns of {task} change by {value:+.1f} points [{low:+.1f}, {high:+.1f}] where the first one's "
-        "visual tokens serve them, against a fresh selection for each (95%, paired, images drawn)."
+        f"{label}: later turns of {task} change by {value:+.1f} points{interval} where the first one's visual tokens "
+        f"serve them, against a fresh selection for each{how}."
     )
 
 

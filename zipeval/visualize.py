@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from zipeval import media
+from zipeval import media, records
 from zipeval.config import RunConfig
 from zipeval.errors import MediaError, UsageError
 from zipeval.plots import COLOURS, STYLE, UNDATED, save
@@ -24,7 +24,13 @@ METHODS = ("vanilla", "visionzip", "fastv", "sparsevlm")
 NEW_TOKENS = 64
 COLUMNS, SIDE = 5, 1.7  # panels in a row, and inches of one
 LETTERS = 28  # that fit below a panel
+LINE = 0.15  # inches of a line of them
 KEY = "clear: kept; pale: removed; outlined: merged, where that has a place; counts are of the decoder's last layer"
+# A budget is of the largest image: of a smaller one they do not leave the same number.
+CROPS = (
+    "; the first of {} crops, the whole image; methods before the decoder leave the same number of tokens of any "
+    "image, those inside it a share of all that enter"
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,10 @@ def picture(configs: list[RunConfig], image: Path, question: str, out: Path) -> 
     sessions = [Session(config) for config in configs]
     for session in sessions:
         _ = session.projector  # refused before the model is loaded
+    try:
+        records.try_out(out.parent)
+    except OSError as error:
+        raise UsageError(f"out={out}: cannot write there ({error.strerror}). Choose another place.") from error
     panels, seen = _panels(sessions, image, question)
     save(draw(panels, seen, question), out)
     return out
@@ -111,7 +121,11 @@ def draw(panels: list[Panel], seen: bytes, question: str) -> Figure:
     image = np.asarray(Image.open(BytesIO(seen)))
     height, width = image.shape[:2]
     with matplotlib.rc_context(STYLE):
-        figure = Figure((SIDE * columns, (SIDE + 0.9) * rows + 0.4), layout="constrained")
+        crops = CROPS.format(panels[0].crops) if panels[0].crops > 1 else ""
+        key = fill(KEY + crops, LETTERS * columns)
+        lines = max(len(fill(panel.answer, LETTERS).splitlines()) for panel in panels)
+        below = LINE * (lines * rows + len(key.splitlines()))
+        figure = Figure((SIDE * columns, (SIDE + 0.5) * rows + 0.4 + below), layout="constrained")
         figure.suptitle(fill(question, LETTERS * columns))
         cells = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, panel in zip(cells, [None, *panels, *[None] * len(cells)], strict=False):
@@ -125,8 +139,7 @@ def draw(panels: list[Panel], seen: bytes, question: str) -> Figure:
                 _mark(axes, panel, width, height)
             else:
                 axes.set_title("as the model sees it\n")
-        crops = f"; the first of {panels[0].crops} crops, the whole image" if panels[0].crops > 1 else ""
-        figure.supxlabel(fill(KEY + crops, LETTERS * columns), fontsize=7)
+        figure.supxlabel(key, fontsize=7)
     return figure
 
 
