@@ -105,8 +105,8 @@ class Witness:
 
     def tokens(self, row):
         """(n, D): what entered the first layer of what is left in the last."""
-        (hidden, first, _), (_, last, valid) = (self.seen[i] for i in (0, LAYERS - 1))
-        same = (last[row][valid[row], None] == first[row]).all(-1)
+        (hidden, first, entered), (_, last, valid) = (self.seen[i] for i in (0, LAYERS - 1))
+        same = (last[row][valid[row], None] == first[row]).all(-1) & entered[row]
         assert (same.sum(1) == 1).all()
         return hidden[row, same.int().argmax(1)]
 

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
+from zipeval import projector
 from zipeval.engine import decoder
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.images import PIXELS, pictures, tower
@@ -126,6 +127,8 @@ def test_before_the_decoder(request, monkeypatch, name, family, rows):
     sizes = inputs.pop("image_sizes").tolist() if "image_sizes" in inputs else None
     waits = request.getfixturevalue("waits")
     model, inputs = moved(model), on_it(inputs)
+    tuned = dict(model.model.multi_modal_projector.named_parameters())
+    monkeypatch.setattr(projector, "weights", lambda *given: tuned)  # which are read from a file once
     for kind, its in images.items():
         if its:
             tower(model, kind).embeddings.register_forward_pre_hook(lambda *given: setattr(waits, "on", True))

@@ -171,7 +171,7 @@ def _config(written: dict) -> RunConfig:
 
 def _identity(config: dict, task: str | None = None) -> str:
     """Of a record's configuration; with `task`, what that of its record would be."""
-    skipped = {*CIRCUMSTANCES, "tasks"} | ({"judge"} if task and task not in PROTOCOLS else set())
+    skipped = {*CIRCUMSTANCES, "tasks", "projector"} | ({"judge"} if task and task not in PROTOCOLS else set())
     return json.dumps({name: value for name, value in config.items() if name not in skipped}, sort_keys=True)
 
 
