@@ -115,7 +115,7 @@ def inputs(model):
     return ask(model, IMAGES)
 
 
-def answer(model, inputs, new=5, **options):
+def answer(model, inputs, new=3, **options):
     """Greedy tokens (B, new) and their logits (B, new, V); a random model could answer with a placeholder."""
     options |= {"max_new_tokens": new, "do_sample": False, "suppress_tokens": [IMAGE, VIDEO]}
     out = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **options)
