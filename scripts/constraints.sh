@@ -13,15 +13,15 @@ extras=(--extra test --extra lint --extra release)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The releases that the tests ran with, and not the newest: they are large, and a new one changes the last bits of every number.
-# Raise them by hand, and both together, because torchvision works with one torch.
+# Every number comes out of torch, so it is the release that all tests ran with, and not the newest. Raise both by hand and together:
+# a torchvision is built against one torch.
 cat >"$work/tested.txt" <<'PINS'
 torch==2.14.1
 torchvision==0.29.1
 PINS
 
 {
-    echo "# The versions that zipeval is tested with, on Python 3.10 to 3.13: pip install -c constraints.txt . Made by scripts/constraints.sh."
+    echo "# The version of every package that zipeval is tested with, on Python 3.10 to 3.13. Remade by scripts/constraints.sh."
     uv pip compile --quiet --universal --python-version 3.10 "${extras[@]}" --constraints "$work/tested.txt" \
         --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 } >"$work/constraints.txt"
