@@ -9,6 +9,8 @@ from functools import cache, partial
 import oracle
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from test_contract import snapshot
 from tiny import IMAGE, VIDEO, llava, llava_next, mini_gemini, prompts, video_llava
 from transformers import DynamicCache
@@ -276,6 +278,10 @@ def test_calls_by_hand_know_nothing_of_new_padding(name):
 def test_a_prompt_may_be_read_in_chunks():
     model = tiny("llava")
     inputs = ask(model)
+    if Version(transformers.__version__) < Version("5.23"):  # it forgets the images, with any model
+        with VisionZip(tokens=6).applied(model), pytest.raises(ValueError, match="places of images"):
+            generate(model, inputs, prefill_chunk_size=5)
+        return
     with VisionZip(tokens=6).applied(model):
         whole, _, past = generate(model, inputs)
         parts, _, cache = generate(model, inputs, prefill_chunk_size=5)
