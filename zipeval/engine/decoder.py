@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -82,6 +82,7 @@ class Prompts:
         queries, keys: (B, L, heads * head_dim) of the layer above, before the rotary embedding.
         rotary: its cos and sin, (B or 1, L, head_dim).
         head_dim: of the decoder.
+        no_numbers: bool for each score so far, whether it holds NaN, on the device.
     """
 
     given: Given
@@ -95,6 +96,7 @@ class Prompts:
     queries: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+    no_numbers: list[torch.Tensor] = field(default_factory=list)
 
     def attention(self, rows: torch.Tensor) -> torch.Tensor:
         """Some rows of the attention map of the layer above, softmaxed over all they may see.
@@ -106,8 +108,9 @@ class Prompts:
             (B, heads, R, L) float32.
         """
         cos, sin = (x.expand(len(rows), -1, -1) for x in self.rotary)
-        queries = _rotated(take(self.queries, rows), take(cos, rows), take(sin, rows), self.head_dim)
-        keys = _rotated(self.keys, cos, sin, self.head_dim)
+        # In float32: products in float16 overflow where the model's own attention, which adds up in float32, does not.
+        queries = _rotated(take(self.queries, rows), take(cos, rows), take(sin, rows), self.head_dim).float()
+        keys = _rotated(self.keys, cos, sin, self.head_dim).float()
         grouped = queries.unflatten(1, (keys.shape[1], -1))  # grouped-query attention: several query heads to a key
         logits = (grouped @ keys[:, :, None].mT).flatten(1, 2) * self.head_dim**-0.5
         slots = torch.arange(self.valid.shape[1], device=rows.device)
@@ -367,6 +370,7 @@ class _Calls:
         self.reading = hf_names.is_empty(cache)
         if self.reading:
             self.read = _read(ids.cpu(), self.new.cpu(), self.model.config)
+            _check_positions(kwargs.get("position_ids"), self.new)
             self.arrived = ids, visual_slots(ids, self.model.config) & self.new, self.new
         elif cache not in self.segments:
             raise ValueError("cache: it was filled outside of the method's block; begin a new one")
@@ -391,6 +395,7 @@ class _Calls:
             depth, head_dim = len(self.decoder.layers), self.decoder.layers[0].self_attn.head_dim
             self.schedules = {visual: self.method.schedule(visual, depth) for visual in {*counts}}
             self.prompts = Prompts(given, hidden, given.visual, given.valid, positions, slots, counts, head_dim)
+            self.guard.check_later(self.prompts.no_numbers)
             self.now: dict[int, _Segment] = {}
             schedules = [self.schedules[visual] for visual in counts]
             self.applied.record(lambda: schedules)
@@ -501,6 +506,17 @@ def _read(ids: torch.Tensor, valid: torch.Tensor, config) -> list[Read]:
     ]
 
 
+def _check_positions(positions: torch.Tensor | None, valid: torch.Tensor) -> None:
+    """Raise ValueError for positions (B or 1, L) that a caller gives and that start again within a row: prompts that
+    are packed into one row, which the mask behind a reduction would not tell apart.
+    """
+    if positions is None:
+        return
+    rows = zip(positions.expand(len(valid), -1).cpu(), valid.cpu(), strict=True)
+    if any((row[is_valid].diff() < 0).any() for row, is_valid in rows):
+        raise ValueError("position_ids: they start again within a row. Give every prompt a row of its own")
+
+
 def _number(kept: Kept, p: Prompts) -> torch.Tensor:
     """(B): visual tokens that are left."""
     stay = (kept.visual & p.visual).sum(1)
@@ -529,7 +545,11 @@ def _placed(p: Prompts, keep: torch.Tensor, kept: Kept, length: int):
 
 
 def keep_best(score: torch.Tensor, prompts: Prompts, counts: list[int]) -> torch.Tensor:
-    """(B, L) bool: of the b-th prompt the `counts[b]` visual tokens with the highest score (B, L)."""
+    """(B, L) bool: of the b-th prompt the `counts[b]` visual tokens with the highest score (B, L).
+
+    Scores that are no numbers stop the run when its prompt is read: they would be sorted before all others.
+    """
+    prompts.no_numbers.append((score.isnan() & prompts.visual).any())
     order = score.masked_fill(~prompts.visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
     best = torch.arange(score.shape[1], device=score.device) < on_device(counts, score.device)[:, None]
     return torch.zeros_like(prompts.visual).scatter(1, order, best)

@@ -14,6 +14,8 @@ from math import inf
 from weakref import WeakSet
 
 from zipeval.engine import hf_names
+from zipeval.errors import RunError
+from zipeval.lazy import torch
 
 # Models under a method inside the decoder: only the first layer then has to get all that enters.
 reduced_inside: WeakSet = WeakSet()
@@ -38,6 +40,17 @@ class Applied:
         return f"Applied(visual_tokens={self.visual_tokens})"
 
 
+def check_scores(method: str, no_numbers: list[torch.Tensor]) -> None:
+    """Empty the list, and raise RunError if one of the scores that tokens were chosen by holds NaN."""
+    failed = bool(no_numbers) and bool(torch.stack([flag.cpu() for flag in no_numbers]).any())
+    no_numbers.clear()
+    if failed:
+        raise RunError(
+            f"{method}: the scores that it keeps tokens by are not numbers (NaN), so that nothing can be told from its "
+            "answers. Look at the weights, or run this with model.dtype=float32 or bfloat16"
+        )
+
+
 class Guard:
     """Watches the calls of one model, from the moment that its hooks are registered.
 
@@ -56,6 +69,7 @@ class Guard:
         self.layers = hf_names.decoder(model).layers
         self.lengths: list[int] = []
         self._running = False
+        self._scores: list[torch.Tensor] = []
         self._prompts: int | None = None  # that `generate` has read so far; None outside of it
         self._most = 0.0
 
@@ -106,6 +120,10 @@ class Guard:
                 "text. Call model(...) or model.generate(...)"
             )
 
+    def check_later(self, no_numbers: list[torch.Tensor]) -> None:
+        """Take a list, which may still grow, of whether scores hold NaN; it is read when the prompt is."""
+        self._scores = no_numbers
+
     def _begin(self, module, args, kwargs) -> None:
         """A forward pre-hook of the model."""
         hf_names.check_arguments(self.model, self.layers[0])
@@ -144,6 +162,7 @@ class Guard:
         for number, (start, end) in enumerate(zip(self._before, after, strict=True)):
             if self._knows(number) and end - start != self.lengths[number]:
                 self._refuse(f"layer {number} cached {end - start} tokens, and {self.lengths[number]} entered it")
+        check_scores(self.method, self._scores)
 
     def _stop(self, module, args, output) -> None:
         """A forward hook of the model, after exceptions too. The guard holds no cache from then on."""

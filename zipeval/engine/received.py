@@ -23,7 +23,8 @@ def received(queries: torch.Tensor, keys: torch.Tensor, heads: int, prefix: int)
         heads: H.
         prefix: S - P, tokens before the patches: 1 with CLS, else 0.
     """
-    queries, keys = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+    # In float32: a product of float16 overflows where the model's own attention, which adds up in float32, does not.
+    queries, keys = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
     rows = queries[:, :, :1] if prefix else queries
     total = 0
     for some in rows.split(ROWS, 2):

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from zipeval.budget import Picture
 from zipeval.engine import hf_names
+from zipeval.engine.guard import check_scores
 from zipeval.engine.images import PIXELS, joined, pictures
 from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.engine.vision import Crops, Encoded, VisionMethod, reduced, see
@@ -87,6 +88,7 @@ def encoded(
     crops = _concatenated([found[key] for key in wanted])
     sizes = [inputs["image_sizes"] for inputs in wanted.values() if "image_sizes" in inputs]
     left = reduced(model, crops, [*shapes.values()], torch.cat(sizes) if sizes else None, method)
+    check_scores(type(method).__name__, crops.no_numbers)
     return {key: (shape, its) for (key, shape), its in zip(shapes.items(), left, strict=True)}
 
 

@@ -27,12 +27,15 @@ class FirstTurn:
         ids: (B, S) as they were read, S <= L, padded on the left.
         mask: (B, S) of those.
         padded: (B) bool, whether a prompt was given with padding on its right.
+        shortened: whether a prompt lost tokens. Its row is then padded anew, also where S = L: another row, the longest
+            one, may have lost nothing.
     """
 
     given: torch.Tensor
     ids: torch.Tensor
     mask: torch.Tensor
     padded: torch.Tensor
+    shortened: bool
 
 
 class Turns:
@@ -42,6 +45,7 @@ class Turns:
         self.model = model
         self.first: WeakKeyDictionary = WeakKeyDictionary()
         self.reading: FirstTurn | None = None  # by the call in progress
+        self.generating = False  # `generate` calls with the mask of what was read, a caller with that of what was given
 
     def read(self, module, args, output) -> None:
         """A forward hook: whatever was read just now, perhaps in several chunks, is what its cache begins with."""
@@ -123,7 +127,8 @@ class Turns:
         if mask is None and len(ids) == len(first.ids) > 1:  # prompts that lost other numbers of tokens are padded now
             behind = first.mask.new_ones(len(ids), length - first.mask.shape[1])
             inputs = {**inputs, "attention_mask": torch.cat([first.mask, behind], 1)}
-        if mask is not None and mask.shape[1] == length - first.ids.shape[1] + width != length:
+        as_given = mask is not None and mask.shape[1] == length - first.ids.shape[1] + width
+        if as_given and first.shortened and not self.generating:
             inputs = {**inputs, "attention_mask": self._shortened(first, mask)}
         return self.numbered(later(inputs), first)
 
@@ -133,7 +138,7 @@ class Turns:
         goes on by hand, or by generate(), knows nothing of padding that is new. Otherwise they are the stock model's.
         """
         mask = inputs.get("attention_mask")
-        if first is None or first.ids.shape == first.given.shape:
+        if first is None or not first.shortened:
             return inputs
         if mask is None or inputs.get("position_ids") is not None:
             return inputs

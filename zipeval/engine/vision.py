@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import chain, islice
 
@@ -51,6 +51,7 @@ class Crops:
         prefix: number of tokens before the patches: 1 for CLIP (CLS), 0 for SigLIP.
         selected: (N, K, D) what the model itself would hand to the projector (LLaVA: the patches without CLS).
         pixels: (N, 3, height, width) what the encoder was given; on the CPU if a method wants it (`reads_pixels`).
+        no_numbers: bool for each attention so far, whether it holds NaN, on the device.
     """
 
     hidden: torch.Tensor
@@ -60,10 +61,12 @@ class Crops:
     prefix: int
     selected: torch.Tensor
     pixels: torch.Tensor
+    no_numbers: list[torch.Tensor] = field(default_factory=list)
 
     def select(self, rows: list[int]) -> Crops:
         """Some of them."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("heads", "prefix")}
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: x for name, x in held.items() if torch.is_tensor(x)}
         return replace(self, **{name: x.index_select(0, on_device(rows, x.device)) for name, x in tensors.items()})
 
     def everything(self) -> Reduced:
@@ -74,7 +77,9 @@ class Crops:
 
     def attention(self) -> torch.Tensor:
         """(N, H, P) float32: the attention that every patch receives, see zipeval/engine/received.py."""
-        return received(self.queries, self.keys, self.heads, self.prefix)
+        scores = received(self.queries, self.keys, self.heads, self.prefix)
+        self.no_numbers.append(scores.isnan().any())
+        return scores
 
     def mean_keys(self) -> torch.Tensor:
         """(N, S, d): keys averaged over heads."""
@@ -195,58 +200,70 @@ class VisionMethod(ABC):
         self.check_removes(largest_picture(model))
         if "generate" in vars(model):
             raise RuntimeError("a vision-stage method is already applied to this model; leave its block first")
-        stock_generate, turns, applied = model.generate, Turns(model), Applied()
-        guard = Guard(model, type(self).__name__, inside=False)
-
-        def first_turn(inputs):
-            reduced = reduced_inputs(model, inputs, self)
-            ids = reduced.get("input_ids")
-            if ids is not None and hf_names.is_empty(hf_names.given_cache(reduced)):
-                check_pixels(model, reduced)
-                visual = visual_slots(ids, model.config).sum(1)
-                applied.record(lambda: [[count] * len(guard.layers) for count in visual.tolist()])
-            if reduced is not inputs:
-                ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-                padded = torch.zeros_like(ids[:, -1]) if mask is None else mask[:, -1] == 0
-                turns.reading = FirstTurn(ids, reduced["input_ids"], reduced["attention_mask"], padded.bool())
-            return reduced
-
-        def reduce_call(module, args, kwargs):
-            if args:
-                kwargs = {"input_ids": args[0], **kwargs}
-            later = turns.call(kwargs)
-            return args[1:], later or turns.numbered(first_turn(kwargs), turns.reading)
-
-        def generate(inputs=None, **kwargs):
-            prompt = kwargs.pop("input_ids", inputs)
-            kwargs = {"input_ids": prompt, **kwargs}
-            kwargs = turns.prompt(kwargs) or first_turn(kwargs)
-            try:
-                with guard.generating(kwargs):
-                    out = stock_generate(**kwargs)
-            finally:
-                turns.reading = None
-            structured = not torch.is_tensor(out)
-            sequences = out.sequences if structured else out
-            prompts = prompt.repeat_interleave(len(sequences) // len(prompt), 0)
-            sequences = torch.cat([prompts, sequences[:, kwargs["input_ids"].shape[1] :]], 1)
-            if not structured:
-                return sequences
-            out.sequences = sequences
-            return out
-
+        calls = _Calls(self, model)
         hooks = [
-            model.register_forward_pre_hook(reduce_call, with_kwargs=True),
-            model.register_forward_hook(turns.read, always_call=True),
+            model.register_forward_pre_hook(calls.enter, with_kwargs=True),
+            model.register_forward_hook(calls.turns.read, always_call=True),
         ]
-        model.generate = generate
+        model.generate = calls.generate
         try:
-            with guard.watching():
-                yield applied
+            with calls.guard.watching():
+                yield calls.applied
         finally:
             for hook in hooks:
                 hook.remove()
             del model.generate
+
+
+class _Calls:
+    """What stands before a model's `forward` and `generate` while a method is applied to it."""
+
+    def __init__(self, method: VisionMethod, model):
+        self.method, self.model, self.stock_generate = method, model, model.generate
+        self.turns, self.applied = Turns(model), Applied()
+        self.guard = Guard(model, type(method).__name__, inside=False)
+
+    def enter(self, module, args, kwargs):
+        """A forward pre-hook of the model."""
+        if args:
+            kwargs = {"input_ids": args[0], **kwargs}
+        later = self.turns.call(kwargs)
+        return args[1:], later or self.turns.numbered(self.first_turn(kwargs), self.turns.reading)
+
+    def generate(self, inputs=None, **kwargs):
+        """Return what the model's own `generate` does, behind the prompts as they were given."""
+        prompt = kwargs.pop("input_ids", inputs)
+        kwargs = {"input_ids": prompt, **kwargs}
+        kwargs = self.turns.prompt(kwargs) or self.first_turn(kwargs)
+        self.turns.generating = True
+        try:
+            with self.guard.generating(kwargs):
+                out = self.stock_generate(**kwargs)
+        finally:
+            self.turns.reading, self.turns.generating = None, False
+        structured = not torch.is_tensor(out)
+        sequences = out.sequences if structured else out
+        prompts = prompt.repeat_interleave(len(sequences) // len(prompt), 0)
+        sequences = torch.cat([prompts, sequences[:, kwargs["input_ids"].shape[1] :]], 1)
+        if not structured:
+            return sequences
+        out.sequences = sequences
+        return out
+
+    def first_turn(self, inputs: dict) -> dict:
+        """Return the inputs of prompts that are read now, with fewer placeholders; of later calls, as they are."""
+        reduced, shortened, scores = reduce_prompts(self.model, inputs, self.method)
+        ids = reduced.get("input_ids")
+        if ids is not None and hf_names.is_empty(hf_names.given_cache(reduced)):
+            check_pixels(self.model, reduced)
+            visual, depth = visual_slots(ids, self.model.config).sum(1), len(self.guard.layers)
+            self.applied.record(lambda: [[count] * depth for count in visual.tolist()])
+        if reduced is not inputs:
+            given, mask = inputs["input_ids"], inputs.get("attention_mask")
+            padded = torch.zeros_like(given[:, -1]) if mask is None else mask[:, -1] == 0
+            self.turns.reading = FirstTurn(given, ids, reduced["attention_mask"], padded.bool(), shortened)
+            self.guard.check_later(scores)
+        return reduced
 
 
 @dataclass(frozen=True)
@@ -328,13 +345,20 @@ def check_pixels(model, inputs: dict) -> None:
 
 
 def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
-    """The processor's inputs with features in place of pixels and with as many placeholders as features are left.
+    """Return the processor's inputs with features in place of pixels and as many placeholders as features are left.
 
     Inputs without images and videos (text, decoding steps, a later turn) come back as they are. `labels` lose what the
     prompts lose. The features can be differentiated by the projector's weights.
     """
+    return reduce_prompts(model, inputs, method)[0]
+
+
+def reduce_prompts(model, inputs: dict, method: VisionMethod) -> tuple[dict, bool, list[torch.Tensor]]:
+    """Return `reduced_inputs`, whether a prompt lost tokens, and for each score whether it holds NaN, on the device."""
     if all(pixels(inputs, kind) is None for kind in PIXELS):
-        return inputs
+        return inputs, False, []
+    if inputs.get("position_ids") is not None:
+        raise ValueError("position_ids: prompts lose tokens, so leave their positions to the model; pack no prompts")
     inputs = dict(inputs)
     ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
     if labels is not None and labels.shape != ids.shape:
@@ -350,14 +374,18 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     left = {kind: [method.left_of(picture) for picture in its] for kind, its in found.items()}
     inputs["input_ids"], inputs["attention_mask"], shortened = shrunk(model, ids, mask, found, left, labels)
     inputs |= {} if labels is None else {"labels": shortened}
-    encoded = {}
+    encoded, scores = {}, []
     for kind, its in found.items():
         reads_pixels = any(part.reads_pixels for picture in its for part in _parts(method, picture))
         crops = see(model, {**inputs, **sized}, kind, reads_pixels)
         encoded[kind] = reduced(model, crops, its, sized.get("image_sizes"), method)
+        scores += crops.no_numbers
     for name in chain.from_iterable(PIXELS.values()):
         inputs.pop(name, None)
-    return {**inputs, **outputs(model, encoded)}
+    fewer = [
+        count < picture.tokens for kind, its in found.items() for picture, count in zip(its, left[kind], strict=True)
+    ]
+    return {**inputs, **outputs(model, encoded)}, any(fewer), scores
 
 
 def shrunk(model, ids, mask, found: dict[str, list[Picture]], left: dict[str, list[int]], labels=None):

@@ -125,7 +125,8 @@ def raters(prompts: Prompts) -> torch.Tensor:
         raise ValueError("input_ids: a prompt ends in an image; SparseVLM needs text behind it that rates")
     slots = torch.arange(-max(behind), 0, device=given.ids.device)
     text = slots >= -on_device(behind, given.ids.device)[:, None]
-    similarity = given.embedded @ given.embedded[:, -max(behind) :].mT
+    embedded = given.embedded.float()  # its products may be larger than float16 can hold
+    similarity = embedded @ embedded[:, -max(behind) :].mT
     shares = similarity.masked_fill(~text[:, None], float("-inf")).softmax(2).masked_fill(~given.visual[..., None], 0)
     relevance = _mean(shares, given.visual.sum(1, keepdim=True))
     rates = text & (relevance > _mean(relevance.masked_fill(~text, 0), text.sum(1))[:, None])
