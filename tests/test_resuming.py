@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -78,14 +79,17 @@ def command(*arguments):
 
 
 def seconds_after(process, line):
-    """(seconds from a line on stderr to the end of a process, all that it says there)."""
-    said = []
-    for said_now in process.stderr:
-        said.append(said_now)
-        if said_now == line:
+    """(seconds from a line on stderr to the end of a process, all that it says there); it is killed after a minute."""
+    errors, start = [], None
+    killed = threading.Timer(60, process.kill)
+    killed.start()
+    for error in process.stderr:
+        errors.append(error)
+        if error == line:
             start = time.monotonic()
-    process.wait(timeout=60)
-    return time.monotonic() - start, "".join(said)
+    process.wait(timeout=10)
+    killed.cancel()
+    return time.monotonic() - start, "".join(errors)
 
 
 def wait_for(condition, seconds=60):
