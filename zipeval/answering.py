@@ -150,7 +150,7 @@ class Answering:
         }
 
         def given(numbers: list[int]) -> dict:
-            """What these prompts hold in place of pixels."""
+            """Return the arguments that stand for the pixels of these prompts."""
             found = {kind: [] for kind in PIXELS}
             for number in numbers:
                 for kind, key in zip(batch[number].kinds, batch[number].keys, strict=True):
@@ -166,7 +166,7 @@ class Answering:
             return _Read(inputs, found, rows, behind)
         ids, mask = left_padded(ids, self.padding)
         inputs = {"input_ids": self._placed(ids), "attention_mask": self._placed(mask)}
-        return _Read({**inputs, "mm_encoder_outputs": given(everything)}, found, None, [0] * len(batch))
+        return _Read({**inputs, **given(everything)}, found, None, [0] * len(batch))
 
     def _shrunk(self, question: Question, known: dict[str, tuple[Picture, Encoded]]) -> torch.Tensor:
         """(L): the ids of a prompt, with as many placeholders as are left of its pictures."""

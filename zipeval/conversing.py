@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from zipeval.answering import Answer, Answering, drawn, generation_options
+from zipeval.engine import hf_names
 from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.errors import UsageError
 from zipeval.feed import Question
@@ -78,8 +79,10 @@ class _Talk:
         self.model, self.batch, self.messages, self.options = model, batch, messages, options
         self.history = options.get("history", True)
         read = model.read(batch)
-        inputs = {"past_key_values": DynamicCache(config=model.model.config), **read.inputs}  # or one that is shared
-        self.cache, self.mask = inputs["past_key_values"], inputs["attention_mask"]
+        inputs = dict(read.inputs)
+        if hf_names.given_cache(inputs) is None:  # otherwise prompts share what was read of their pictures
+            inputs |= hf_names.cache_argument(model.model, DynamicCache(config=model.model.config))
+        self.cache, self.mask = hf_names.given_cache(inputs), inputs["attention_mask"]
         self.ids = model.generated(inputs, options)
         self.first = model.answers(batch, read, self.ids[:, self.mask.shape[1] :], options)
         # Ids of every conversation so far, without padding, pictures as placeholders.
@@ -106,7 +109,8 @@ class _Talk:
         inputs = {"input_ids": torch.cat([self.ids, ids], 1), "attention_mask": torch.cat([self.mask, mask], 1)}
         if self.history:
             self.mask = inputs["attention_mask"]
-        self.ids = self.model.generated({**inputs, "past_key_values": self.cache}, self.options)
+        inputs |= hf_names.cache_argument(self.model.model, self.cache)
+        self.ids = self.model.generated(inputs, self.options)
         new = self.ids[:, inputs["input_ids"].shape[1] :]
         again = [
             replace(

@@ -26,6 +26,10 @@ class BudgetError(RunError):
     """What was measured contradicts what was asked for. The fault is the method's, not the user's."""
 
 
+class IncompatibleError(RunError):
+    """An installed package calls something by another name than zipeval knows. No answer is given."""
+
+
 class MediaError(Exception):
     """An image or a video that cannot be decoded; its sample is recorded as failed, and the run goes on."""
 

@@ -17,7 +17,7 @@ from statistics import fmean
 
 import torch
 
-from zipeval.engine import flops
+from zipeval.engine import flops, hf_names
 from zipeval.engine.compiled import compiled
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.images import PIXELS, TOWERS, pictures, tower
@@ -155,7 +155,7 @@ def count(model, case: Case, inputs: dict) -> None:
         BudgetError: if the tokens are not those that the method says.
     """
     with case.method.applied(model), ledger(model) as prefills, flops.before_decoder(model) as before:
-        cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+        cache = hf_names.returned_cache(model(**inputs, use_cache=True, logits_to_keep=1))
     (prefill,) = prefills
     layers = [prefill.visual(number) for number in range(case.batch)]
     its = [picture for kind in PIXELS for picture in pictures(model, inputs, kind)]
@@ -165,7 +165,7 @@ def count(model, case: Case, inputs: dict) -> None:
             raise BudgetError(f"{case.method}: {visual} visual tokens entered the layers, {expected} should have.")
     config = model.config.get_text_config()
     case.row["visual_tokens"] |= {"layers": layers[0], "mean": fmean(layers[0]), "final": layers[0][-1]}
-    case.row["kv_bytes"] = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+    case.row["kv_bytes"] = hf_names.bytes_in(cache)
     case.row["flops"] = before | {"decoder": sum(flops.exact(entered, config) for entered in prefill.entered)}
 
 
@@ -199,7 +199,8 @@ def answer(model, inputs: dict, new_tokens: int, clock: Clock) -> list[torch.Ten
     clock.mark("decode")
     clock.running = False
     for _ in range(new_tokens - 1):
-        out = model(input_ids=tokens[-1], past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        cache = hf_names.cache_argument(model, hf_names.returned_cache(out))
+        out = model(input_ids=tokens[-1], use_cache=True, logits_to_keep=1, **cache)
         tokens.append(out.logits[:, -1].argmax(-1, keepdim=True))
     clock.running = True
     clock.mark("end")

@@ -15,12 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.images import check_model
+from zipeval.engine import hf_names
+from zipeval.engine.guard import Applied, Guard, reduced_inside
+from zipeval.engine.images import check_model, largest_picture
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
 from zipeval.engine.turns import later, still_valid
@@ -29,7 +31,6 @@ from zipeval.lazy import torch
 
 DECODERS = ("llama", "mistral", "qwen2", "gemma")
 BLOCK = 256  # rows of one attention map at a time
-_reduced = WeakSet()  # models under a method of this stage
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,8 @@ class Prompts:
 
 def _rotated(x, cos, sin, head_dim):
     """(B, L, heads * d) -> (B, heads, L, d) with rotary positions."""
-    from transformers.models.llama.modeling_llama import rotate_half
-
     x = x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-    return x * cos[:, None] + rotate_half(x) * sin[:, None]
+    return x * cos[:, None] + hf_names.rotate_half(x) * sin[:, None]
 
 
 @dataclass(frozen=True)
@@ -168,6 +167,11 @@ class DecoderMethod(ABC):
     """
 
     renumber = False
+
+    @property
+    def asked(self) -> int | None:
+        """The number of visual tokens that the method is asked to leave of a prompt; None where it is a share."""
+        return None
 
     @abstractmethod
     def layers(self, depth: int) -> tuple[int, ...]:
@@ -195,8 +199,9 @@ class DecoderMethod(ABC):
         return self.schedule(sum(image.tokens for image in images), depth)
 
     @contextmanager
-    def applied(self, model) -> Iterator[None]:
-        """While open, `model(...)` and `model.generate(...)` drop visual tokens as prompts are read.
+    def applied(self, model) -> Iterator[Applied]:
+        """While open, `model(...)` and `model.generate(...)` drop visual tokens as prompts are read. The block is given
+        what was left of the prompts that were read last.
 
         Later calls on the cache of such a prompt (decoding steps, another turn) see what was kept; the logits of a
         prompt are those of the slots that are left. The mask of another turn may leave out earlier answers, and text
@@ -204,23 +209,26 @@ class DecoderMethod(ABC):
         FastV's code. Nothing remains on the model after the block.
 
         Raises:
-            ValueError: for a decoder that is too shallow, or one with sliding-window attention, and for a model that
-                is not built as LLaVA is.
+            ValueError: for a decoder that is too shallow, or one with sliding-window attention, for a model that is not
+                built as LLaVA is, and for settings that would remove nothing of an image.
+            IncompatibleError: in a call, where the model does not call its decoder as the hooks expect.
         """
         check_model(model)
-        decoder = model.base_model.language_model
+        decoder = hf_names.decoder(model)
         self.check(len(decoder.layers))
+        self.check_removes(largest_picture(model))
         _check_decoder(decoder.config)
-        if model in _reduced:
+        if model in reduced_inside:
             raise RuntimeError("a decoder-stage method is already applied to this model; leave its block first")
-        calls = _Calls(self, model, self.layers(len(decoder.layers)))
+        guard = Guard(model, type(self).__name__, inside=True)
+        calls = _Calls(self, model, self.layers(len(decoder.layers)), guard)
         hooks = calls.register()
-        _reduced.add(model)
+        reduced_inside.add(model)
         try:
-            with _whole_prompts(model, calls):
-                yield
+            with guard.watching(), _whole_prompts(model, calls):
+                yield calls.applied
         finally:
-            _reduced.discard(model)
+            reduced_inside.discard(model)
             for hook in hooks:
                 hook.remove()
 
@@ -229,6 +237,14 @@ class DecoderMethod(ABC):
         layers = self.layers(depth)
         if not layers or layers[0] < 1 or layers[-1] >= depth:
             raise ValueError(f"layers={list(layers)}: this decoder has layers 1 to {depth - 1} to drop tokens before")
+
+    def check_removes(self, largest: Picture) -> None:
+        """Raises ValueError where more visual tokens are to be left than the largest image or video has."""
+        if self.asked is not None and self.asked > largest.tokens:
+            raise ValueError(
+                f"{self.asked} visual tokens are to be left, and this model has {largest.tokens} an image, so that "
+                f"nothing would be removed. Choose from 0 to {largest.tokens}"
+            )
 
 
 def _check_decoder(config) -> None:
@@ -256,10 +272,11 @@ def _whole_prompts(model, calls: _Calls) -> Iterator[None]:
         size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         if size is not None:
             raise ValueError(f"prefill_chunk_size={size}: a prompt that is reduced has to be read at once")
-        if kwargs.get("past_key_values") in calls.segments:  # a later turn
+        if hf_names.given_cache(kwargs) in calls.segments:  # a later turn
             kwargs = later(kwargs)
         try:
-            return generate(*args, **kwargs)
+            with calls.guard.generating(kwargs):
+                return generate(*args, **kwargs)
         except BaseException:
             calls.forget()
             raise
@@ -303,9 +320,10 @@ class _Segment:
 class _Calls:
     """What the hooks share: the call in progress, and the segments of every cache that is alive."""
 
-    def __init__(self, method: DecoderMethod, model, layers: tuple[int, ...]):
-        self.method, self.model, self.layers = method, model, layers
-        self.decoder = model.base_model.language_model
+    def __init__(self, method: DecoderMethod, model, layers: tuple[int, ...], guard: Guard):
+        self.method, self.model, self.layers, self.guard = method, model, layers, guard
+        self.applied = Applied()
+        self.decoder = hf_names.decoder(model)
         self.segments: WeakKeyDictionary = WeakKeyDictionary()
         self.forget()
 
@@ -340,24 +358,19 @@ class _Calls:
         """What kind of call this is, and where its visual tokens are. All that is read from the device is read here."""
         if kwargs.get("labels") is not None:
             raise ValueError("labels: training through a reduced prompt is not supported; compute the loss from logits")
-        ids, cache = args[0] if args else kwargs.get("input_ids"), kwargs.get("past_key_values")
+        ids, cache = args[0] if args else kwargs.get("input_ids"), hf_names.given_cache(kwargs)
         if ids is None:
             raise ValueError("inputs_embeds: pass input_ids, which tell visual tokens from text")
-        from transformers import StaticCache
-
-        if isinstance(cache, StaticCache):
-            raise ValueError(
-                "past_key_values: a static cache has as many entries in every layer; use the default cache"
-            )
+        hf_names.check_cache_is_growing(cache)
         mask = kwargs.get("attention_mask")
         self.new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
         self.said = None
-        self.reading = cache is None or cache.get_seq_length() == 0
+        self.reading = hf_names.is_empty(cache)
         if self.reading:
             self.read = _read(ids.cpu(), self.new.cpu(), self.model.config)
             self.arrived = ids, visual_slots(ids, self.model.config) & self.new, self.new
         elif cache not in self.segments:
-            raise ValueError("past_key_values: this cache was filled outside of the method's block")
+            raise ValueError("cache: it was filled outside of the method's block; begin a new one")
         elif ids.shape[1] > 1:
             self.said = None if mask is None else mask[:, : -ids.shape[1]].bool()
             if visual_slots(ids, self.model.config).cpu().any():
@@ -366,24 +379,30 @@ class _Calls:
                 )
 
     def begin(self, module, args, kwargs):
-        hidden = args[0]
+        self.guard.check_model_is_called()
+        call = hf_names.LayerCall.read(args, kwargs)
+        hidden = call.hidden
         self.ready, self.missed = {}, []
         if self.reading:
             given = Given(*self.arrived, hidden, self.read)
             slots = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
-            positions = kwargs["position_ids"].expand(len(hidden), -1)
+            positions = call.positions.expand(len(hidden), -1)
             counts = [prompt.visual for prompt in self.read]
             depth, head_dim = len(self.decoder.layers), self.decoder.layers[0].self_attn.head_dim
             self.schedules = {visual: self.method.schedule(visual, depth) for visual in {*counts}}
             self.prompts = Prompts(given, hidden, given.visual, given.valid, positions, slots, counts, head_dim)
             self.now: dict[int, _Segment] = {}
-            if (cache := kwargs.get("past_key_values")) is not None:
-                self.segments[cache] = self.now
+            schedules = [self.schedules[visual] for visual in counts]
+            self.applied.record(lambda: schedules)
+            if call.cache is not None:
+                self.segments[call.cache] = self.now
         else:
-            self.now = self.segments[kwargs["past_key_values"]]
+            self.now = self.segments[call.cache]
 
     def leave(self, module, args, output):
         """Everything is launched: whether methods left what the arithmetic was done with."""
+        if self.reading and len(self.missed) < len(self.layers):
+            hf_names.incompatible(f"the decoder does not call layers {[*self.layers]}, so that no token was dropped")
         if self.reading and torch.stack(self.missed).any():
             name = type(self.method).__name__
             raise BudgetError(f"{name}: visual tokens that its `reduce` leaves are not as many as its `schedule` says")
@@ -399,7 +418,7 @@ class _Calls:
 
     def see_rotary(self, module, args, kwargs):
         if self.reading:
-            self.prompts.rotary = kwargs["position_embeddings"]
+            self.prompts.rotary = hf_names.LayerCall.read(args, kwargs).rotary
 
     # ------------------------------------------------------------------- before every layer from the first reduction
 
@@ -407,12 +426,13 @@ class _Calls:
         start = max(k for k in self.layers if k <= layer)
 
         def hook(module, args, kwargs):
-            hidden, cache = args[0], kwargs.get("past_key_values")
+            call = hf_names.LayerCall.read(args, kwargs)
+            hidden = call.hidden
             if layer == start:
                 if self.reading:
-                    hidden = self.shrink(layer, hidden, cache)
+                    hidden = self.shrink(layer, hidden, call.cache)
                 else:
-                    self.extend(layer, hidden, cache)
+                    self.extend(layer, hidden, call.cache)
             return (hidden, *args[1:]), {**kwargs, **self.ready[start]}
 
         return hook
@@ -421,6 +441,8 @@ class _Calls:
         """While a prompt is read: what the method leaves of `hidden`."""
         p = self.prompts
         p.hidden = hidden
+        if p.queries is None or p.keys is None:
+            hf_names.incompatible(f"the attention of decoder layer {layer - 1} does not call its q_proj and k_proj")
         kept = self.method.reduce(layer, p)
         p.counts = [self.schedules[prompt.visual][layer] for prompt in p.given.read]
         lengths = [len(prompt.ids) - prompt.visual + n for prompt, n in zip(p.given.read, p.counts, strict=True)]
@@ -435,7 +457,9 @@ class _Calls:
         padded = valid if min(lengths) < max(lengths) else None
         self.now[layer] = _Segment(valid, p.given.visual, valid.shape[1], p.given.ids.shape[1], padded, count)
         self.ready[layer] = self.arguments(layer, p.hidden, cache, p.positions, padded)
+        self.guard.lengths[layer:] = [valid.shape[1]] * (len(self.decoder.layers) - layer)
         hidden, p.hidden = p.hidden, None
+        p.queries = p.keys = p.rotary = None  # the next scores are those of another layer
         if layer == self.layers[-1]:
             if (told := observer(self.model)) is not None:
                 told.decoded(p.given.visual, p.source, p.visual)
@@ -447,7 +471,7 @@ class _Calls:
         segment, new = self.now[layer], self.new
         length = new.shape[1]
         if (cache.get_seq_length(layer), cache.get_seq_length() - length) != (segment.entries, segment.full):
-            raise ValueError("past_key_values: entries were added or cropped outside of the method's block")
+            raise ValueError("cache: entries were added or cropped outside of the method's block")
         if self.said is not None:
             segment.masked(self.said)
         if segment.valid is not None:
@@ -458,22 +482,11 @@ class _Calls:
         self.ready[layer] = self.arguments(layer, hidden, cache, positions, segment.valid)
 
     def arguments(self, layer, hidden, cache, positions, valid) -> dict:
-        """What replaces the model's own arguments in the layers from `layer` on."""
-        from transformers.masking_utils import create_causal_mask
-
-        mask = create_causal_mask(
-            config=self.decoder.config,
-            inputs_embeds=hidden,
-            attention_mask=valid,
-            past_key_values=cache,
-            layer_idx=layer,
-            allow_is_causal_skip=valid is None,  # or it would look for padding, which is there, and wait for the device
-        )
-        # FlashAttention takes position_ids with gaps for a packed batch; the rotary embedding does not read them here.
-        ready = {"attention_mask": mask, "position_ids": None}
-        if positions is not None:
-            ready["position_embeddings"] = self.decoder.rotary_emb(hidden, position_ids=positions)
-        return ready
+        """Return what replaces the model's own arguments in the layers from `layer` on."""
+        mask = hf_names.causal_mask(self.decoder.config, hidden, valid, cache, layer)
+        if positions is None:
+            return hf_names.layer_arguments(mask)
+        return hf_names.layer_arguments(mask, hf_names.rotary_embeddings(self.decoder, hidden, positions))
 
 
 def _read(ids: torch.Tensor, valid: torch.Tensor, config) -> list[Read]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 from itertools import chain
 
 from zipeval.budget import Picture
+from zipeval.engine.hf_names import PIXELS, SIZES, TOWERS
 from zipeval.lazy import torch
-
-# What processors call the pixels, and models the encoder. transformers 5.23 renamed Video-LLaVA's images.
-PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
-TOWERS = {"image": ("vision_tower", "image_tower"), "video": ("video_tower",)}
 
 
 def check_model(model) -> None:
@@ -35,7 +32,7 @@ def pixels(inputs: dict, kind: str) -> torch.Tensor | None:
 def joined(inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The pictures of several of the processor's inputs, one after another; tiles are padded to the most of one."""
     made = {}
-    for name in ("image_sizes", *chain.from_iterable(PIXELS.values())):
+    for name in (SIZES, *chain.from_iterable(PIXELS.values())):
         rows = [row for its in inputs if name in its for row in its[name]]
         if rows:
             made[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -44,7 +41,7 @@ def joined(inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
     """The images, or the videos, of the processor's inputs, in reading order."""
-    given, sizes = pixels(inputs, kind), inputs.get("image_sizes")
+    given, sizes = pixels(inputs, kind), inputs.get(SIZES)
     if given is None:
         return []
     patches = side(model) ** 2
@@ -60,6 +57,19 @@ def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
         Picture(stock_tokens(model, size), tiles(model, size) + 1, patches, grid(model, size)[0] * side(model))
         for size in sizes
     ]
+
+
+def largest_picture(model) -> Picture:
+    """Return the image or video of which the model makes most visual tokens without reduction."""
+    config = model.config
+    takes_cls = config.vision_feature_select_strategy == "full" or hasattr(config, "video_token_id")
+    patches = side(model) ** 2 + (cls_tokens(model) if takes_cls else 0)
+    crops = getattr(model.base_model, "crops", 1)
+    tokens = crops * patches
+    for pinpoint in map(torch.tensor, getattr(config, "image_grid_pinpoints", None) or []):
+        crops = max(crops, 1 + tiles(model, pinpoint))
+        tokens = max(tokens, stock_tokens(model, pinpoint))  # of an image that fills its tiles nothing is cut off
+    return Picture(max(tokens, getattr(config, "video_seq_length", 0)), crops, patches)
 
 
 def tower(model, kind: str = "image"):
@@ -114,8 +124,8 @@ def stock_positions(model, inputs: dict, kind: str = "image") -> list[torch.Tens
     """Of each image's or video's visual tokens without reduction, which patch it is, counted crop after crop; -1 for a
     row end and for CLS.
     """
-    if kind == "image" and inputs.get("image_sizes") is not None:
-        return [stock_packing(model, size) for size in inputs["image_sizes"]]
+    if kind == "image" and inputs.get(SIZES) is not None:
+        return [stock_packing(model, size) for size in inputs[SIZES]]
     patches = torch.arange(side(model) ** 2)
     found = []
     for picture in pictures(model, inputs, kind):

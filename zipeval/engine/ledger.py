@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from zipeval.engine import hf_names
 from zipeval.engine.ragged import visual_slots
 
 
@@ -34,7 +35,7 @@ class Prefill:
 @contextmanager
 def ledger(model) -> Iterator[list[Prefill]]:
     """Yields a list to which every prefill inside the block appends what it received, whatever the method claims."""
-    layers = model.base_model.language_model.layers
+    layers = hf_names.decoder(model).layers
     prefills: list[Prefill] = []
     text: list[torch.Tensor] = []  # of the prefill in progress
     entered: list[torch.Tensor] = []
@@ -42,15 +43,16 @@ def ledger(model) -> Iterator[list[Prefill]]:
     def begin(module, args, kwargs):
         text.clear()
         entered.clear()
-        cache = kwargs.get("past_key_values")
-        if cache is None or cache.get_seq_length() == 0:
+        cache = hf_names.given_cache(kwargs)
+        if hf_names.is_empty(cache):
             ids, mask = args[0] if args else kwargs["input_ids"], kwargs.get("attention_mask")
             valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
             text.append((valid & ~visual_slots(ids, model.config)).sum(1))
 
     def enter(module, args, kwargs):
         if text:
-            entered.append(_valid(args[0], kwargs.get("attention_mask")))
+            call = hf_names.LayerCall.read(args, kwargs)
+            entered.append(_valid(call.hidden, call.mask))
 
     def end(module, args, output):
         if text:

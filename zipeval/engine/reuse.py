@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from zipeval.budget import Picture
+from zipeval.engine import hf_names
 from zipeval.engine.images import PIXELS, joined, pictures
 from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.engine.vision import Crops, Encoded, VisionMethod, reduced, see
@@ -102,7 +103,7 @@ def prefixed(
     Args:
         ids: (L_i) every prompt, with as many placeholders as visual tokens are left of its pictures, at least one.
         groups: equal where the pictures are.
-        given: mm_encoder_outputs of the prompts with these numbers.
+        given: the arguments that stand for the pixels of the prompts with these numbers.
         padding: the id of it.
 
     Returns:
@@ -121,10 +122,10 @@ def prefixed(
         input_ids=before.to(model.device),
         attention_mask=seen.to(model.device),
         position_ids=(seen.cumsum(1) - 1).clamp(min=0).to(model.device),
-        mm_encoder_outputs=given([*read.values()]),
-        past_key_values=cache,
+        **given([*read.values()]),
         use_cache=True,
         logits_to_keep=1,
+        **hf_names.cache_argument(model, cache),
     )
     if len(read) < len(ids):
         cache.batch_select_indices(torch.tensor(rows))  # layers may be on several devices
@@ -132,6 +133,6 @@ def prefixed(
     inputs = {
         "input_ids": torch.cat([before[rows], behind], 1).to(model.device),
         "attention_mask": torch.cat([seen[rows], mask], 1).to(model.device),
-        "past_key_values": cache,
+        **hf_names.cache_argument(model, cache),
     }
     return inputs, rows, [len(row) - end for row, end in zip(ids, ends, strict=True)]

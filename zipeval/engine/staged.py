@@ -39,6 +39,12 @@ class Staged(DecoderMethod):
     def published(cls, **options) -> tuple[Mapping[int, tuple[int, ...]], tuple[int, ...]]:
         """The published `counts` by budget, and `after`, on LLaVA-1.5."""
 
+    @property
+    def asked(self) -> int | None:
+        """Of counts that are shares of a prompt (`of`), none is too large for an image."""
+        counts = [count for count in self.counts if count is not None]
+        return min(counts) if counts and self.of is None else None
+
     def merged(self, dropped: int) -> int:
         """New tokens that so many dropped ones leave behind."""
         return 0

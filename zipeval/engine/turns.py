@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import chain
 from weakref import WeakKeyDictionary
 
-from zipeval.engine.images import PIXELS
+from zipeval.engine import hf_names
 from zipeval.engine.ragged import visual_slots
 from zipeval.lazy import torch
 
-PICTURES = ("image_sizes", *chain.from_iterable(PIXELS.values()))  # what a processor makes of them
+PICTURES = (hf_names.SIZES, *chain.from_iterable(hf_names.PIXELS.values()))  # what a processor makes of them
 NEW_PICTURE = "a picture in a later turn: only those of the first turn are supported; begin a new cache"
 
 
@@ -45,7 +45,11 @@ class Turns:
 
     def read(self, module, args, output) -> None:
         """A forward hook: whatever was read just now, perhaps in several chunks, is what its cache begins with."""
-        first, cache = self.reading, getattr(output, "past_key_values", None)
+        first = self.reading
+        if output is None:  # the call ended in an exception
+            self.reading = None
+            return
+        cache = None if isinstance(output, tuple) else hf_names.returned_cache(output)
         if first is not None and cache is not None:
             if cache.get_seq_length() < first.ids.shape[1]:
                 return
@@ -58,12 +62,12 @@ class Turns:
         Raises:
             ValueError: for a cache that does not begin as this block left it.
         """
-        cache = inputs.get("past_key_values")
+        cache = hf_names.given_cache(inputs)
         first = None if cache is None else self.first.get(cache)
         if first is None:
             return None
         if cache.get_seq_length() < first.ids.shape[1]:
-            raise ValueError("past_key_values: it was cropped into the prompt that its pictures are in")
+            raise ValueError("cache: it was cropped into the prompt that its pictures are in")
         return first
 
     def prompt(self, inputs: dict) -> dict | None:
@@ -79,16 +83,16 @@ class Turns:
         """
         first, ids = self.of(inputs), inputs["input_ids"]
         if first is None:
-            cache = inputs.get("past_key_values")
+            cache = hf_names.given_cache(inputs)
             if cache is not None and cache.get_seq_length() > 0 and visual_slots(ids, self.model.config).any():
                 raise ValueError(
-                    "past_key_values: it was not begun with this prompt in this block; give the pictures in the first "
+                    "cache: it was not begun with this prompt in this block; give the pictures in the first "
                     "turn, or begin a new cache"
                 )
             return None
-        rows, width = inputs["past_key_values"].layers[0].keys.shape[0], first.given.shape[1]
+        rows, width = hf_names.prompts_in(hf_names.given_cache(inputs)), first.given.shape[1]
         if rows != len(first.given):
-            raise ValueError(f"past_key_values: it has {rows} rows of {len(first.given)} prompts; begin a new cache")
+            raise ValueError(f"cache: it has {rows} rows of {len(first.given)} prompts; begin a new cache")
         if not torch.equal(ids[:, :width], first.given.to(ids.device)):
             raise ValueError(
                 "input_ids: a later turn has to begin with the prompt that its cache was begun with, padding included, "
@@ -115,7 +119,7 @@ class Turns:
             return None
         if ids.shape[1] > 1 and visual_slots(ids, self.model.config).any():
             raise ValueError(f"input_ids: {NEW_PICTURE}")
-        length, width = inputs["past_key_values"].get_seq_length() + ids.shape[1], first.given.shape[1]
+        length, width = hf_names.given_cache(inputs).get_seq_length() + ids.shape[1], first.given.shape[1]
         if mask is None and len(ids) == len(first.ids) > 1:  # prompts that lost other numbers of tokens are padded now
             behind = first.mask.new_ones(len(ids), length - first.mask.shape[1])
             inputs = {**inputs, "attention_mask": torch.cat([first.mask, behind], 1)}

@@ -15,8 +15,21 @@ from functools import partial
 from itertools import chain, islice
 
 from zipeval.budget import Picture, Shape
-from zipeval.engine.images import PIXELS, check_model, cls_tokens, packing, pictures, pixels, side, stock_packing, tower
-from zipeval.engine.ragged import compact_index, on_device, take
+from zipeval.engine import hf_names
+from zipeval.engine.guard import Applied, Guard
+from zipeval.engine.hf_names import PIXELS
+from zipeval.engine.images import (
+    check_model,
+    cls_tokens,
+    largest_picture,
+    packing,
+    pictures,
+    pixels,
+    side,
+    stock_packing,
+    tower,
+)
+from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.received import received
 from zipeval.engine.trace import observer
 from zipeval.engine.turns import FirstTurn, Turns
@@ -130,7 +143,7 @@ class VisionMethod(ABC):
 
     def project(self, model, features: torch.Tensor) -> torch.Tensor:
         """(N, k, D) -> (N, k, E), what the language model gets of them: by the model's own projector."""
-        return model.base_model.multi_modal_projector(features)
+        return hf_names.projector(model)(features)
 
     def left(self, patches: int) -> int:
         """What is left of a crop of so many patches."""
@@ -149,9 +162,24 @@ class VisionMethod(ABC):
         """Visual tokens that enter each of `depth` decoder layers, of a prompt with these images."""
         return [sum(map(self.left_of, images))] * depth
 
+    @property
+    def asked(self) -> int | None:
+        """The number of visual tokens that the method is asked to leave of a crop; None where it has no such number."""
+        return getattr(self, "tokens", None)
+
+    def check_removes(self, largest: Picture) -> None:
+        """Raises ValueError where more visual tokens are to be left of a crop than it has patches."""
+        if self.asked is not None and self.asked > largest.patches:
+            where = "an image" if largest.crops == 1 else "a crop of an image"
+            raise ValueError(
+                f"tokens={self.asked}: this model has {largest.patches} visual tokens in {where}, so that nothing "
+                f"would be removed. Choose from 1 to {largest.patches}"
+            )
+
     @contextmanager
-    def applied(self, model) -> Iterator[None]:
-        """While open, `model(...)` and `model.generate(...)` reduce the images of the processor's usual inputs.
+    def applied(self, model) -> Iterator[Applied]:
+        """While open, `model(...)` and `model.generate(...)` reduce the images of the processor's usual inputs. The
+        block is given what was left of the prompts that were read last.
 
         `generate` returns the prompt it was given, placeholders and all, followed by the new tokens, so that callers
         slice it as they always do. With its cache (`past_key_values=`, one's own or that of
@@ -160,15 +188,23 @@ class VisionMethod(ABC):
         after an exception.
 
         Raises:
-            ValueError: for a model that is not built as LLaVA is.
+            ValueError: for a model that is not built as LLaVA is, and for settings that would remove nothing.
+            IncompatibleError: in a call, where the model does not call its decoder as is expected.
         """
         check_model(model)
+        self.check_removes(largest_picture(model))
         if "generate" in vars(model):
             raise RuntimeError("a vision-stage method is already applied to this model; leave its block first")
-        stock_generate, turns = model.generate, Turns(model)
+        stock_generate, turns, applied = model.generate, Turns(model), Applied()
+        guard = Guard(model, type(self).__name__, inside=False)
 
         def first_turn(inputs):
             reduced = reduced_inputs(model, inputs, self)
+            ids = reduced.get("input_ids")
+            if ids is not None and hf_names.is_empty(hf_names.given_cache(reduced)):
+                check_pixels(model, reduced)
+                visual = visual_slots(ids, model.config).sum(1)
+                applied.record(lambda: [[count] * len(guard.layers) for count in visual.tolist()])
             if reduced is not inputs:
                 ids, mask = inputs["input_ids"], inputs.get("attention_mask")
                 padded = torch.zeros_like(ids[:, -1]) if mask is None else mask[:, -1] == 0
@@ -186,7 +222,8 @@ class VisionMethod(ABC):
             kwargs = {"input_ids": prompt, **kwargs}
             kwargs = turns.prompt(kwargs) or first_turn(kwargs)
             try:
-                out = stock_generate(**kwargs)
+                with guard.generating(kwargs):
+                    out = stock_generate(**kwargs)
             finally:
                 turns.reading = None
             structured = not torch.is_tensor(out)
@@ -204,7 +241,8 @@ class VisionMethod(ABC):
         ]
         model.generate = generate
         try:
-            yield
+            with guard.watching():
+                yield applied
         finally:
             for hook in hooks:
                 hook.remove()
@@ -214,6 +252,8 @@ class VisionMethod(ABC):
 @dataclass(frozen=True)
 class Everything(VisionMethod):
     """The model as it is: of images that a budget is too large for, or that no method before the decoder reduces."""
+
+    asked = None
 
     def left(self, patches: int) -> int:
         return patches
@@ -240,6 +280,7 @@ class Divided(VisionMethod):
 
     tokens: int
     make: Callable[..., VisionMethod]
+    asked = None  # of a crop
 
     def of_crops(self, picture: Picture) -> list[VisionMethod]:
         share, rest = divmod(self.tokens, picture.crops)
@@ -262,6 +303,10 @@ class RowEnds(VisionMethod):
     method: VisionMethod
     row_ends = True
 
+    @property
+    def asked(self) -> int | None:
+        return self.method.asked
+
     def of_crops(self, picture: Picture) -> list[VisionMethod]:
         method = self.method
         if isinstance(method, Divided):
@@ -273,6 +318,13 @@ class RowEnds(VisionMethod):
 
     def project(self, model, features: torch.Tensor) -> torch.Tensor:
         return self.method.project(model, features)
+
+
+def check_pixels(model, inputs: dict) -> None:
+    """Raise ValueError where prompts have places of images or videos, and no features and no known pixels fill them."""
+    if hf_names.FEATURES not in inputs and visual_slots(inputs["input_ids"], model.config).any():
+        names = ", ".join(chain.from_iterable(PIXELS.values()))
+        raise ValueError(f"input_ids: they have places of images or videos, and none of {names} is given")
 
 
 def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
@@ -305,7 +357,7 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
         encoded[kind] = reduced(model, crops, its, sized.get("image_sizes"), method)
     for name in chain.from_iterable(PIXELS.values()):
         inputs.pop(name, None)
-    return {**inputs, "mm_encoder_outputs": outputs(model, encoded)}
+    return {**inputs, **outputs(model, encoded)}
 
 
 def shrunk(model, ids, mask, found: dict[str, list[Picture]], left: dict[str, list[int]], labels=None):
@@ -341,7 +393,9 @@ class Encoded:
 
 
 def outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
-    """What `forward` and `generate` accept in place of pixels. Fresh objects, as generate() writes into them."""
+    """Return the arguments of `forward` and `generate` that stand for pixels: fresh objects, as generate() writes into
+    them.
+    """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     told, made = observer(model), {}
@@ -352,7 +406,7 @@ def outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
         if hasattr(model.base_model, "get_video_features"):  # such models hold them in one tensor
             features = torch.stack(features)
         made[kind] = BaseModelOutputWithPooling(pooler_output=features)
-    return made
+    return {hf_names.FEATURES: made}
 
 
 def see(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
@@ -379,7 +433,7 @@ def see(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
         layer.register_forward_hook(remember("hidden")),
         attention.q_proj.register_forward_hook(remember("queries")),
         attention.k_proj.register_forward_hook(remember("keys")),
-        base.multi_modal_projector.register_forward_pre_hook(stop),
+        hf_names.projector(model).register_forward_pre_hook(stop),
     ]
     sizes = inputs.get("image_sizes")
     if sizes is not None:
@@ -391,6 +445,8 @@ def see(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
         for hook in hooks:
             hook.remove()
         vars(base).pop("pack_image_features", None)
+    if missing := {"pixels", "hidden", "queries", "keys", "selected"} - seen.keys():
+        hf_names.incompatible(f"get_{kind}_features does not call what gives {', '.join(sorted(missing))}")
     selected = seen["selected"]
     # What lies between encoder and projector (Mini-Gemini's mining) is in what the projector is given.
     seen["hidden"] = torch.cat([seen["hidden"][:, : seen["hidden"].shape[1] - selected.shape[1]], selected], 1)

@@ -9,6 +9,8 @@ from typing import Any
 
 from zipeval.budget import Picture, Shape
 from zipeval.engine.decoder import DecoderMethod
+from zipeval.engine.guard import Applied
+from zipeval.engine.images import largest_picture
 from zipeval.engine.vision import VisionMethod
 from zipeval.methods import build
 
@@ -69,9 +71,16 @@ class Chain:
         return cls(before, build(second, budget, behind))
 
     @contextmanager
-    def applied(self, model) -> Iterator[None]:
-        with self.first.applied(model), self.second.applied(model):
-            yield
+    def applied(self, model) -> Iterator[Applied]:
+        """While open, both act; the block is given what the second left of what the first left.
+
+        Raises:
+            ValueError, IncompatibleError: as the two methods do, and where the second would remove nothing.
+        """
+        largest = largest_picture(model)
+        self.second.check_removes(replace(largest, tokens=self.first.left_of(largest)))
+        with self.first.applied(model), self.second.applied(model) as applied:
+            yield applied
 
     def entering(self, images: list[Picture], depth: int) -> list[int]:
         """Visual tokens that enter each of `depth` layers, of a prompt with these images."""

@@ -63,6 +63,10 @@ class FastV(DecoderMethod):
             return keeping(shape.published(published(PUBLISHED, tokens, shape)))
         return search(lambda share: keeping(round(share * shape.entering)), tokens, budget, shape)
 
+    @property
+    def asked(self) -> int | None:
+        return self.keep
+
     def layers(self, depth: int) -> tuple[int, ...]:
         return (self.K,)
 

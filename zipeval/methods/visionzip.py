@@ -56,6 +56,10 @@ class VisionZip(VisionMethod):
             published(splits, tokens, shape, of)
         return super().for_budget(tokens, budget, shape, **options)
 
+    @property
+    def asked(self) -> int:
+        return sum(self.split())
+
     def left(self, tokens: int) -> int:
         return min(tokens, sum(self.split()))
 

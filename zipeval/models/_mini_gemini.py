@@ -23,8 +23,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import select_hidden_states
 
+from zipeval.engine import hf_names
 from zipeval.models.mini_gemini import MODEL_TYPE
 
 
@@ -41,13 +41,15 @@ class MiniGeminiConfig(LlavaConfig):
     """
 
     model_type = MODEL_TYPE
-    sub_configs_defaults = {**LlavaConfig.sub_configs_defaults, "aux_config": ConvNextConfig}  # noqa: RUF012
+    sub_configs = {**LlavaConfig.sub_configs, "aux_config": ConvNextConfig}  # noqa: RUF012
 
     aux_config: dict | ConvNextConfig | None = None
     image_size_aux: int = 768
     image_grid: int = 1
 
     def __post_init__(self, **kwargs):
+        if not isinstance(self.aux_config, ConvNextConfig):
+            self.aux_config = ConvNextConfig(**(self.aux_config or {}))
         super().__post_init__(**kwargs)
         tokens = self.image_grid * self.vision_config.image_size // self.vision_config.patch_size
         if self.image_size_aux % (tokens * self.aux_config.patch_size):
@@ -118,7 +120,6 @@ class MiniGeminiModel(LlavaModel):
 
     @merge_with_config_defaults
     @can_return_tuple
-    @select_hidden_states("vision_feature_layer")
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -134,6 +135,7 @@ class MiniGeminiModel(LlavaModel):
         """
         if vision_feature_select_strategy != "default":
             raise ValueError(f"vision_feature_select_strategy={vision_feature_select_strategy!r}: CLS cannot be mined")
+        kwargs |= hf_names.hidden_states_of(vision_feature_layer)
         seen = self.vision_tower(self.low_resolution(pixel_values), return_dict=True, **kwargs)
         tokens = seen.hidden_states[vision_feature_layer][:, 1:].unflatten(0, (-1, self.crops))
         # One image after another: in high resolution, the features of a single one are up to 1 GB.

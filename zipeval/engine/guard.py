@@ -1,0 +1,164 @@
+"""Checks that a model under a method is called as the method's hooks expect.
+
+A hook that does not fire, or that reads an argument under a name of yesterday, drops nothing or drops it at every step,
+and the model answers all the same. The guard of a block counts instead: one prompt is read for each `generate`, every
+layer is called once and gets as many tokens as the method says, and the cache then holds that many. All of these
+numbers are known to the host, so nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import inf
+from weakref import WeakSet
+
+from zipeval.engine import hf_names
+
+# Models under a method inside the decoder: only the first layer then has to get all that enters.
+reduced_inside: WeakSet = WeakSet()
+
+
+class Applied:
+    """What a method left of the prompts that its model read last: `with method.applied(model) as applied:`."""
+
+    def __init__(self):
+        self._count: Callable[[], list[list[int]]] = list
+
+    def record(self, count: Callable[[], list[list[int]]]) -> None:
+        """Take what counts the prompts that are read now; it is called when somebody asks."""
+        self._count = count
+
+    @property
+    def visual_tokens(self) -> list[list[int]]:
+        """For each prompt of the batch, the visual tokens that entered each decoder layer; nothing before the first."""
+        return self._count()
+
+    def __repr__(self) -> str:
+        return f"Applied(visual_tokens={self.visual_tokens})"
+
+
+class Guard:
+    """Watches the calls of one model, from the moment that its hooks are registered.
+
+    Args:
+        model: the model that a method is applied to.
+        method: the method's name, for messages.
+        inside: whether the method acts between decoder layers.
+
+    Attributes:
+        lengths: (layers) tokens of the longest prompt that have to enter each layer in the call in progress. A method
+            inside the decoder lowers them where tokens leave.
+    """
+
+    def __init__(self, model, method: str, inside: bool):
+        self.model, self.method, self.inside = model, method, inside
+        self.layers = hf_names.decoder(model).layers
+        self.lengths: list[int] = []
+        self._running = False
+        self._prompts: int | None = None  # that `generate` has read so far; None outside of it
+        self._most = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While open, every call is checked. Open it behind the method's own hooks, so that it sees what they leave.
+
+        Raises:
+            IncompatibleError: in a call that does not go as the hooks expect.
+            ValueError: where the decoder is called without the model that it belongs to.
+        """
+        hooks = [
+            self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self.model.register_forward_hook(self._end),
+            self.model.register_forward_hook(self._stop, always_call=True),
+        ]
+        for number, layer in enumerate(self.layers):
+            hooks.append(layer.register_forward_pre_hook(self._enter(number), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def generating(self, inputs: dict) -> Iterator[None]:
+        """Check that the `generate` in this block reads its prompt once, unless it was told to keep no cache.
+
+        Raises:
+            IncompatibleError: if it reads its prompt again for a later token, or never calls the model.
+        """
+        config = inputs.get("generation_config") or self.model.generation_config
+        cached = inputs.get("use_cache", getattr(config, "use_cache", None)) is not False
+        first = hf_names.is_empty(hf_names.given_cache(inputs))
+        self._prompts, self._most = 0, int(first) if cached else inf
+        try:
+            yield
+            if first and not self._prompts:
+                self._refuse("generate() does not call the model, so that no token was dropped")
+        finally:
+            self._prompts = None
+
+    def check_model_is_called(self) -> None:
+        """Raise ValueError where a layer is called outside of a call of the whole model, which has the prompts' ids."""
+        if not self._running:
+            raise ValueError(
+                f"{self.method}: the decoder was called without its model, so that nothing tells visual tokens from "
+                "text. Call model(...) or model.generate(...)"
+            )
+
+    def _begin(self, module, args, kwargs) -> None:
+        """A forward pre-hook of the model."""
+        hf_names.check_arguments(type(self.model), type(self.layers[0]))
+        ids = args[0] if args else kwargs.get("input_ids")
+        tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[1]
+        self.lengths = [tokens] * len(self.layers)
+        self._running, self._entered = True, set()
+        self._cache = hf_names.given_cache(kwargs)
+        self._before = self._entries(self._cache)
+        if self._prompts is not None and hf_names.is_empty(self._cache):
+            self._prompts += 1
+            if self._prompts > self._most:
+                self._refuse("a decoding step does not go on with the cache of its prompt")
+
+    def _enter(self, number: int):
+        """Return a forward pre-hook of a layer."""
+
+        def check(module, args, kwargs) -> None:
+            self.check_model_is_called()
+            call = hf_names.LayerCall.read(args, kwargs)
+            if self._cache is not None and call.cache is not self._cache:
+                self._refuse(f"the cache that the model was given does not reach layer {number}")
+            self._entered.add(number)
+            length, expected = call.hidden.shape[1], self.lengths[number]
+            if self._knows(number) and length != expected:
+                self._refuse(f"{length} tokens enter layer {number}, and {expected} should")
+
+        return check
+
+    def _end(self, module, args, output) -> None:
+        """A forward hook of the model."""
+        missing = [number for number in range(len(self.layers)) if number not in self._entered]
+        if missing:
+            self._refuse(f"the hooks on layers {missing} did not fire")
+        after = self._entries(self._cache)
+        for number, (start, end) in enumerate(zip(self._before, after, strict=True)):
+            if self._knows(number) and end - start != self.lengths[number]:
+                self._refuse(f"layer {number} cached {end - start} tokens, and {self.lengths[number]} entered it")
+
+    def _stop(self, module, args, output) -> None:
+        """A forward hook of the model that is called after exceptions, too."""
+        self._running = False
+
+    def _knows(self, number: int) -> bool:
+        """Tell whether `lengths` counts for a layer: a method before the decoder does not know of one inside it."""
+        return self.inside or number == 0 or self.model not in reduced_inside
+
+    def _entries(self, cache) -> list[int]:
+        """Return the number of entries of each layer; nothing of a static cache, which counts on the device."""
+        if cache is None:
+            return []
+        entries = [cache.get_seq_length(number) for number in range(len(self.layers))]
+        return entries if all(isinstance(count, int) for count in entries) else []
+
+    def _refuse(self, problem: str) -> None:
+        hf_names.incompatible(f"{self.method} cannot be used on this {type(self.model).__name__}: {problem}")
