@@ -109,7 +109,7 @@ class ZipEval(lmms):
         size = BatchSize(1 if sampled else self.session.config.batch_size, self.device)
         stream = feed(
             self.session,
-            lambda number: self._messages(requests[number]),
+            lambda number: self.messages(requests[number]),
             self._in_order(requests, numbers, sharing),
             sharing,
             lambda number: "tasks=[{}]: sample {}".format(*_place(requests[number])),
@@ -227,7 +227,8 @@ class ZipEval(lmms):
                     f"entered layer {layer}, and {counts[1]} should have. Nothing of this task was recorded."
                 )
 
-    def _messages(self, request: Instance) -> list[dict]:
+    def messages(self, request: Instance) -> list[dict]:
+        """Return the chat messages of a request, pictures as the data set has them."""
         args = RequestArgs.of(request)
         with decoding():  # what a data set holds is decoded as soon as its row is looked up
             return args.doc_to_messages(lmms_names.document(self, args))

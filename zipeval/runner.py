@@ -18,7 +18,7 @@ from zipeval import benchmarks, data, journal, logger, methods, models, projecto
 from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, Held, MediaError, Stopped, UsageError
-from zipeval.evaluation import lmms_names
+from zipeval.evaluation import lmms_names, stack
 from zipeval.lock import locked
 from zipeval.placement import machine, place
 from zipeval.progress import progress
@@ -53,6 +53,7 @@ class Session:
         self.questions = {
             task: videoqa.questions(task, config.data.videos) for task in config.tasks if task in videoqa.SETS
         }
+        stack.load(stack.DEVICE)
         self.placement = place(config.model)
 
     def _afford(self) -> None:
@@ -241,7 +242,8 @@ def _written(
 
     @cache
     def model():
-        from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
+        stack.load(stack.RUN)  # before the weights
+        from zipeval.chat_model import ZipEval
 
         return ZipEval(session)
 
@@ -334,6 +336,7 @@ def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[S
 
 def _help(session: Session, folders: dict[str, Path], results: Path) -> list[Path]:
     """What ranks other than the first do of a run: their share of the answers. They write no record."""
+    stack.load(stack.RUN)
     from zipeval.chat_model import ZipEval
 
     model = ZipEval(session)
@@ -507,7 +510,8 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
     known = benchmarks.BENCHMARKS.get(task)
     ours = {**known.settings, **(known.functions() if known.functions else {})} if known else {}
     try:
-        with no_key(), ranks.alone(), lmms_names.patched(questions):
+        # A task's own functions may import what nothing else does.
+        with no_key(), ranks.alone(), stack.explained("lmms_eval"), lmms_names.patched(questions):
             return evaluator.simple_evaluate(
                 model=model,
                 tasks=[task],

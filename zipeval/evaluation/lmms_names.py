@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from zipeval.errors import RunError
+from zipeval.errors import IncompatibleError
 
 TESTED = ("0.7.3", "0.7.3")  # lowest and newest lmms-eval that the tests ran on
 MULTI_ROUND = "generate_until_multi_round"  # request_type and output_type of a conversation
@@ -50,7 +50,7 @@ class RequestArgs(NamedTuple):
         """Read the arguments of an lmms-eval Instance.
 
         Raises:
-            RunError: if they are not what the tested lmms-eval gives.
+            IncompatibleError: if they are not what the tested lmms-eval gives.
         """
         arguments = request.args
         types = [type(argument).__name__ for argument in arguments]
@@ -69,14 +69,25 @@ class RequestArgs(NamedTuple):
         return self.task, self.doc_id
 
 
-def _unexpected(what: str, fields: tuple[str, ...]) -> RunError:
+def _unexpected(what: str, fields: tuple[str, ...]) -> IncompatibleError:
     """Say that the installed lmms-eval gives something else than the tested one."""
     lowest, newest = TESTED
     tested = lowest if lowest == newest else f"{lowest} to {newest}"
-    return RunError(
+    return IncompatibleError(
         f"lmms-eval {version('lmms-eval')}: {what}, where lmms-eval {tested}, which zipeval is tested with, gives "
         f"{', '.join(fields)}. Run `pip install lmms-eval=={newest}`, then `zipeval doctor`."
     )
+
+
+def patch_filelocks() -> None:
+    """Have lmms-eval replace what it replaces in filelock: it reads names there that not every filelock has.
+
+    It would do so first thing in an evaluation anyway, and once only; here what it lacks shows before weights are read.
+    """
+    from lmms_eval import evaluator
+
+    if hasattr(evaluator, "_enable_reentrant_filelocks"):  # not every lmms-eval that zipeval takes has to do that
+        evaluator._enable_reentrant_filelocks()
 
 
 def is_conversation(request) -> bool:
@@ -95,8 +106,17 @@ def documents(model, args: RequestArgs):
 
 
 def tasks_folder() -> Path:
-    """Return where lmms-eval's own tasks are, without importing it."""
-    return Path(find_spec("lmms_eval").submodule_search_locations[0]) / "tasks"
+    """Return where lmms-eval's own tasks are, without importing it.
+
+    Raises:
+        IncompatibleError: if lmms-eval is not installed.
+    """
+    package = find_spec("lmms_eval")
+    if package is None:
+        raise IncompatibleError(
+            f"lmms-eval is not installed, so run `pip install lmms-eval=={TESTED[1]}`, then `zipeval doctor`."
+        )
+    return Path(package.submodule_search_locations[0]) / "tasks"
 
 
 def question(logged: dict[str, Any]) -> str:
