@@ -12,6 +12,7 @@ demo: $(VENV)/.installed  ## install, evaluate the embedded model, print the tab
 	@$(BIN)/zipeval table task=zipeval_shapes
 	@echo
 	@echo "The records are in results/runs: one folder per run, a JSON file per task and its samples beside it."
+	@echo "To type zipeval in this shell: . $(BIN)/activate"
 
 test: $(VENV)/.installed  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -20,9 +21,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
 	touch $@
 
 clean:

@@ -234,7 +234,7 @@ class TestRefusals:
             def schedule(self, visual, depth):
                 return [visual] * self.K + [visual - 1] * (depth - self.K)
 
-        with pytest.raises(BudgetError, match="Generous"), Generous(keep=999).applied(llama), torch.no_grad():
+        with pytest.raises(BudgetError, match="Generous"), Generous(ratio=0.0).applied(llama), torch.no_grad():
             llama(**one(ask(llama), 1))
 
     def test_a_foreign_cache(self, llama):

@@ -9,6 +9,8 @@ from functools import cache, partial
 import oracle
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from test_contract import snapshot
 from tiny import IMAGE, VIDEO, llava, llava_next, mini_gemini, prompts, video_llava
 from transformers import DynamicCache
@@ -192,7 +194,9 @@ def unasked(inputs):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("everything", [Everything(), FastV(keep=999), Chain(Everything(), FastV(keep=999))], ids=repr)
+@pytest.mark.parametrize(
+    "everything", [Everything(), FastV(ratio=0.0), Chain(Everything(), FastV(ratio=0.0))], ids=repr
+)
 def test_keeping_everything_is_the_stock_model(family, everything):
     """Exactly, in float32, whatever of the conversation is masked out."""
     model = FAMILIES[family](side=4, layers=4)
@@ -274,6 +278,10 @@ def test_calls_by_hand_know_nothing_of_new_padding(name):
 def test_a_prompt_may_be_read_in_chunks():
     model = tiny("llava")
     inputs = ask(model)
+    if Version(transformers.__version__) < Version("5.23"):  # it forgets the images, with any model
+        with VisionZip(tokens=6).applied(model), pytest.raises(ValueError, match="places of images"):
+            generate(model, inputs, prefill_chunk_size=5)
+        return
     with VisionZip(tokens=6).applied(model):
         whole, _, past = generate(model, inputs)
         parts, _, cache = generate(model, inputs, prefill_chunk_size=5)

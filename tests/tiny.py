@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from pathlib import Path
 
@@ -126,6 +127,12 @@ def single(model, inputs: dict, images: list[int], row: int) -> dict:
     return one
 
 
+def pixels_name(model, kind: str) -> str:
+    """What the installed transformers calls them: 5.23 renamed Video-LLaVA's images."""
+    taken = inspect.signature(type(model).forward).parameters
+    return next(name for name in PIXELS[kind] if name in taken)
+
+
 def prompts(model, questions: list[list[int]], images: list[int], seed: int = 0) -> dict:
     """Left-padded inputs: row i is BOS, `images[i]` images with text between them, then `questions[i]`.
 
@@ -143,7 +150,7 @@ def prompts(model, questions: list[list[int]], images: list[int], seed: int = 0)
     else:
         side = getattr(model.config, "image_size_aux", side)
         inputs = {
-            PIXELS[kind][0]: torch.randn(count, *frames, 3, side, side, generator=generator)
+            pixels_name(model, kind): torch.randn(count, *frames, 3, side, side, generator=generator)
             for kind, frames in (("image", ()), ("video", (FRAMES,)))
             if (count := sum(row.count(kind) for row in kinds))
         }

@@ -10,6 +10,7 @@ import torch
 
 from zipeval import methods
 from zipeval.budget import Picture
+from zipeval.engine import hf_names
 from zipeval.engine.compiled import compiled
 from zipeval.engine.images import PIXELS, joined, pictures
 from zipeval.engine.ledger import Prefill, ledger
@@ -109,6 +110,8 @@ class Answering:
 
     def answers(self, batch: list[Question], read: _Read, new: torch.Tensor, options: dict) -> list[Answer]:
         """What was generated for questions, and what reading them cost."""
+        if len(self.prefills) != 1:
+            hf_names.incompatible(f"the model read its prompts {len(self.prefills)} times for one answer each")
         (prefill,) = self.prefills
         beams = len(prefill.entered) // len(batch) if read.rows is None else 1  # generate() repeats a prompt for each
         places = []

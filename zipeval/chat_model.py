@@ -16,7 +16,7 @@ from zipeval.batch_size import BatchSize
 from zipeval.benchmarks import BENCHMARKS, SEVERAL_ROUNDS
 from zipeval.budget import Picture
 from zipeval.conversing import converse
-from zipeval.engine import flops
+from zipeval.engine import flops, hf_names
 from zipeval.engine.images import pixels
 from zipeval.errors import BudgetError, UsageError
 from zipeval.evaluation import lmms_names
@@ -157,7 +157,7 @@ class ZipEval(lmms):
         """By number; None where memory ran out."""
         import torch
 
-        decoder, start = model.model.base_model.language_model.config, time.perf_counter()
+        decoder, start = hf_names.decoder(model.model).config, time.perf_counter()
         try:
             first = requests[batch[0].number]
             options = RequestArgs.of(first).gen_kwargs

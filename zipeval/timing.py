@@ -212,9 +212,9 @@ def staged(model, method, clock: Clock) -> Iterator[None]:
     """While open, the method is applied and the clock told of every stage. Hooks run in the order in which they were
     registered: what a method does at the projector and between layers is bounded by ours before and behind its own.
     """
-    base = model.base_model
+    base, decoder, projection = model.base_model, hf_names.decoder(model), hf_names.projector(model)
     inside = getattr(method, "second", method)  # of a chain
-    layers = inside.layers(len(base.language_model.layers)) if isinstance(inside, DecoderMethod) else ()
+    layers = inside.layers(len(decoder.layers)) if isinstance(inside, DecoderMethod) else ()
     with ExitStack() as stack:
 
         def begins(stage, register):
@@ -231,15 +231,15 @@ def staged(model, method, clock: Clock) -> Iterator[None]:
         for kind in PIXELS:
             if any(hasattr(base, name) for name in TOWERS[kind]):
                 begins("encoder", tower(model, kind).register_forward_pre_hook)
-        begins("reducer", base.multi_modal_projector.register_forward_pre_hook)
-        stack.callback(base.multi_modal_projector.linear_1.register_forward_pre_hook(projector).remove)
-        stack.callback(base.multi_modal_projector.register_forward_hook(projected).remove)
-        begins("prefill", base.language_model.register_forward_pre_hook)
+        begins("reducer", projection.register_forward_pre_hook)
+        stack.callback(projection.linear_1.register_forward_pre_hook(projector).remove)
+        stack.callback(projection.register_forward_hook(projected).remove)
+        begins("prefill", decoder.register_forward_pre_hook)
         for layer in layers:
-            begins("reducer", base.language_model.layers[layer].register_forward_pre_hook)
+            begins("reducer", decoder.layers[layer].register_forward_pre_hook)
         stack.enter_context(method.applied(model))
         for layer in layers:
-            begins("prefill", base.language_model.layers[layer].register_forward_pre_hook)
+            begins("prefill", decoder.layers[layer].register_forward_pre_hook)
         yield
 
 

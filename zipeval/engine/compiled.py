@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from zipeval.engine import hf_names
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.images import TOWERS, tower
 from zipeval.engine.vision import VisionMethod, scored
@@ -34,7 +35,7 @@ def compiled(model, method, backend: str | Callable = "inductor") -> Iterator[No
         method: that is applied to it.
         backend: of torch.compile.
     """
-    blocks = [*model.base_model.language_model.layers]
+    blocks = [*hf_names.decoder(model).layers]
     for kind in _kinds(model):
         blocks += tower(model, kind).encoder.layers
     watched = _watched(model, method)
@@ -61,7 +62,7 @@ def _kinds(model) -> list[str]:
 def _watched(model, method) -> set[nn.Module]:
     """The blocks whose projections a method looks at."""
     found = set()
-    layers = model.base_model.language_model.layers
+    layers = hf_names.decoder(model).layers
     for part in (getattr(method, "first", method), getattr(method, "second", None)):
         if isinstance(part, VisionMethod):
             found |= {scored(model, kind) for kind in _kinds(model)}

@@ -22,7 +22,7 @@ import numpy as np
 from zipeval.budget import Picture, Shape
 from zipeval.engine import hf_names
 from zipeval.engine.guard import Applied, Guard, reduced_inside
-from zipeval.engine.images import check_model, largest_picture
+from zipeval.engine.images import check_model
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
 from zipeval.engine.turns import later, still_valid
@@ -209,14 +209,13 @@ class DecoderMethod(ABC):
         FastV's code. Nothing remains on the model after the block.
 
         Raises:
-            ValueError: for a decoder that is too shallow, or one with sliding-window attention, for a model that is not
-                built as LLaVA is, and for settings that would remove nothing of an image.
+            ValueError: for a decoder that is too shallow, or one with sliding-window attention, and for a model that is
+                not built as LLaVA is; in a call, for settings that would remove nothing of its prompts.
             IncompatibleError: in a call, where the model does not call its decoder as the hooks expect.
         """
         check_model(model)
         decoder = hf_names.decoder(model)
         self.check(len(decoder.layers))
-        self.check_removes(largest_picture(model))
         _check_decoder(decoder.config)
         if model in reduced_inside:
             raise RuntimeError("a decoder-stage method is already applied to this model; leave its block first")
@@ -238,12 +237,12 @@ class DecoderMethod(ABC):
         if not layers or layers[0] < 1 or layers[-1] >= depth:
             raise ValueError(f"layers={list(layers)}: this decoder has layers 1 to {depth - 1} to drop tokens before")
 
-    def check_removes(self, largest: Picture) -> None:
-        """Raises ValueError where more visual tokens are to be left than the largest image or video has."""
-        if self.asked is not None and self.asked > largest.tokens:
+    def check_removes(self, visual: int) -> None:
+        """Raises ValueError where more visual tokens are to be left than the prompt with most of them has."""
+        if visual and self.asked is not None and self.asked > visual:
             raise ValueError(
-                f"{self.asked} visual tokens are to be left, and this model has {largest.tokens} an image, so that "
-                f"nothing would be removed. Choose from 0 to {largest.tokens}"
+                f"{type(self).__name__}: {self.asked} visual tokens are to be left of a prompt, and this one has "
+                f"{visual}, so that nothing would be removed. Choose from 0 to {visual}"
             )
 
 
@@ -364,7 +363,7 @@ class _Calls:
         hf_names.check_cache_is_growing(cache)
         mask = kwargs.get("attention_mask")
         self.new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
-        self.said = None
+        self.said = self.prompts = None
         self.reading = hf_names.is_empty(cache)
         if self.reading:
             self.read = _read(ids.cpu(), self.new.cpu(), self.model.config)
@@ -388,6 +387,7 @@ class _Calls:
             slots = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
             positions = call.positions.expand(len(hidden), -1)
             counts = [prompt.visual for prompt in self.read]
+            self.method.check_removes(max(counts))
             depth, head_dim = len(self.decoder.layers), self.decoder.layers[0].self_attn.head_dim
             self.schedules = {visual: self.method.schedule(visual, depth) for visual in {*counts}}
             self.prompts = Prompts(given, hidden, given.visual, given.valid, positions, slots, counts, head_dim)
@@ -411,13 +411,13 @@ class _Calls:
 
     def see(self, name):
         def hook(module, args, output):
-            if self.reading:
+            if self.prompts is not None:  # a prompt is being read, and not yet behind the last reduction
                 setattr(self.prompts, name, output)
 
         return hook
 
     def see_rotary(self, module, args, kwargs):
-        if self.reading:
+        if self.prompts is not None:
             self.prompts.rotary = hf_names.LayerCall.read(args, kwargs).rotary
 
     # ------------------------------------------------------------------- before every layer from the first reduction

@@ -42,8 +42,10 @@ def before_decoder(model) -> Iterator[dict[str, int]]:
     """
     from torch import nn
 
+    from zipeval.engine import hf_names
+
     base, found = model.base_model, {"encoder": 0, "projector": 0}
-    projector, decoder = (set(part.modules()) for part in (base.multi_modal_projector, base.language_model))
+    projector, decoder = (set(part.modules()) for part in (hf_names.projector(model), hf_names.decoder(model)))
 
     def count(name, kind):
         def hook(module, args, output):

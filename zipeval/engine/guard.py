@@ -108,7 +108,7 @@ class Guard:
 
     def _begin(self, module, args, kwargs) -> None:
         """A forward pre-hook of the model."""
-        hf_names.check_arguments(type(self.model), type(self.layers[0]))
+        hf_names.check_arguments(self.model, self.layers[0])
         ids = args[0] if args else kwargs.get("input_ids")
         tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[1]
         self.lengths = [tokens] * len(self.layers)
@@ -146,8 +146,8 @@ class Guard:
                 self._refuse(f"layer {number} cached {end - start} tokens, and {self.lengths[number]} entered it")
 
     def _stop(self, module, args, output) -> None:
-        """A forward hook of the model that is called after exceptions, too."""
-        self._running = False
+        """A forward hook of the model, after exceptions too. The guard holds no cache from then on."""
+        self._running, self._cache = False, None
 
     def _knows(self, number: int) -> bool:
         """Tell whether `lengths` counts for a layer: a method before the decoder does not know of one inside it."""

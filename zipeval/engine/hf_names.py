@@ -55,7 +55,6 @@ def projector(model) -> torch.nn.Module:
     return model.base_model.multi_modal_projector
 
 
-@remember
 def hidden_states_of(layer: int) -> dict[str, Any]:
     """Return the arguments with which an encoder returns the hidden states of a layer, and where it can, no others.
 
@@ -66,27 +65,35 @@ def hidden_states_of(layer: int) -> dict[str, Any]:
     return {"output_hidden_states": layer if hasattr(output_capturing, "select_hidden_states") else True}
 
 
-@remember
-def check_arguments(model_class: type, layer_class: type) -> None:
-    """Check once per class that a model and its decoder layers take the arguments which zipeval reads and passes.
+def check_arguments(model, layer) -> None:
+    """Check that a model and its decoder layers take the arguments which zipeval reads and passes.
 
     Raises:
         IncompatibleError: if one of them is not there. A model would swallow it among its other options.
     """
-    for owner, names in ((model_class, MODEL_ARGUMENTS), (layer_class, LAYER_ARGUMENTS)):
-        taken = _parameters(owner)
+    for module, names in ((model, MODEL_ARGUMENTS), (layer, LAYER_ARGUMENTS)):
+        taken = _arguments(type(module))
         missing = [name for name in names if name not in taken]
         if not taken.intersection(CACHE):
             missing.append(CACHE[0])
         if missing:
-            incompatible(f"{owner.__name__} takes no {', '.join(missing)}")
+            incompatible(f"{type(module).__name__} has no argument {', '.join(missing)}")
+
+
+def _arguments(module_class: type) -> frozenset[str]:
+    """Return the names of the arguments of `forward`, from the first class that does not merely pass them on."""
+    for base in module_class.__mro__:
+        if "forward" in vars(base) and (named := _named_parameters(vars(base)["forward"])):
+            return named
+    return frozenset()
 
 
 @remember
-def _parameters(owner: type) -> frozenset[str]:
-    """Return the names of the arguments that `forward` takes, in this class or one that it is derived from."""
-    forwards = [vars(cls)["forward"] for cls in owner.__mro__ if "forward" in vars(cls)]
-    return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)
+def _named_parameters(function) -> frozenset[str]:
+    """Return the names of a function's parameters, without `self`, `*args` and `**kwargs`."""
+    parameters = inspect.signature(function).parameters.values()
+    passed_on = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return frozenset(p.name for p in parameters if p.kind not in passed_on and p.name != "self")
 
 
 def check_cache_is_growing(cache) -> None:
@@ -107,7 +114,7 @@ def given_cache(inputs: dict[str, Any]):
 
 def cache_argument(model, cache) -> dict[str, Any]:
     """Return a cache as an argument of `model(...)` and `model.generate(...)`."""
-    return _named(_parameters(type(model)), type(model).__name__, cache)
+    return _named(_arguments(type(model)), type(model).__name__, cache)
 
 
 def returned_cache(output):
@@ -141,7 +148,7 @@ def _named(taken: frozenset[str], where: str, cache) -> dict[str, Any]:
     for name in CACHE:
         if name in taken:
             return {name: cache}
-    incompatible(f"{where} takes no {CACHE[0]}")
+    incompatible(f"{where} has no argument {CACHE[0]}")
 
 
 # --------------------------------------------------------------------------------------------------- decoder layers
@@ -209,15 +216,8 @@ def causal_mask(config, hidden: torch.Tensor, valid: torch.Tensor | None, cache,
         attention_mask=valid,
         layer_idx=layer,
         allow_is_causal_skip=valid is None,  # or it would look for padding, which is there, and wait for the device
-        **_named(_mask_arguments(), "create_causal_mask", cache),
+        **_named(_named_parameters(create_causal_mask), "create_causal_mask", cache),
     )
-
-
-@remember
-def _mask_arguments() -> frozenset[str]:
-    from transformers.masking_utils import create_causal_mask
-
-    return frozenset(inspect.signature(create_causal_mask).parameters)
 
 
 def rotary_embeddings(decoder, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zipeval import projector
+from zipeval.engine import hf_names
 from zipeval.lazy import torch
 from zipeval.methods.visionzip import VisionZip
 
@@ -24,7 +25,7 @@ class VisionZipTuned(VisionZip):
     projector: str | None = None
 
     def project(self, model, features: torch.Tensor) -> torch.Tensor:
-        stock = model.base_model.multi_modal_projector
+        stock = hf_names.projector(model)
         like = next(stock.parameters())
         weights = projector.weights(self.projector, like.device, like.dtype)
         return torch.func.functional_call(stock, weights, (features,), strict=True)
