@@ -50,7 +50,9 @@ class Package:
 
     def describe(self) -> str:
         """Say which versions zipeval asks for, and which it is tested with."""
-        declared = f"zipeval asks for {self.name}{self.bounds}" if self.bounds else f"zipeval bounds no {self.name}"
+        declared = (
+            f"zipeval asks for {self.name}{self.bounds}" if self.bounds else f"zipeval has no bounds for {self.name}"
+        )
         if self.tested is None:
             return declared
         lowest, newest = self.tested
@@ -67,12 +69,12 @@ class Package:
         return f"pip install '{self.wanted()}'"
 
     def wanted(self) -> str:
-        """Return what to ask pip for: a tested version, one within the bounds, or one before that which broke."""
+        """Return what to ask pip for: a version within the bounds, a tested one, or one before that which broke."""
+        if not self.fits():
+            return f"{self.name}{self.bounds or ''}"
         if self.tested:
             return "{}>={},<={}".format(self.name, *self.tested)
-        if self.fits():
-            return f"{self.name}<{self.version}"
-        return f"{self.name}{self.bounds or ''}"
+        return f"{self.name}<{self.version}"
 
 
 def load(modules: tuple[str, ...]) -> None:
@@ -107,20 +109,21 @@ def explained(importing: str, errors: type[Exception] = ImportError) -> Iterator
         package = _culprit(error)
         if package is None:
             raise
-        what = _describe_import(_distribution(importing) or importing, package)
+        importer = installed(_distribution(importing) or importing)
+        what = _describe_import(importer, package)
+        if package.fits() and not importer.fits():  # what it reads there may never have been there
+            package = importer
         raise IncompatibleError(
             f"cannot import {what} ({_reason(error)}); {package.describe()}, so run `{package.repair()}`, "
             "then `zipeval doctor`."
         ) from error
 
 
-def _describe_import(needing: str, culprit: Package) -> str:
+def _describe_import(importer: Package, culprit: Package) -> str:
     """Name a package that was to be imported, and the one that it cannot be imported with or without."""
-    name = str(culprit) if culprit.version else culprit.name
-    if needing == culprit.name:
-        return name
-    importing = "zipeval" if needing == "zipeval" else str(installed(needing))
-    return f"{importing} {'with' if culprit.version else 'without'} {name}"
+    if importer.name == culprit.name:
+        return str(culprit) if culprit.version else culprit.name
+    return f"{importer} with {culprit}" if culprit.version else f"{importer} without {culprit.name}"
 
 
 def installed(name: str, extra: str = "") -> Package:
