@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 
 import datasets
@@ -93,14 +92,21 @@ def test_what_is_wrong_is_told_as_it_is(workers):
         [*feed(session, messages, [0, 9], keyed=False)]
 
 
-def test_a_fault_keeps_its_place():
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [KeyError("column"), RuntimeError("no\nroom")])
+def test_a_fault_is_one_sentence_behind_its_traceback(workers, error, capfd):
     def faulty(number):
-        raise KeyError("column")
+        raise error
 
-    session = Session(compose(["runner.workers=1"]))
-    with pytest.raises(KeyError, match="column") as caught:
-        [*feed(session, faulty, [0], keyed=False)]
-    assert "in faulty" in str(caught.value)
+    session = Session(compose([f"runner.workers={workers}"]))
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    place = r"test_feed.py, line \d+, in faulty"
+    told = rf"^sample 70 could not be prepared: {reason} \({place}\)\. Its traceback is above\.$"
+    with pytest.raises(RunError, match=told):
+        [*feed(session, faulty, [7], False, lambda number: f"sample {10 * number}")]
+    traceback = capfd.readouterr().err
+    assert traceback.startswith("Traceback")
+    assert "in faulty" in traceback
 
 
 def test_a_worker_that_is_ended_is_told():
@@ -130,27 +136,41 @@ def test_a_scheduler_s_signal_is_not_for_workers(tmp_path, number):
 
 
 OWNER = """
-import time
+import os, sys, time
 import psutil
 from zipeval.cli import compose
 from zipeval.feed import feed
 from zipeval.runner import Session
 text = [{"role": "user", "content": [{"type": "text", "text": "Is it red? " * 100}]}]
-questions = feed(Session(compose(["runner.workers=1"])), lambda number: text, [*range(10_000)], keyed=False)
+questions = feed(Session(compose(["runner.workers=2"])), lambda number: text, [*range(10_000)], keyed=False)
 next(questions)
-print(psutil.Process().children()[0].pid, flush=True)
-time.sleep(60)
+print(*(worker.pid for worker in psutil.Process().children()), flush=True)
+time.sleep(1)  # the workers now wait for their owner to read what they have prepared
+ENDS
 """
+ENDS = {
+    "at its end": "",
+    "raising": "raise KeyError('scores')",
+    "exiting while an error is handled": "try: [][0]\nexcept IndexError: sys.exit(3)",
+    "killed": "os.kill(os.getpid(), 9)",
+    "closing them": "questions.close(); time.sleep(60)",
+}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they stay until they find nobody who reads")
-def test_no_worker_outlives_a_killed_owner():
-    """Also while it waits for its owner to read what it has prepared."""
-    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
-        worker = psutil.Process(int(owner.stdout.readline()))
-        time.sleep(1)
-        owner.kill()
-    worker.wait(timeout=3)
+@pytest.mark.parametrize("end", ENDS)
+def test_no_worker_outlives_its_owner(end):
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER.replace("ENDS", ENDS[end])], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        try:
+            workers = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
+            assert len(workers) == 2
+            _, alive = psutil.wait_procs(workers, timeout=8)
+            assert not alive
+            if end != "closing them":
+                owner.wait(timeout=8)
+        finally:
+            owner.kill()
 
 
 def test_random_numbers_of_a_task_do_not_depend_on_workers():

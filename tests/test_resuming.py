@@ -10,9 +10,12 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from test_lock import HOLDING
 from test_ranks import TORCHRUN, kept
@@ -49,6 +52,17 @@ class Counted(VisionZip):
         return super().reduce(crops)
 
 
+class Faulty(Counted):
+    """As Counted, while the environment names no batch at which it is to raise."""
+
+    def reduce(self, crops):
+        reduced = super().reduce(crops)
+        if len(Path(os.environ["ASKED"]).read_text().split()) == int(os.environ.get("FAULTY_AT", 0)):
+            print("raising", file=sys.stderr, flush=True)
+            raise KeyError("scores")
+        return reduced
+
+
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
     """How many prompts were read, by all processes."""
@@ -62,6 +76,20 @@ def command(*arguments):
     """A process that does what `zipeval` does, with the method above."""
     script = WORKING.format(tests=str(Path(__file__).parent), arguments=["run", *arguments])
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def seconds_after(process, line):
+    """(seconds from a line on stderr to the end of a process, all that it says there); it is killed after a minute."""
+    errors, start = [], None
+    killed = threading.Timer(60, process.kill)
+    killed.start()
+    for error in process.stderr:
+        errors.append(error)
+        if error == line:
+            start = time.monotonic()
+    process.wait(timeout=10)
+    killed.cancel()
+    return time.monotonic() - start, "".join(errors)
 
 
 def wait_for(condition, seconds=60):
@@ -157,6 +185,97 @@ def test_stopped_by_a_scheduler_or_at_once(signals, code, tmp_path, asked):
     directory, count = journal_of(tmp_path / "runs")
     assert 64 <= count < 4 * LIMIT
     assert not [*directory.glob("*.lock")]
+
+
+FAULTY = ["method=visionzip", "method._target_=test_resuming.Faulty", "tokens=16"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_run_whose_method_raises_ends_and_goes_on(batch, tmp_path, asked, monkeypatch):
+    """With as many workers as suit the machine: those that outlive the exception would be waited for, for ever."""
+    settings = [*FAULTY, f"limit={LIMIT}", f"batch_size={BATCH}", f"results={tmp_path}/runs"]
+    monkeypatch.setenv("FAULTY_AT", str(batch))
+    process = command(*settings)
+    seconds, errors = seconds_after(process, "raising\n")
+    assert process.returncode == 1
+    assert seconds < 10
+    assert errors.endswith("KeyError: 'scores'\n")  # the traceback is the method's author's
+    monkeypatch.delenv("FAULTY_AT")
+    answered_before = BATCH * (batch - 1)
+    assert journal_of(tmp_path / "runs")[1] == answered_before
+    run(compose(settings))
+    assert asked() == LIMIT + BATCH  # those of the batch that raised were asked twice
+    (record,) = records.read_all(f"{tmp_path}/runs")
+    assert record["samples"]["count"] == LIMIT
+
+
+def test_a_method_that_raises_keeps_no_other_run_of_its_sweep_waiting(tmp_path, asked, monkeypatch):
+    monkeypatch.setenv("FAULTY_AT", "2")
+    process = command("-m", *FAULTY, f"limit={LIMIT}", f"batch_size={BATCH}", f"results={tmp_path}/runs", "seed=0,1")
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "KeyError: 'scores'. This is a bug." in errors
+    assert len(records.read_all(f"{tmp_path}/runs")) == 1
+
+
+def test_a_run_whose_preprocessing_raises_in_a_worker_ends_and_goes_on(tmp_path, asked, monkeypatch):
+    """In a worker, behind questions that are answered by then."""
+    script = WORKING.replace(
+        "from zipeval.cli", "import test_resuming; test_resuming.raise_in_preparation()\nfrom zipeval.cli"
+    )
+    settings = [*METHOD, f"limit={LIMIT}", f"batch_size={BATCH}", f"results={tmp_path}/runs"]
+    arguments = ["run", *settings]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script.format(tests=str(Path(__file__).parent), arguments=arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    seconds, errors = seconds_after(process, "raising\n")
+    assert process.returncode == 1
+    assert seconds < 10
+    told = errors.splitlines()[-1]
+    assert told.startswith("zipeval: tasks=[zipeval_shapes]: sample ")
+    assert "could not be prepared: KeyError: 'size' (test_resuming.py, line " in told
+    assert journal_of(tmp_path / "runs")[1] >= BATCH
+    run(compose(settings))
+    assert asked() == LIMIT  # none twice
+
+
+def raise_in_preparation():
+    """Have the processor's part of a session raise at the tenth prompt that a worker prepares."""
+    from zipeval.runner import Session
+
+    prepare, calls = Session.inputs, []
+
+    def inputs(self, conversations):
+        calls.append(conversations)
+        if len(calls) == 10:
+            assert multiprocessing.parent_process() is not None
+            print("raising", file=sys.stderr, flush=True)
+            raise KeyError("size")
+        return prepare(self, conversations)
+
+    Session.inputs = inputs
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_workers_end_with_a_run_that_is_stopped(signals, tmp_path, asked):
+    """Also where the signals are for every process of a job, as a scheduler's."""
+    process = command(*METHOD, f"limit={4 * LIMIT}", "batch_size=128", f"results={tmp_path}/runs")
+    wait_for(lambda: journal_of(tmp_path / "runs")[1])
+    processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+    assert len(processes) > 1
+    for number in signals:
+        for each in processes:
+            with suppress(psutil.NoSuchProcess):  # the first has ended it
+                each.send_signal(number)
+        time.sleep(0.05)
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not psutil.wait_procs(processes, timeout=1)[1]
 
 
 def test_stopped_while_it_scores(miniatures, tmp_path, asked, monkeypatch):

@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import zipeval.tasks
 from zipeval import scoring
 from zipeval.errors import UsageError, closest
+from zipeval.evaluation import lmms_names
 from zipeval.protocols import PROTOCOLS
 from zipeval.records import digest_files
 
@@ -257,9 +257,8 @@ def task_files() -> dict[str, tuple[str, Path]]:
 
     lmms-eval has 2,000 of them; parsing all takes its own index five seconds.
     """
-    theirs = Path(find_spec("lmms_eval").submodule_search_locations[0]) / "tasks"
     found: dict[str, tuple[str, Path]] = {}
-    for folder in (theirs, OURS):
+    for folder in (lmms_names.tasks_folder(), OURS):
         for file in sorted(folder.rglob("*.yaml")):
             for kind, name in NAME.findall(file.read_text(encoding="utf-8", errors="ignore")):
                 found.setdefault(name, (kind, file))
@@ -286,7 +285,7 @@ def task_folder(name: str) -> Path:
             f"tasks=[{name}]: a judge model scores its answers, and zipeval knows no protocol for it; without a judge "
             f"lmms-eval makes numbers up. It knows those of {', '.join(PROTOCOLS)}."
         )
-    if name not in BENCHMARKS and _first_of(OUTPUT, file) == "generate_until_multi_round":
+    if name not in BENCHMARKS and _first_of(OUTPUT, file) == lmms_names.MULTI_ROUND:
         raise UsageError(SEVERAL_ROUNDS.format(name))
     return file.parent
 

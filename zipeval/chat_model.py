@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import count
 from zlib import crc32
 
@@ -18,6 +19,8 @@ from zipeval.conversing import converse
 from zipeval.engine import flops, hf_names
 from zipeval.engine.images import pixels
 from zipeval.errors import BudgetError, UsageError
+from zipeval.evaluation import lmms_names
+from zipeval.evaluation.lmms_names import RequestArgs
 from zipeval.feed import Question, feed, same_picture, together
 from zipeval.media import decoding
 
@@ -73,7 +76,7 @@ class ZipEval(lmms):
         Raises:
             UsageError: for a task of any other kind: nothing says what a second answer to a round would be to it.
         """
-        for task in dict.fromkeys(request.args[4] for request in requests):
+        for task in dict.fromkeys(RequestArgs.of(request).task for request in requests):
             if task not in BENCHMARKS or not BENCHMARKS[task].turns:
                 raise UsageError(SEVERAL_ROUNDS.format(task))
         return self._generate(requests)
@@ -88,7 +91,7 @@ class ZipEval(lmms):
         answers: dict[int, GenerationResult] = {}
         if not requests:
             return []
-        label = f"{self.session.run_id} {requests[0].args[4]}"
+        label = f"{self.session.run_id} {RequestArgs.of(requests[0]).task}"
         with answering(self.session) as model, progress(label, len(requests)) as advance:
             for numbers in _alike(requests):
                 for found in self._answered(model, requests, numbers):
@@ -101,15 +104,23 @@ class ZipEval(lmms):
 
     def _answered(self, model, requests: list[Instance], numbers: list[int]) -> Iterator[dict[int, GenerationResult]]:
         """Batch by batch, of the requests with these numbers, which have the same generation options."""
-        sharing, sampled = self.session.reuse != "none", drawn(requests[numbers[0]].args[2])
+        sharing, sampled = self.session.reuse != "none", drawn(RequestArgs.of(requests[numbers[0]]).gen_kwargs)
         # What is drawn for a prompt depends on whatever is drawn for others beside it.
         size = BatchSize(1 if sampled else self.session.config.batch_size, self.device)
         stream = feed(
             self.session,
-            lambda number: self._messages(requests[number]),
+            lambda number: self.messages(requests[number]),
             self._in_order(requests, numbers, sharing),
             sharing,
+            lambda number: "tasks=[{}]: sample {}".format(*_place(requests[number])),
         )
+        with closing(stream):
+            yield from self._batches(model, requests, stream, size)
+
+    def _batches(
+        self, model, requests: list[Instance], stream: Iterator[Question], size: BatchSize
+    ) -> Iterator[dict[int, GenerationResult]]:
+        """Answer the questions of a stream; yields the answers of each batch by the numbers of their requests."""
         waiting: list[Question] = []
         for batches in count(1):  # the first does not wait until many are prepared
             while len(waiting) < max(size.now, min(min(batches, WINDOW) * size.now, MOST_WAITING)):
@@ -137,10 +148,10 @@ class ZipEval(lmms):
 
     def _in_order(self, requests: list[Instance], numbers: list[int], sharing: bool) -> list[int]:
         """The requests so that neighbours are of one picture, if pictures are shared, and of about one length."""
-        _, _, _, _, task, split = requests[numbers[0]].args
-        hint = same_picture(self.task_dict[task][split]) if sharing else (lambda doc_id: doc_id)
-        groups = [hint(requests[number].args[3]) for number in numbers]
-        return [numbers[i] for i in together(groups, [len(requests[number].args[0]) for number in numbers])]
+        asked = [RequestArgs.of(requests[number]) for number in numbers]
+        hint = same_picture(lmms_names.documents(self, asked[0])) if sharing else (lambda doc_id: doc_id)
+        groups = [hint(args.doc_id) for args in asked]
+        return [numbers[i] for i in together(groups, [len(args.context) for args in asked])]
 
     def _answer(self, model, batch: list[Question], requests: list[Instance]) -> dict[int, GenerationResult] | None:
         """By number; None where memory ran out."""
@@ -149,12 +160,13 @@ class ZipEval(lmms):
         decoder, start = hf_names.decoder(model.model).config, time.perf_counter()
         try:
             first = requests[batch[0].number]
-            if drawn(first.args[2]):
+            options = RequestArgs.of(first).gen_kwargs
+            if drawn(options):
                 torch.manual_seed(crc32(f"{_place(first)}".encode(), self.session.config.seed))
-            if first.request_type == "generate_until_multi_round":
+            if lmms_names.is_conversation(first):
                 answers = self._conversed(model, batch, requests)
             else:
-                answers = model.answer(batch, first.args[2])
+                answers = model.answer(batch, options)
         except torch.OutOfMemoryError:
             return None  # and not below: the exception would keep what is on the device
         seconds = time.perf_counter() - start
@@ -181,54 +193,56 @@ class ZipEval(lmms):
 
     def _conversed(self, model, batch: list[Question], requests: list[Instance]) -> list[Answer]:
         """lmms-eval's rounds: a task says what comes after the answers so far, or that there is nothing left."""
-        asked = [requests[question.number] for question in batch]
-        docs = [self.task_dict[request.args[4]][request.args[5]][request.args[3]] for request in asked]
+        asked = [RequestArgs.of(requests[question.number]) for question in batch]
+        docs = [lmms_names.document(self, args) for args in asked]
 
         def next_round(place: int, said: list[str]) -> list[dict] | None:
-            request = asked[place]
-            messages, over, *_ = request.args[1](docs[place], round_idx=len(said), previous_output=said)
+            args = asked[place]
+            messages, over, *_ = args.doc_to_messages(docs[place], round_idx=len(said), previous_output=said)
             if over:
                 return None
             if any(part["type"] != "text" for message in messages for part in message["content"]):
                 raise UsageError(
-                    f"tasks=[{request.args[4]}]: it shows pictures in later rounds; zipeval holds conversations about "
+                    f"tasks=[{args.task}]: it shows pictures in later rounds; zipeval holds conversations about "
                     "those of the first one."
                 )
             return messages
 
-        first = [request.args[1](doc) for request, doc in zip(asked, docs, strict=True)]
-        return converse(model, batch, first, next_round, asked[0].args[2])
+        first = [args.doc_to_messages(doc) for args, doc in zip(asked, docs, strict=True)]
+        return converse(model, batch, first, next_round, asked[0].gen_kwargs)
 
     def _picture(self, request: Instance, question: Question) -> None:
         """Of a task's first samples, keep the first picture of the prompt, if it has one."""
-        if question.kinds and request.args[3] < PICTURED:
+        if question.kinds and RequestArgs.of(request).doc_id < PICTURED:
             kind, inputs = next(question.pictures())
             self.images[_place(request)] = self.session.jpeg(pixels(inputs, kind)[0])
 
     def _check_budget(self, request: Instance, images: list[Picture], measured: list[int]) -> None:
         """Raises BudgetError where the visual tokens that entered some layer are not what the method has to leave."""
-        expected = self.session.entering(images)
+        expected, args = self.session.entering(images), RequestArgs.of(request)
         for layer, counts in enumerate(zip(measured, expected, strict=True)):
             if counts[0] != counts[1]:
                 raise BudgetError(
-                    f"{self.session.run_id} {request.args[4]}: in sample {request.args[3]}, {counts[0]} visual tokens "
+                    f"{self.session.run_id} {args.task}: in sample {args.doc_id}, {counts[0]} visual tokens "
                     f"entered layer {layer}, and {counts[1]} should have. Nothing of this task was recorded."
                 )
 
-    def _messages(self, request: Instance) -> list[dict]:
-        _, to_messages, _, doc_id, task, split = request.args
+    def messages(self, request: Instance) -> list[dict]:
+        """Return the chat messages of a request, pictures as the data set has them."""
+        args = RequestArgs.of(request)
         with decoding():  # what a data set holds is decoded as soon as its row is looked up
-            return to_messages(self.task_dict[task][split][doc_id])
+            return args.doc_to_messages(lmms_names.document(self, args))
 
 
 def _place(request: Instance) -> tuple[str, int]:
     """(task, doc_id)."""
-    return request.args[4], request.args[3]
+    return RequestArgs.of(request).place
 
 
 def _alike(requests: list[Instance]) -> list[list[int]]:
     """The numbers of requests that are generated under the same options."""
     found: dict[tuple[str, str], list[int]] = {}
     for number, request in enumerate(requests):
-        found.setdefault((request.args[4], repr(request.args[2])), []).append(number)
+        args = RequestArgs.of(request)
+        found.setdefault((args.task, repr(args.gen_kwargs)), []).append(number)
     return [*found.values()]

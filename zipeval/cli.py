@@ -642,10 +642,14 @@ def data(arguments: list[str]) -> None:
 
 
 def doctor(arguments: list[str]) -> None:
-    """`zipeval doctor`."""
+    """`zipeval doctor`: exit code 1 where runs do not work, or cannot be trusted."""
     from zipeval.doctor import examine
 
-    print(examine())
+    _hide_bars()
+    lines, healthy = examine()
+    print(lines)
+    if not healthy:
+        sys.exit(FAILED)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -6,14 +6,21 @@ picture, and those of about one length.
 
 from __future__ import annotations
 
-import ctypes
+import atexit
 import hashlib
+import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import psutil
 import torch
@@ -25,7 +32,7 @@ from zipeval.errors import MediaError, RunError, UsageError
 
 AHEAD = 64  # questions that the workers are ahead, together
 MOST_WORKERS = 8
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
+NOT_FOR_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 NAMES = ("imageId", "video")  # columns that name a picture which another data set, or a file, holds
 
 
@@ -61,6 +68,29 @@ class Question:
             yield kind, {name: self.inputs[name][row : row + 1] for name in names if name in self.inputs}
 
 
+@dataclass(frozen=True)
+class _Fault:
+    """What stopped the preparation of a question, as it travels from a worker to the owner.
+
+    Attributes:
+        number: which of the requests it is.
+        reason: the error, with the file and the line that raised it.
+        trace: the whole traceback, for the author of what raised it.
+    """
+
+    number: int
+    reason: str
+    trace: str
+
+    @classmethod
+    def of(cls, number: int, error: Exception) -> _Fault:
+        """Describe an error that is being handled."""
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
+        message = " ".join(str(error).split())
+        return cls(number, f"{type(error).__name__}: {message} ({place})", traceback.format_exc())
+
+
 class _Questions(Dataset):
     def __init__(self, session, messages: Callable[[int], list[dict]], numbers: list[int], keyed: bool):
         self.session, self.messages, self.numbers, self.keyed = session, messages, numbers, keyed
@@ -68,11 +98,14 @@ class _Questions(Dataset):
     def __len__(self):
         return len(self.numbers)
 
-    def __getitem__(self, index) -> Question | UsageError:
+    def __getitem__(self, index) -> Question | UsageError | _Fault:
+        number = self.numbers[index]
         try:
-            return self._prepared(self.numbers[index])
+            return self._prepared(number)
         except UsageError as error:  # raised again where it can be told: a worker would add its own traceback
             return error
+        except Exception as error:  # a task's functions and a processor are foreign code, and raise anything
+            return _Fault.of(number, error)
 
     def _prepared(self, number: int) -> Question:
         try:
@@ -96,37 +129,58 @@ def processes(session, prompts: int) -> int:
     return min(MOST_WORKERS, max(1, cores // here - 1)) if prompts > AHEAD and cores > 1 else 0
 
 
-def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], keyed: bool) -> Iterator[Question]:
-    """The questions with these numbers, in this order.
+def feed(
+    session,
+    messages: Callable[[int], list[dict]],
+    numbers: list[int],
+    keyed: bool,
+    name: Callable[[int], str] = "question {}".format,
+) -> Iterator[Question]:
+    """Yield the questions with these numbers, in this order. Close it (`contextlib.closing`), and its workers end.
 
     Args:
         messages: a question's chat messages, by its number.
         keyed: whether the pictures' `keys` are wanted.
+        name: what an error calls a question, by its number.
 
     Raises:
         UsageError: as Session.decoded; MediaErrors are in the questions.
+        RunError: if a question cannot be prepared, or a worker was killed.
     """
     workers = processes(session, len(numbers))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers complain in every worker
-    loader = DataLoader(
-        _Questions(session, messages, numbers, keyed),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        prefetch_factor=max(2, AHEAD // workers) if workers else None,
-        # Not through shared memory: containers have little of it, and every tensor in it takes a file descriptor.
-        collate_fn=pickle.dumps if workers else None,
-        worker_init_fn=_follow,
-        generator=torch.Generator(),  # of the workers' seeds; the global one is the task's
-    )
-    try:
-        for question in loader:
-            if workers:
-                question = pickle.loads(question)
+    with _lifeline() as begin_worker:
+        loader = DataLoader(
+            _Questions(session, messages, numbers, keyed),
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context="fork" if workers else None,
+            prefetch_factor=max(2, AHEAD // workers) if workers else None,
+            # Not through shared memory: containers have little of it, and every tensor in it takes a file descriptor.
+            collate_fn=pickle.dumps if workers else None,
+            worker_init_fn=begin_worker,
+            generator=torch.Generator(),  # of the workers' seeds; the global one is the task's
+        )
+        for prepared in _received(iter(loader), workers):
+            question = pickle.loads(prepared) if workers else prepared
             if isinstance(question, UsageError):
                 raise question
+            if isinstance(question, _Fault):
+                print(question.trace, end="", file=sys.stderr, flush=True)
+                sample = name(question.number)
+                raise RunError(f"{sample} could not be prepared: {question.reason}. Its traceback is above.")
             yield question
-    except RuntimeError as error:
+
+
+def _received(prepared: Iterator, workers: int) -> Iterator:
+    """Yield what a DataLoader yields.
+
+    Raises:
+        RunError: if a worker was killed.
+    """
+    try:
+        yield from prepared
+    except RuntimeError as error:  # the loader's own: what is wrong with a question comes as a value
         if "DataLoader worker" not in str(error):
             raise
         raise RunError(
@@ -135,12 +189,36 @@ def feed(session, messages: Callable[[int], list[dict]], numbers: list[int], key
         ) from error
 
 
-def _follow(worker: int) -> None:
-    """Signals, which Ctrl-C and schedulers send to every process of a job, are for the owner; its end is a worker's."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+@contextmanager
+def _lifeline() -> Iterator[Callable[[int], None]]:
+    """Yield how a worker begins: it ends with this block, and with this process, whatever ends that.
+
+    The owner holds the one end of a pipe, and a worker waits for it to close. The system closes it also for an owner
+    that is killed. Nothing else would end a worker: it is deaf to SIGTERM, with which multiprocessing's exit handler
+    would end it before it waits for it, and an exception keeps the loader, which would ask it to end, in its traceback.
+    """
+    worker_end, owner_end = multiprocessing.Pipe(duplex=False)
+    atexit.register(owner_end.close)  # behind multiprocessing's own registration, and so before its handler
+    try:
+        yield partial(_begin_worker, worker_end, owner_end)
+    finally:
+        atexit.unregister(owner_end.close)
+        owner_end.close()
+        worker_end.close()
+
+
+def _begin_worker(worker_end: Connection, owner_end: Connection, worker: int) -> None:
+    """Ignore the signals that Ctrl-C and schedulers send to every process of a job, and end with the owner."""
+    for number in NOT_FOR_WORKERS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # where a killed owner leaves workers that wait for it to read what they write
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    owner_end.close()  # a copy; with one open, the pipe would not be closed
+    threading.Thread(target=_end_with_owner, args=[worker_end], daemon=True).start()
+
+
+def _end_with_owner(worker_end: Connection) -> None:
+    """End this process once the other end of the pipe is closed."""
+    worker_end.poll(None)
+    os._exit(0)  # at once, and not as a failure, which torch would report
 
 
 def _digest(kind: str, inputs: dict[str, torch.Tensor]) -> str:

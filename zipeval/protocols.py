@@ -13,12 +13,11 @@ import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from statistics import fmean
 from typing import ClassVar
 from unittest.mock import patch
 
+from zipeval.evaluation import lmms_names
 from zipeval.scoring import MISSING
 from zipeval.videoqa import SETS
 
@@ -295,5 +294,5 @@ def _mmvet_prompt() -> str:
 
 @cache
 def _llava_bench_rules() -> dict:
-    folder = Path(find_spec("lmms_eval").submodule_search_locations[0]) / "tasks" / "llava-in-the-wild"
-    return json.loads((folder / "rule.json").read_text(encoding="utf-8"))
+    file = lmms_names.tasks_folder() / "llava-in-the-wild" / "rule.json"
+    return json.loads(file.read_text(encoding="utf-8"))

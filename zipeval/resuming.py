@@ -12,6 +12,7 @@ from zlib import crc32
 
 from zipeval import ranks
 from zipeval.errors import Stopped, UsageError
+from zipeval.evaluation.lmms_names import GENERATE, RequestArgs
 from zipeval.journal import Journal
 from zipeval.stopping import stoppable
 
@@ -44,7 +45,7 @@ def resumed(model, journal: Journal) -> Iterator[Callable[[], bool]]:
 
         with ExitStack() as patches:
             patches.enter_context(patch.object(model, "keep", keep))
-            for name in ("generate_until", "generate_until_multi_round"):
+            for name in GENERATE:
                 # Of the class, not of the object: scripts that count its calls replace that.
                 generate = partial(getattr(type(model), name), model)
                 patches.enter_context(patch.object(model, name, partial(_all, model, journal, generate)))
@@ -53,8 +54,13 @@ def resumed(model, journal: Journal) -> Iterator[Callable[[], bool]]:
 
 def _all(model, journal: Journal, generate: Callable, requests: list) -> list:
     """Of all requests, in their order."""
-    new = iter(_together(model, generate, [r for r in requests if r.args[3] not in journal.done]))
-    return [_restored(model, journal, r) if r.args[3] in journal.done else next(new) for r in requests]
+    done = [RequestArgs.of(request).doc_id in journal.done for request in requests]
+    unanswered = [request for request, answered in zip(requests, done, strict=True) if not answered]
+    new = iter(_together(model, generate, unanswered))
+    return [
+        _restored(model, journal, request) if answered else next(new)
+        for request, answered in zip(requests, done, strict=True)
+    ]
 
 
 def _together(model, generate: Callable, requests: list) -> list:
@@ -75,15 +81,15 @@ def _together(model, generate: Callable, requests: list) -> list:
 
 def _entry(model, at: float, request, answer) -> dict:
     """What a journal keeps of an answer."""
-    place = request.args[4], request.args[3]
-    image = model.images.get(place)
+    args = RequestArgs.of(request)
+    image = model.images.get(args.place)
     return {
-        "doc_id": request.args[3],
+        "doc_id": args.doc_id,
         "question": _digest(request),
         "at": at,
         "text": answer.text,
         "counts": [answer.token_counts.input_tokens, answer.token_counts.output_tokens],
-        "measured": model.measured[place],
+        "measured": model.measured[args.place],
         "image": image and base64.b64encode(image).decode(),
     }
 
@@ -91,20 +97,21 @@ def _entry(model, at: float, request, answer) -> dict:
 def _restored(model, journal: Journal, request):
     from lmms_eval.api.instance import GenerationResult, TokenCounts
 
-    doc_id, place = request.args[3], (request.args[4], request.args[3])
-    kept = journal.answers[doc_id]
+    args = RequestArgs.of(request)
+    kept = journal.answers[args.doc_id]
     if kept["question"] != _digest(request):
         raise UsageError(
-            f"{journal.first}: its answer {doc_id} is to another question than the task asks now. Delete "
+            f"{journal.first}: its answer {args.doc_id} is to another question than the task asks now. Delete "
             f"{journal.task}.journal*.jsonl there to answer the questions anew."
         )
-    model.measured[place] = kept["measured"]
+    model.measured[args.place] = kept["measured"]
     if kept["image"]:
-        model.images[place] = base64.b64decode(kept["image"])
+        model.images[args.place] = base64.b64decode(kept["image"])
     inputs, outputs = kept["counts"]
     return GenerationResult(kept["text"], TokenCounts(input_tokens=inputs, output_tokens=outputs))
 
 
 def _digest(request) -> int:
     """Of the prompt and of how it is to be answered."""
-    return crc32(repr((request.args[0], request.args[2])).encode())
+    args = RequestArgs.of(request)
+    return crc32(repr((args.context, args.gen_kwargs)).encode())

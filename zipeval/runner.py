@@ -8,18 +8,17 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from copy import deepcopy
 from dataclasses import asdict
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from numbers import Real
 from pathlib import Path
 from statistics import fmean
-from unittest.mock import patch
 
 from zipeval import benchmarks, data, journal, logger, methods, models, projector, prompts, ranks, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
 from zipeval.errors import BudgetError, Held, MediaError, Stopped, UsageError
+from zipeval.evaluation import lmms_names, stack
 from zipeval.lock import locked
 from zipeval.placement import machine, place
 from zipeval.progress import progress
@@ -54,6 +53,7 @@ class Session:
         self.questions = {
             task: videoqa.questions(task, config.data.videos) for task in config.tasks if task in videoqa.SETS
         }
+        stack.load(stack.DEVICE)
         self.placement = place(config.model)
 
     def _afford(self) -> None:
@@ -242,7 +242,8 @@ def _written(
 
     @cache
     def model():
-        from zipeval.chat_model import ZipEval  # imports torch and lmms-eval
+        stack.load(stack.RUN)  # before the weights
+        from zipeval.chat_model import ZipEval
 
         return ZipEval(session)
 
@@ -335,6 +336,7 @@ def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[S
 
 def _help(session: Session, folders: dict[str, Path], results: Path) -> list[Path]:
     """What ranks other than the first do of a run: their share of the answers. They write no record."""
+    stack.load(stack.RUN)
     from zipeval.chat_model import ZipEval
 
     model = ZipEval(session)
@@ -441,7 +443,7 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
     read = [s for s in samples if "error" not in s]
     if not read:
         raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")
-    scored = summary(task, samples) if task in PROTOCOLS else _scored(task, results["results"][task], samples)
+    scored = summary(task, samples) if task in PROTOCOLS else _scored(task, lmms_names.scores(results, task), samples)
     visual = [s["visual_tokens"] for s in read]
     record = {
         **provenance,
@@ -489,13 +491,8 @@ def _provenance(session: Session, task: str, folder: Path) -> dict:
     }
 
 
-def _scored(task: str, results: dict, samples: list[dict]) -> dict:
+def _scored(task: str, metrics: dict[str, float], samples: list[dict]) -> dict:
     """The part of a record that lmms-eval's own scores make."""
-    metrics = {
-        name.removesuffix(",none"): float(value)
-        for name, value in results.items()
-        if isinstance(value, Real) and "_stderr" not in name and name != "samples"
-    }
     known = benchmarks.BENCHMARKS.get(task)
     if known and known.derive:
         metrics |= known.derive(metrics, samples)
@@ -506,31 +503,19 @@ def _scored(task: str, results: dict, samples: list[dict]) -> dict:
 
 def _lmms_eval(model, task: str, folder: Path) -> dict:
     """What lmms-eval itself returns."""
-    import datasets
     from lmms_eval import evaluator
-    from lmms_eval.tasks import TaskManager
     from tenacity import RetryError
 
     config, questions = model.session.config, model.session.questions.get(task)
     known = benchmarks.BENCHMARKS.get(task)
     ours = {**known.settings, **(known.functions() if known.functions else {})} if known else {}
-
-    class Tasks(TaskManager):
-        def _get_config(self, name):
-            return {**super()._get_config(name), **deepcopy(ours)}  # lmms-eval changes them
-
     try:
-        with ExitStack() as patches:
-            patches.enter_context(no_key())
-            patches.enter_context(ranks.alone())
-            patches.enter_context(patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)))
-            if questions:  # lmms-eval knows data sets that datasets can load, and only those
-                loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(questions))
-                patches.enter_context(patch.object(datasets, "load_dataset", lambda **_: loaded))
+        # A task's own functions may import what nothing else does.
+        with no_key(), ranks.alone(), stack.explained("lmms_eval"), lmms_names.patched(questions):
             return evaluator.simple_evaluate(
                 model=model,
                 tasks=[task],
-                task_manager=Tasks(include_defaults=False, include_path=str(folder)),
+                task_manager=lmms_names.task_manager(folder, ours),
                 limit=config.limit,
                 bootstrap_iters=0,  # our own statistics come from the samples
                 random_seed=config.seed,
@@ -547,19 +532,14 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
         ) from error
 
 
-def _without_bar(tqdm, *args, **kwargs):
-    """lmms-eval draws one for its scoring wherever it runs."""
-    return tqdm(*args, **{**kwargs, "disable": True})
-
-
 def _sample(task: str, logged: dict, measured: dict) -> dict:
     """What is kept of a sample: the answer, its scores and what they came of, not the document."""
-    known, asked = benchmarks.BENCHMARKS.get(task), [logged["arguments"][0], logged["target"]]
+    known, asked = benchmarks.BENCHMARKS.get(task), [lmms_names.question(logged), logged["target"]]
     sample = {
         "doc_id": logged["doc_id"],
         "question_hash": hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16],
         "target": logged["target"],
-        "prediction": logged["filtered_resps"][0],
+        "prediction": lmms_names.prediction(logged),
         **measured,
     }
     if task in PROTOCOLS:
@@ -567,7 +547,7 @@ def _sample(task: str, logged: dict, measured: dict) -> dict:
     if known and known.sample:
         sample |= known.sample(logged)
     else:
-        skipped = {*sample, "doc", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
+        skipped = {*sample, *lmms_names.NOT_SCORES}
         scores = {k: v for k, v in logged.items() if k not in skipped and isinstance(v, (Real, dict))}
         main = known.metric if known else next(iter(scores), None)
         sample |= {"score": scores.get(main) if isinstance(scores.get(main), Real) else None, "scores": scores}

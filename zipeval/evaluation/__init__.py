@@ -1,0 +1,1 @@
+"""Evaluation through lmms-eval: what it calls things, and whether it can be imported."""

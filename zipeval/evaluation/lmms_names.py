@@ -1,0 +1,172 @@
+"""What lmms-eval calls things: every position, key and attribute of its insides that zipeval reads or replaces.
+
+Nothing here imports lmms-eval before it is asked to: a run is refused without those seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from zipeval.errors import IncompatibleError
+
+TESTED = ("0.7.3", "0.7.3")  # lowest and newest lmms-eval that the tests ran on
+MULTI_ROUND = "generate_until_multi_round"  # request_type and output_type of a conversation
+GENERATE = ("generate_until", MULTI_ROUND)  # what lmms-eval calls of a model
+SCORE_SUFFIX, STDERR = ",none", "_stderr"  # of the names of its scores: no filter was applied; an error of a score
+# Of a logged sample, what is no score. `doc` holds pictures, and the rest is kept under other names or not at all.
+NOT_SCORES = {"doc", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
+
+
+class RequestArgs(NamedTuple):
+    """The arguments of a request to generate, in lmms-eval's order.
+
+    Attributes:
+        context: text of the question.
+        doc_to_messages: makes chat messages of a document; of a conversation's later round also from the answers.
+        gen_kwargs: the task's generation_kwargs.
+        doc_id: number of the document in its split.
+        task: name of the task.
+        split: of the task's data set.
+    """
+
+    context: str
+    doc_to_messages: Callable[..., Any]
+    gen_kwargs: dict[str, Any]
+    doc_id: int
+    task: str
+    split: str
+
+    @classmethod
+    def of(cls, request) -> RequestArgs:
+        """Read the arguments of an lmms-eval Instance.
+
+        Raises:
+            IncompatibleError: if they are not what the tested lmms-eval gives.
+        """
+        arguments = request.args
+        types = [type(argument).__name__ for argument in arguments]
+        if len(arguments) != len(cls._fields):
+            raise _unexpected(f"a request has {len(arguments)} arguments ({', '.join(types)})", cls._fields)
+        args = cls(*arguments)
+        expected = (str, Callable, Mapping, int, str, str)
+        for name, argument, kind in zip(cls._fields, args, expected, strict=True):
+            if not isinstance(argument, kind):
+                raise _unexpected(f"a request's {name} is a {type(argument).__name__}", cls._fields)
+        return args
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """(task, doc_id): what tells the samples of a run apart."""
+        return self.task, self.doc_id
+
+
+def _unexpected(what: str, fields: tuple[str, ...]) -> IncompatibleError:
+    """Say that the installed lmms-eval gives something else than the tested one."""
+    lowest, newest = TESTED
+    tested = lowest if lowest == newest else f"{lowest} to {newest}"
+    return IncompatibleError(
+        f"lmms-eval {version('lmms-eval')}: {what}, where lmms-eval {tested}, which zipeval is tested with, gives "
+        f"{', '.join(fields)}. Run `pip install lmms-eval=={newest}`, then `zipeval doctor`."
+    )
+
+
+def patch_filelocks() -> None:
+    """Have lmms-eval replace what it replaces in filelock: it reads names there that not every filelock has.
+
+    It would do so first thing in an evaluation anyway, and once only; here what it lacks shows before weights are read.
+    """
+    from lmms_eval import evaluator
+
+    if hasattr(evaluator, "_enable_reentrant_filelocks"):  # not every lmms-eval that zipeval takes has to do that
+        evaluator._enable_reentrant_filelocks()
+
+
+def is_conversation(request) -> bool:
+    """Return whether a request is answered in several rounds."""
+    return request.request_type == MULTI_ROUND
+
+
+def document(model, args: RequestArgs) -> Any:
+    """Return the row that a request is about. lmms-eval gives a model its data sets by task and split."""
+    return model.task_dict[args.task][args.split][args.doc_id]
+
+
+def documents(model, args: RequestArgs):
+    """Return the data set that a request is about."""
+    return model.task_dict[args.task][args.split]
+
+
+def tasks_folder() -> Path:
+    """Return where lmms-eval's own tasks are, without importing it.
+
+    Raises:
+        IncompatibleError: if lmms-eval is not installed.
+    """
+    package = find_spec("lmms_eval")
+    if package is None:
+        raise IncompatibleError(
+            f"lmms-eval is not installed, so run `pip install lmms-eval=={TESTED[1]}`, then `zipeval doctor`."
+        )
+    return Path(package.submodule_search_locations[0]) / "tasks"
+
+
+def question(logged: dict[str, Any]) -> str:
+    """Return the text of a logged sample's question: what was its request's context."""
+    return logged["arguments"][0]
+
+
+def prediction(logged: dict[str, Any]) -> Any:
+    """Return the answer of a logged sample."""
+    return logged["filtered_resps"][0]
+
+
+def scores(results: dict[str, Any], task: str) -> dict[str, float]:
+    """Return a task's scores by the names that its YAML gives them."""
+    return {
+        name.removesuffix(SCORE_SUFFIX): float(value)
+        for name, value in results["results"][task].items()
+        if isinstance(value, Real) and STDERR not in name and name != "samples"
+    }
+
+
+def task_manager(folder: Path, settings: dict[str, Any]):
+    """Return an index of the tasks in a folder, and of no other.
+
+    Args:
+        settings: replace those of the task's YAML.
+    """
+    from lmms_eval.tasks import TaskManager
+
+    class Tasks(TaskManager):
+        def _get_config(self, name):
+            return {**super()._get_config(name), **deepcopy(settings)}  # lmms-eval changes them
+
+    return Tasks(include_defaults=False, include_path=str(folder))
+
+
+@contextmanager
+def patched(rows: list[dict[str, Any]] | None) -> Iterator[None]:
+    """Within the block lmms-eval draws no bar, and takes `rows`, if there are any, for the data set of its task."""
+    import datasets
+    from lmms_eval import evaluator
+
+    with ExitStack() as patches:
+        # It draws one for its scoring wherever it runs, also where no terminal is.
+        patches.enter_context(patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)))
+        if rows:  # it knows data sets that datasets can load, and only those
+            loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(rows))
+            patches.enter_context(patch.object(datasets, "load_dataset", lambda **_: loaded))
+        yield
+
+
+def _without_bar(tqdm, *args, **kwargs):
+    return tqdm(*args, **{**kwargs, "disable": True})
