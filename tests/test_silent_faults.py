@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_contract import METHODS, make
 from tiny import llava, prompts, single
-from transformers import DynamicCache
+from transformers import AutoTokenizer, DynamicCache
 
+from zipeval import records
+from zipeval.cli import compose
 from zipeval.engine.decoder import Kept, Prompts, keep_best
 from zipeval.engine.received import received
 from zipeval.errors import RunError
 from zipeval.methods.fastv import FastV
 from zipeval.methods.sparsevlm import SparseVLM
 from zipeval.methods.visionzip import VisionZip
+from zipeval.models import EMBEDDED
+from zipeval.runner import run
 
 NEW = 4
 REDUCING = [name for name in METHODS if name != "vanilla"]
@@ -118,3 +126,64 @@ def test_scores_that_are_no_numbers_stop(model):
     inputs = prompts(broken, [[5, 9, 11]], [1])
     with VisionZip(tokens=9).applied(broken), torch.no_grad(), pytest.raises(RunError, match=r"VisionZip.*NaN"):
         broken(**inputs)
+
+
+def changed_checkpoint(folder, change):
+    """A copy of the embedded checkpoint whose weights `change` has changed."""
+    shutil.copytree(EMBEDDED / "tiny_llava", folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def embedding_of_color(weights):
+    """Breaks what one word of some questions is embedded as."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny_llava")
+    weights["language_model.model.embed_tokens.weight"][tokenizer.encode("What color")[-1]] = float("nan")
+
+
+def evaluate(path, results, *overrides):
+    """(record, samples)"""
+    (record_path,) = run(compose([f"model.path={path}", f"results={results}", *overrides]))
+    record = records.read(record_path)
+    return record, records.read_samples(record_path.parent, record)
+
+
+@pytest.mark.parametrize("overrides", [["method=vanilla"], ["method=pool", "tokens=16", "runner.reuse=prefix"]])
+def test_samples_without_numbers_for_logits_have_failed(tmp_path, overrides):
+    """Their answers are empty, which to some tasks is an answer; the others stay as they are."""
+    path = changed_checkpoint(tmp_path / "weights", embedding_of_color)
+    record, samples = evaluate(path, tmp_path / "runs", "limit=24", *overrides)
+    _, stock = evaluate(EMBEDDED / "tiny_llava", tmp_path / "stock", "limit=24", *overrides)
+    failed = [sample for sample in samples if "error" in sample]
+    assert 0 < len(failed) == record["failed"] < 24
+    assert all("not numbers" in sample["error"] and sample["score"] == 0 for sample in failed)
+    same = {sample["doc_id"]: sample["prediction"] for sample in samples if "error" not in sample}
+    assert same == {sample["doc_id"]: sample["prediction"] for sample in stock if sample["doc_id"] in same}
+
+
+@pytest.mark.parametrize(("limit", "told"), [(8, "in all of 8 samples"), (200, "in all of 32 samples")])
+def test_a_run_of_nothing_but_broken_logits_ends(tmp_path, limit, told):
+    def change(weights):
+        weights["language_model.lm_head.weight"][5, 5] = float("nan")
+
+    path = changed_checkpoint(tmp_path / "weights", change)
+    with pytest.raises(RunError, match=f"{told}.*not numbers.*dtype"):
+        evaluate(path, tmp_path / "runs", f"limit={limit}", "method=vanilla", "batch_size=8")
+    assert not [*(tmp_path / "runs").glob("*/*.json")]
+
+
+@pytest.mark.parametrize(("positions", "overflowed"), [(2048, 0), (158, 24), (10, 24)])
+def test_prompts_beyond_the_models_positions_are_counted(tmp_path, positions, overflowed):
+    path = changed_checkpoint(tmp_path / "weights", lambda weights: None)
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = positions
+    (path / "config.json").write_text(json.dumps(config))
+    record, samples = evaluate(path, tmp_path / "runs", "limit=24", "method=vanilla")
+    assert record["overflowed"] == overflowed
+    for sample in samples:
+        excess = sample["prompt_tokens"] + sample["output_tokens"] - positions
+        assert sample.get("overflow", 0) == max(0, excess)
+    reduced, _ = evaluate(path, tmp_path / "runs", "limit=24", "method=visionzip", "tokens=16")
+    assert reduced["overflowed"] == (24 if positions == 10 else 0)

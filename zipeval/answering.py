@@ -14,6 +14,7 @@ from zipeval.engine import hf_names
 from zipeval.engine.compiled import compiled
 from zipeval.engine.images import PIXELS, joined, pictures
 from zipeval.engine.ledger import Prefill, ledger
+from zipeval.engine.logits import NOT_NUMBERS, LogitsWatch, watching_logits
 from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.engine.reuse import encoded, prefixed
 from zipeval.engine.trace import Trace, trace
@@ -36,6 +37,7 @@ class Answer:
         output_tokens: up to and including the first end token.
         left: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
         reread: of a conversation, `visual` of every time that its pictures were read again.
+        failed: why it is no answer, where the model's logits are not numbers.
     """
 
     text: str | list[str]
@@ -45,6 +47,7 @@ class Answer:
     output_tokens: int
     left: dict[str, list[list[int]]]
     reread: list[list[int]] = field(default_factory=list)
+    failed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class _Read:
 class Answering:
     """A session's model under its method; see `answering`."""
 
-    def __init__(self, session, prefills: list[Prefill], told: Trace):
-        self.session, self.prefills, self.told = session, prefills, told
+    def __init__(self, session, prefills: list[Prefill], told: Trace, logits: LogitsWatch):
+        self.session, self.prefills, self.told, self.logits = session, prefills, told, logits
         self.model, processor = session.load()
         self.tokenizer = processor.tokenizer
         self.padding = self.tokenizer.pad_token_id
@@ -96,6 +99,7 @@ class Answering:
 
     def generated(self, inputs: dict, options: dict) -> torch.Tensor:
         """(B, L): prompts and what is generated behind them."""
+        self.logits.clear()
         return self.model.generate(**inputs, **generation_options(options))
 
     def texts(self, new: torch.Tensor, options: dict) -> list[str]:
@@ -118,7 +122,7 @@ class Answering:
         if self.session.reduces:
             given = joined([question.inputs for question in batch])
             places = _by_prompt(batch, self.told.places(self.model, given))
-        answers = []
+        answers, not_numbers = [], self.logits.failed(len(batch))
         for number, text in enumerate(self.texts(new, options)):
             row = number * beams if read.rows is None else read.rows[number]
             answers.append(
@@ -129,6 +133,7 @@ class Answering:
                     prefill.visual(row),
                     _written(new[number].tolist(), self.ends),
                     self.told.left(row, places[number]) if self.session.reduces else {},
+                    failed=NOT_NUMBERS if not_numbers[number] else None,
                 )
             )
         return answers
@@ -197,7 +202,7 @@ def answering(session) -> Iterator[Answering]:
         if session.config.runner.compile:
             stack.enter_context(compiled(model, session.method))
         prefills, told = stack.enter_context(ledger(model)), stack.enter_context(trace(model))
-        yield Answering(session, prefills, told)
+        yield Answering(session, prefills, told, stack.enter_context(watching_logits(model)))
 
 
 def _applied(session, model):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import count
+from math import inf
 from zlib import crc32
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
@@ -18,13 +19,15 @@ from zipeval.budget import Picture
 from zipeval.conversing import converse
 from zipeval.engine import flops, hf_names
 from zipeval.engine.images import pixels
-from zipeval.errors import BudgetError, UsageError
+from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
+from zipeval.errors import BudgetError, RunError, UsageError
 from zipeval.evaluation import lmms_names
 from zipeval.evaluation.lmms_names import RequestArgs
 from zipeval.feed import Question, feed, same_picture, together
 from zipeval.media import decoding
 
 PICTURED = 8  # samples of a task whose picture is kept
+ENOUGH = 32  # samples without numbers for logits at the beginning, after which nothing else is expected
 WINDOW = 4  # batches of questions that wait together, from which those of one length are taken
 MOST_WAITING = 256  # questions: a prepared picture in tiles is 7 MB
 
@@ -89,6 +92,7 @@ class ZipEval(lmms):
         from zipeval.progress import progress
 
         answers: dict[int, GenerationResult] = {}
+        broken = 0  # samples without numbers for logits, before any that has them
         if not requests:
             return []
         label = f"{self.session.run_id} {RequestArgs.of(requests[0]).task}"
@@ -98,8 +102,12 @@ class ZipEval(lmms):
                     answers |= found
                     advance(len(found))
                     batch = [(requests[number], answer) for number, answer in found.items()]
-                    if self.keep and "error" not in self.measured[_place(batch[0][0])]:
-                        self.keep(batch)
+                    answered = [pair for pair in batch if "error" not in self.measured[_place(pair[0])]]
+                    if self.keep and answered:
+                        self.keep(answered)
+                    broken = -inf if answered else broken + self._without_numbers(batch)
+                    if broken >= ENOUGH:
+                        raise RunError(f"{label}: {NO_NUMBERS.format(broken)}")
         return [answers[number] for number in range(len(requests))]
 
     def _answered(self, model, requests: list[Instance], numbers: list[int]) -> Iterator[dict[int, GenerationResult]]:
@@ -157,7 +165,8 @@ class ZipEval(lmms):
         """By number; None where memory ran out."""
         import torch
 
-        decoder, start = hf_names.decoder(model.model).config, time.perf_counter()
+        decoder, positions = hf_names.decoder(model.model).config, hf_names.positions(model.model)
+        start = time.perf_counter()
         try:
             first = requests[batch[0].number]
             options = RequestArgs.of(first).gen_kwargs
@@ -173,6 +182,10 @@ class ZipEval(lmms):
         found = {}
         for question, answer in zip(batch, answers, strict=True):
             request = requests[question.number]
+            if answer.failed:
+                self.measured[_place(request)] = {"error": answer.failed, "batch": len(batch)}
+                found[question.number] = GenerationResult("", TokenCounts(0, 0))
+                continue
             for visual in (answer.visual, *answer.reread):
                 self._check_budget(request, answer.pictures, visual)
             self.measured[_place(request)] = {
@@ -183,6 +196,7 @@ class ZipEval(lmms):
                 "flops_formula": flops.formula(answer.entered, decoder),
                 "flops_exact": flops.exact(answer.entered, decoder),
                 "output_tokens": answer.output_tokens,
+                **_overflow(answer, positions),
                 **answer.left,
                 "latency": seconds,
                 "batch": len(batch),
@@ -211,6 +225,10 @@ class ZipEval(lmms):
         first = [args.doc_to_messages(doc) for args, doc in zip(asked, docs, strict=True)]
         return converse(model, batch, first, next_round, asked[0].gen_kwargs)
 
+    def _without_numbers(self, batch: list[tuple]) -> int:
+        """Count the requests of a batch at which the model's logits were not numbers."""
+        return sum(self.measured[_place(request)].get("error") == NOT_NUMBERS for request, _ in batch)
+
     def _picture(self, request: Instance, question: Question) -> None:
         """Of a task's first samples, keep the first picture of the prompt, if it has one."""
         if question.kinds and RequestArgs.of(request).doc_id < PICTURED:
@@ -232,6 +250,12 @@ class ZipEval(lmms):
         args = RequestArgs.of(request)
         with decoding():  # what a data set holds is decoded as soon as its row is looked up
             return args.doc_to_messages(lmms_names.document(self, args))
+
+
+def _overflow(answer: Answer, positions: int | None) -> dict[str, int]:
+    """Return by how many tokens a prompt and its answer are longer than the decoder has positions, if they are."""
+    excess = answer.entered[0] + answer.output_tokens - (positions or inf)
+    return {"overflow": excess} if excess > 0 else {}
 
 
 def _place(request: Instance) -> tuple[str, int]:

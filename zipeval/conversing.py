@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from zipeval.answering import Answer, Answering, drawn, generation_options
 from zipeval.engine import hf_names
+from zipeval.engine.logits import NOT_NUMBERS
 from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.errors import UsageError
 from zipeval.feed import Question
@@ -52,8 +53,11 @@ def converse(
         raise UsageError(f"generation_kwargs={options}: a conversation is answered greedily, without beams")
     talk = _Talk(model, batch, first, options)
     answers, texts, fresh = talk.first, [[answer.text] for answer in talk.first], []
+    failed = [answer.failed for answer in answers]
     while any(asked := [rounds(row, said) for row, said in enumerate(texts)]):
         said, again = talk.ask(asked)
+        not_numbers = model.logits.failed(len(batch))
+        failed = [NOT_NUMBERS if bad else before for bad, before in zip(not_numbers, failed, strict=True)]
         for row in (row for row, messages in enumerate(asked) if messages):
             texts[row].append(said[row])
             fresh.append((row, again[row]))
@@ -62,9 +66,15 @@ def converse(
         some = fresh[start : start + len(batch)]
         for (row, _), answer in zip(some, model.answer([question for _, question in some], options), strict=True):
             others[row].append(answer)
+            failed[row] = failed[row] or answer.failed
     return [
-        replace(answer, text=[*said, *(its.text for its in again)], reread=[its.visual for its in again])
-        for answer, said, again in zip(answers, texts, others, strict=True)
+        replace(
+            answer,
+            text=[*said, *(its.text for its in again)],
+            reread=[its.visual for its in again],
+            failed=reason,
+        )
+        for answer, said, again, reason in zip(answers, texts, others, failed, strict=True)
     ]
 
 

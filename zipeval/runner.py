@@ -17,7 +17,8 @@ from statistics import fmean
 from zipeval import benchmarks, data, journal, logger, methods, models, projector, prompts, ranks, records, videoqa
 from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
-from zipeval.errors import BudgetError, Held, MediaError, Stopped, UsageError
+from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
+from zipeval.errors import BudgetError, Held, MediaError, RunError, Stopped, UsageError
 from zipeval.evaluation import lmms_names, stack
 from zipeval.lock import locked
 from zipeval.placement import machine, place
@@ -420,6 +421,8 @@ def _judge(judge, directory: Path, record: dict) -> dict:
 def _outcome(record: dict) -> str:
     score = "no score" if record["score"] is None else f"{record['metric']} {record['score']:.4g}"
     failed = f", {record['failed']} samples could not be read" if record["failed"] else ""
+    if overflowed := record.get("overflowed"):
+        failed += f", {overflowed} prompts are longer than the model has positions"
     if not records.incomplete(record):
         return score + failed
     missing = f"{record['unscored']} of {record['samples']['count']} answers have no verdict"
@@ -441,6 +444,8 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
         results = _lmms_eval(model, task, folder)
     samples = [_sample(task, s, model.measured.pop((task, s["doc_id"]))) for s in results["samples"][task]]
     read = [s for s in samples if "error" not in s]
+    if not read and samples[0]["error"] == NOT_NUMBERS:
+        raise RunError(f"tasks=[{task}]: {NO_NUMBERS.format(len(samples))}")
     if not read:
         raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")
     scored = summary(task, samples) if task in PROTOCOLS else _scored(task, lmms_names.scores(results, task), samples)
@@ -448,6 +453,7 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
     record = {
         **provenance,
         "failed": len(samples) - len(read),  # their answers are empty
+        "overflowed": sum("overflow" in s for s in read),  # with their answer longer than the decoder has positions
         **scored,
         "visual_tokens": {
             "requested": config.tokens,

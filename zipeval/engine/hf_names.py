@@ -50,6 +50,11 @@ def decoder(model) -> torch.nn.Module:
     return model.base_model.language_model
 
 
+def positions(model) -> int | None:
+    """Return how many positions the language model was made for; None where its configuration does not tell."""
+    return getattr(decoder(model).config, "max_position_embeddings", None)
+
+
 def projector(model) -> torch.nn.Module:
     """Return what projects features of the encoder into the language model."""
     return model.base_model.multi_modal_projector
