@@ -128,10 +128,10 @@ def returned_cache(output):
     Raises:
         IncompatibleError: if the output has no field of a known name.
     """
-    names = [name for name in CACHE if hasattr(output, name)]
-    if not names:
-        incompatible(f"{type(output).__name__} has no {CACHE[0]}")
-    return getattr(output, names[0])
+    for name in CACHE:  # the second is not asked for where the first is there: transformers would warn of it
+        if hasattr(output, name):
+            return getattr(output, name)
+    incompatible(f"{type(output).__name__} has no {CACHE[0]}")
 
 
 def is_empty(cache) -> bool:
