@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from transformers import LogitsProcessorList
 
 from zipeval import methods
 from zipeval.budget import Picture
@@ -19,6 +20,7 @@ from zipeval.engine.reuse import encoded, prefixed
 from zipeval.engine.trace import Trace, trace
 from zipeval.engine.vision import Encoded, outputs, shrunk
 from zipeval.feed import Question, collate
+from zipeval.inference.first_logits import FirstLogits
 
 SAMPLING = ("temperature", "top_p", "top_k")
 DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
@@ -36,6 +38,7 @@ class Answer:
         output_tokens: up to and including the first end token.
         left: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
         reread: of a conversation, `visual` of every time that its pictures were read again.
+        digest: `logit` and `logsumexp` of the first token, see zipeval/inference/first_logits.py.
     """
 
     text: str | list[str]
@@ -45,6 +48,7 @@ class Answer:
     output_tokens: int
     left: dict[str, list[list[int]]]
     reread: list[list[int]] = field(default_factory=list)
+    digest: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Answering:
         self.padding = self.tokenizer.pad_token_id
         ends = self.model.generation_config.eos_token_id
         self.ends = [ends] if isinstance(ends, int) else ends or []
+        self.first_logits = FirstLogits()  # of what was generated last
 
     def answer(self, batch: list[Question], options: dict) -> list[Answer]:
         """Of every question.
@@ -96,7 +101,9 @@ class Answering:
 
     def generated(self, inputs: dict, options: dict) -> torch.Tensor:
         """(B, L): prompts and what is generated behind them."""
-        return self.model.generate(**inputs, **generation_options(options))
+        self.first_logits = FirstLogits()
+        observers = LogitsProcessorList([self.first_logits])
+        return self.model.generate(**inputs, **generation_options(options), logits_processor=observers)
 
     def texts(self, new: torch.Tensor, options: dict) -> list[str]:
         """What was generated, up to what ends it."""
@@ -118,7 +125,7 @@ class Answering:
         if self.session.reduces:
             given = joined([question.inputs for question in batch])
             places = _by_prompt(batch, self.told.places(self.model, given))
-        answers = []
+        answers, digests = [], self.first_logits.digests(len(batch))
         for number, text in enumerate(self.texts(new, options)):
             row = number * beams if read.rows is None else read.rows[number]
             answers.append(
@@ -129,6 +136,7 @@ class Answering:
                     prefill.visual(row),
                     _written(new[number].tolist(), self.ends),
                     self.told.left(row, places[number]) if self.session.reduces else {},
+                    digest=digests[number],
                 )
             )
         return answers

@@ -184,6 +184,7 @@ class ZipEval(lmms):
                 "flops_exact": flops.exact(answer.entered, decoder),
                 "output_tokens": answer.output_tokens,
                 **answer.left,
+                "digest": answer.digest,
                 "latency": seconds,
                 "batch": len(batch),
             }

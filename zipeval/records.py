@@ -44,8 +44,11 @@ PACKAGES = (
     "pillow",
     "av",
 )
-# What differs between two equal runs, in records and in samples; `samples` has the digest of the latter.
-CIRCUMSTANCES = ("started", "ended", "seconds", "sessions", "path", "samples", "latency", "batch", "reuse", "processes")
+# What differs between two equal runs, in records and in samples; `samples` has the digest of the latter, and `digest` a
+# sample's logits, which rounding moves.
+CIRCUMSTANCES = (
+    *("started", "ended", "seconds", "sessions", "path", "samples", "latency", "batch", "reuse", "processes", "digest"),
+)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
