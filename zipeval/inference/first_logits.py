@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import LogitsProcessor
 
-DIGITS = 3  # decimals that samples keep; rounding moves the fourth or fifth
+DIGITS = 6  # decimals that samples keep: rounding of float32 moves the fifth
 
 
 class FirstLogits(LogitsProcessor):
@@ -31,7 +31,7 @@ class FirstLogits(LogitsProcessor):
         return scores
 
     def digests(self, prompts: int) -> list[dict[str, float]]:
-        """Return the digest of each of so many prompts. Beam search has several rows for a prompt, the first is read."""
+        """Return the digest of each of so many prompts; of a prompt's beams the first one's."""
         if self.summary is None:  # nothing was generated
             return [{} for _ in range(prompts)]
         beams = len(self.summary) // prompts
