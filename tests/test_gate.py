@@ -22,6 +22,7 @@ from zipeval.errors import BudgetError, RunError, UsageError
 from zipeval.gate import INCOMPARABLE, NEW, PASSED, REGRESSED
 from zipeval.methods import visionzip
 from zipeval.methods.fastv import FastV
+from zipeval.protocols import PROTOCOLS
 from zipeval.runner import Session, run
 
 ROOT = Path(__file__).parents[1]
@@ -112,26 +113,33 @@ def test_what_a_run_itself_refuses_cannot_be_compared(good, tmp_path):
 def put(root, wrong=100, first=0, worth=1.0, answers=0, left=0, task="shapes", reduces=True, fields=(), **changed):
     """A made-up record, of which `wrong` samples are, from `first` on, and the others are worth `worth`.
 
+    Wrong ones have another answer, but for tasks of a judge, which decides otherwise about the same one.
+
     Args:
         answers, left: how many samples have another answer, and other tokens left.
         reduces: whether samples tell which tokens are left.
         fields: (dotted name, value) of the record to change.
         changed: fields of every sample.
     """
+    wrong_ones = range(first, first + wrong)
     samples = [
         {
             "doc_id": i,
             "question_hash": f"{i:x}",
             "target": "red",
-            "prediction": "blue\x07" if i < answers else "red",
+            "prediction": "blue\x07"
+            if i < answers
+            else "green"
+            if i in wrong_ones and task not in PROTOCOLS
+            else "red",
             **({"kept": [[1, 2, 4 if i < left else 3]], "merged": [[]]} if reduces else {}),
-            "score": worth * (not first <= i < first + wrong),
+            "score": worth * (i not in wrong_ones),
             **changed,
         }
         for i in range(COUNT)
     ]
     model = {"name": "tiny", "family": "llava", "prompt": "hf", "image_aspect": "pad"}
-    method = {"name": "visionzip", "_target_": "x", "tokens": 16}
+    method = {"name": "visionzip", "_target_": "zipeval.methods.visionzip.VisionZip", "tokens": 16}
     record = {
         "task": task,
         "task_hash": "h",
@@ -159,6 +167,8 @@ def put(root, wrong=100, first=0, worth=1.0, answers=0, left=0, task="shapes", r
             "device_map": None,
         },
         "git": {"revision": "0123456789abcdef", "dirty": False},
+        "code": records.code(),
+        "versions": records.versions(),
     }
     for name, value in dict(fields).items():
         *path, last = name.split(".")
@@ -219,7 +229,7 @@ def test_rounding_of_what_was_measured_is_none(compared):
     ],
 )
 def test_a_lower_score(lost, max_drop, outcome, said, compared):
-    verdict = compared(max_drop, wrong=100 + lost)
+    verdict = compared(max_drop, then={"task": "mmvet"}, task="mmvet", wrong=100 + lost)
     assert (verdict.outcome, verdict.lines[0]) == (outcome, said)
     assert f"{max(lost, 0)} samples lost" in verdict.lines
     assert f"{max(-lost, 0)} samples gained" in verdict.lines
@@ -241,7 +251,7 @@ def test_scores_below_zero(then, now, compared):
 
 def test_samples_are_compared_pair_by_pair(compared):
     """As many are right: those that were lost and gained are told all the same, by the first of each."""
-    verdict = compared(first=4, answers=4)
+    verdict = compared(then={"task": "mmvet"}, task="mmvet", first=4, answers=4)
     assert verdict.outcome == PASSED
     shown = [f"  doc_id {i}: score 0 -> 1, answers 'blue\\x07', target 'red'" for i in range(3)]
     at = verdict.lines.index("4 samples gained")
@@ -260,13 +270,13 @@ def test_few_samples_may_change(name, words, compared):
 @pytest.mark.parametrize(("name", "words"), [("answers", "another answer"), ("left", "other tokens left")])
 def test_more_than_a_few_may_not(name, words, compared):
     verdict = compared(**{name: 5})
-    assert (verdict.outcome, verdict.lines[0]) == (REGRESSED, f"{words} in 5 of 400 samples, more than 1%")
+    assert (verdict.outcome, verdict.lines[0]) == (REGRESSED, f"{words} in 5 of 400 samples, more than 4")
 
 
 @pytest.mark.parametrize("changed", [{"reduces": False}, {"then": {"reduces": False}}])
 def test_tokens_that_only_one_of_two_tells_are_others(changed, compared):
     verdict = compared(**changed)
-    assert verdict.lines[0] == "other tokens left in 400 of 400 samples, more than 1%"
+    assert verdict.lines[0] == "other tokens left in 400 of 400 samples, more than 4"
 
 
 def test_a_task_without_a_score(compared):
@@ -406,8 +416,8 @@ def test_what_makes_no_baseline(tmp_path):
 UNREADABLE = {
     "No such file": lambda content: None,
     "Expecting value": lambda content: "",
-    "schema 0": lambda content: content.replace('"schema":1', '"schema":0'),
-    "it has no records": lambda content: '{"schema":1,"records":[]}',
+    "schema 0": lambda content: content.replace('"schema":2', '"schema":0'),
+    "it has no records": lambda content: '{"schema":2,"records":[]}',
     "lacks or has too many of right": lambda content: content.replace('"left":', '"right":[],"left":'),
     "lacks or has too many of same": lambda content: content.replace('"same":', '"answers":'),
     "it holds NaN": lambda content: content.replace('"score":75.0', '"score":NaN'),
@@ -558,7 +568,7 @@ def test_junit(zipeval, tmp_path):
         "new": "skipped",
     }
     failure = suite.find("testcase/failure")
-    assert failure.get("message") == "another answer in 9 of 400 samples, more than 1%"
+    assert failure.get("message") == "another answer in 16 of 400 samples, more than 4"
     assert "answers 'blue\\x07'" in failure.text
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.reporting import remarks
-from zipeval.reporting.remarks import UNDEFINED
-from zipeval.tables import DIFFERENCE, LOWER, Cell, Row, Table
+from zipeval.reporting.remarks import LOWER, UNDEFINED
+from zipeval.tables import DIFFERENCE, Cell, Row, Table
 
 SAME, TIED = "≈", "†"
 SCORES = "Score (% of the upper bound, {})."

@@ -17,7 +17,7 @@ from zipeval.config import PACKINGS, ModelConfig
 from zipeval.errors import UsageError
 from zipeval.records import incomplete
 from zipeval.reporting.percentages import percent_of_bound
-from zipeval.reporting.remarks import OVERFLOWED, Remark, bound_remarks, record_remarks, undefined_remarks
+from zipeval.reporting.remarks import LOWER, OVERFLOWED, Remark, bound_remarks, record_remarks, undefined_remarks
 from zipeval.reporting.scored_samples import follows_from_samples, read_scored
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ Record = dict
 UPPER_BOUND = "vanilla"
 MEASURED, PUBLISHED, DIFFERENCE = "measured", "published", "difference"
 OF_EVERY_ROW = ("name", "_target_", "tokens", "seed", "projector")
-LOWER = " ↓"  # behind the heading of a column where lower is better
 OF_TURNS = "Conversations: visual tokens and FLOPs are of the first question."
 
 

@@ -10,6 +10,7 @@ from typing import Any
 Record = dict[str, Any]
 FAILED, UNJUDGED, OVERFLOWED, UNDEFINED = "failed", "unjudged", "overflowed", "undefined"
 MARKS = {FAILED: "§", UNJUDGED: "¶", OVERFLOWED: "‖", UNDEFINED: "#"}
+LOWER = " ↓"  # behind the name of a metric of which less is better
 MEANINGS = {
     FAILED: "samples that could not be read",
     UNJUDGED: "answers without a verdict",
