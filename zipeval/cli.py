@@ -38,8 +38,9 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                                      [out=FILE.svg|pdf|png]
                                                    which tokens of an image methods keep, and what is then answered
   zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
-  zipeval check --against FILE [--max-drop 1.0] [--junit FILE] [--format text|github] [results=DIR]
-                                                   records beside that file: 0 as good, 1 regression, 2 cannot compare
+  zipeval check --against FILE [--max-drop 1.0] [--allow-other-code] [--junit FILE] [--format text|github] [results=DIR]
+                                                   records beside that file: 0 as good, 1 regression, 2 cannot compare;
+                                                   of 20 samples one may have another answer, from 200 up one in 100
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
   zipeval list models|methods|tasks|suites|tables|experiments|launchers

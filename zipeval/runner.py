@@ -421,6 +421,8 @@ def _judge(judge, directory: Path, record: dict) -> dict:
 def _outcome(record: dict) -> str:
     score = "no score" if record["score"] is None else f"{record['metric']} {record['score']:.4g}"
     failed = f", {record['failed']} samples could not be read" if record["failed"] else ""
+    if record.get("overflowed"):
+        failed += f", {record['overflowed']} prompts are longer than the model's positions"
     if not records.incomplete(record):
         return score + failed
     missing = f"{record['unscored']} of {record['samples']['count']} answers have no verdict"
