@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from transformers import LogitsProcessorList
 
 from zipeval import methods
 from zipeval.budget import Picture
@@ -20,6 +21,7 @@ from zipeval.engine.reuse import encoded, prefixed
 from zipeval.engine.trace import Trace, trace
 from zipeval.engine.vision import Encoded, outputs, shrunk
 from zipeval.feed import Question, collate
+from zipeval.inference.first_logits import FirstLogits
 
 SAMPLING = ("temperature", "top_p", "top_k")
 DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
@@ -38,6 +40,7 @@ class Answer:
         left: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
         reread: of a conversation, `visual` of every time that its pictures were read again.
         failed: why it is no answer, where the model's logits are not numbers.
+        digest: `logit` and `logsumexp` of the first token, see zipeval/inference/first_logits.py.
     """
 
     text: str | list[str]
@@ -48,6 +51,7 @@ class Answer:
     left: dict[str, list[list[int]]]
     reread: list[list[int]] = field(default_factory=list)
     failed: str | None = None
+    digest: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Answering:
         self.padding = self.tokenizer.pad_token_id
         ends = self.model.generation_config.eos_token_id
         self.ends = [ends] if isinstance(ends, int) else ends or []
+        self.first_logits = FirstLogits()  # of what was generated last
 
     def answer(self, batch: list[Question], options: dict) -> list[Answer]:
         """Of every question.
@@ -100,7 +105,9 @@ class Answering:
     def generated(self, inputs: dict, options: dict) -> torch.Tensor:
         """(B, L): prompts and what is generated behind them."""
         self.logits.clear()
-        return self.model.generate(**inputs, **generation_options(options))
+        self.first_logits = FirstLogits()
+        observers = LogitsProcessorList([self.first_logits])
+        return self.model.generate(**inputs, **generation_options(options), logits_processor=observers)
 
     def texts(self, new: torch.Tensor, options: dict) -> list[str]:
         """What was generated, up to what ends it."""
@@ -123,6 +130,7 @@ class Answering:
             given = joined([question.inputs for question in batch])
             places = _by_prompt(batch, self.told.places(self.model, given))
         answers, not_numbers = [], self.logits.failed(len(batch))
+        digests = self.first_logits.digests(len(batch))
         for number, text in enumerate(self.texts(new, options)):
             row = number * beams if read.rows is None else read.rows[number]
             answers.append(
@@ -134,6 +142,7 @@ class Answering:
                     _written(new[number].tolist(), self.ends),
                     self.told.left(row, places[number]) if self.session.reduces else {},
                     failed=NOT_NUMBERS if not_numbers[number] else None,
+                    digest=digests[number],
                 )
             )
         return answers

@@ -5,9 +5,14 @@ score, what was measured, and of every sample, in the order of their doc_id,
 
     scores    its score
     answers   two characters, 12 bits of a hash of its answer, or of all answers in a conversation
-    left      two characters likewise, of the positions of the tokens that were left; null: the method removes none
+    left      two characters likewise, of the positions of tokens that were left as themselves and of merged ones; null:
+              the method removes none
+    counts    two characters likewise, of the visual tokens that entered each layer
+    digests   two little-endian float32 numbers in base64, the largest logit of its first token and the log-sum-exp;
+              nan where nothing was generated
 
-12 bits miss one change in 4096. They tell in how many samples something changed, and are 10 KB for 1,500 samples.
+12 bits miss one change in 4096. They tell in how many samples something changed, and with the digests are 30 KB for
+1,500 samples. Baselines of schema 1 lack the last two, and whether more is better.
 """
 
 from __future__ import annotations
@@ -18,17 +23,27 @@ import json
 import math
 import shlex
 from collections.abc import Iterable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from zipeval import records, tables
-from zipeval.errors import UsageError
+import numpy as np
 
-SCHEMA = 1
+from zipeval import records, stats, tables
+from zipeval.benchmarks import BENCHMARKS
+from zipeval.errors import UsageError
+from zipeval.reporting import scored_samples
+
+SCHEMA = 2
+READABLE = (1, SCHEMA)
 WIDTH = 2  # characters of base64, of 6 bits each
 VISUAL = ("mean", "final", "entering")
-PER_SAMPLE = ("scores", "answers", "left")
-FIELDS = {"of", "same", "git", "metric", "score", "measured", *PER_SAMPLE}
+COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a record's `prefill`
+MEASURED = {*(f"visual tokens, {name}" for name in VISUAL), *COSTS}
+CODED = ("answers", "left", "counts")
+LATER = ("higher_is_better", "from_samples", "counts", "digests")  # fields that schema 1 has not
+FIELDS = {"of", "same", "git", "metric", "score", "measured", "scores", *CODED, *LATER}
+DIGEST = ("logit", "logsumexp")
 WAITS = "answers have no verdict. The command that made it asks the judge for those."
 
 
@@ -61,8 +76,12 @@ def write(results: str, out: Path) -> int:
 
 def _line(record: dict[str, Any]) -> str:
     """Of a baseline's file."""
+    in_order = samples(record)
+    disagreement = scored_samples.score_disagreement(record, in_order)
+    if disagreement:
+        raise UsageError(f"{disagreement}. Move both away and {records.again(Path(record['path']))}.")
     try:
-        return json.dumps(entry(record, samples(record)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return json.dumps(entry(record, in_order), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
         raise UsageError(
             f"{record['path']}: it holds a number that is not finite, which nothing can be compared with. "
@@ -77,18 +96,16 @@ def read(path: Path) -> list[dict[str, Any]]:
         UsageError: if it is none.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
-        if held["schema"] != SCHEMA:
-            raise ValueError(f"schema {held['schema']}, this zipeval reads {SCHEMA}")
-        if not held["records"]:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
+        if content["schema"] not in READABLE:
+            raise ValueError(f"schema {content['schema']}, this zipeval reads {SCHEMA}")
+        if not content["records"]:
             raise ValueError("it has no records")
-        for its in held["records"]:
-            if its.keys() != FIELDS:
-                raise ValueError(f"a record lacks or has too many of {', '.join(sorted(its.keys() ^ FIELDS))}")
-            its["same"].setdefault("projector", None)  # of which earlier ones do not tell: they have none
-            if len({len(its["scores"]), *(len(its[name]) / WIDTH for name in PER_SAMPLE[1:] if its[name])}) != 1:
-                raise ValueError(f"{' or '.join(PER_SAMPLE)} are cut short")
-        return held["records"]
+        for line in content["records"]:
+            if content["schema"] == 1:
+                line |= {name: None for name in LATER if name not in line}
+            _check(line)
+        return content["records"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"against={path}: not a readable baseline ({error}). "
@@ -96,12 +113,56 @@ def read(path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
+def _check(line: dict[str, Any]) -> None:
+    """Raise ValueError where a line of a baseline is not whole, or contradicts itself."""
+    if line.keys() != FIELDS:
+        raise ValueError(f"a record lacks or has too many of {', '.join(sorted(line.keys() ^ FIELDS))}")
+    name = " ".join(str(part) for part in line["of"].values() if part is not None)
+    different = line["measured"].keys() ^ MEASURED
+    if different:
+        raise ValueError(f"`measured` of {name} lacks or has too many of {', '.join(sorted(different))}")
+    for key, measured in line["measured"].items():
+        numbers = measured if isinstance(measured, list) else [measured]
+        if not numbers or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
+            raise ValueError(f"`measured` of {name}: {key} is {measured}")
+    line["same"].setdefault("projector", None)  # of which earlier ones do not tell: they have none
+    lengths = {len(line["scores"]), *(len(line[key]) / WIDTH for key in CODED if line[key] is not None)}
+    if line["digests"] is not None:
+        lengths.add(len(digests(line)))
+    if len(lengths) != 1 or not line["scores"]:
+        raise ValueError(f"{' or '.join(('scores', *CODED, 'digests'))} of {name} are cut short")
+    # Other tasks' scores need what their samples have beside their scores: the gate checks those.
+    if line["of"]["task"] not in stats.STATISTICS:
+        disagreement = score_disagreement(line, [{"score": score} for score in line["scores"]])
+        if disagreement:
+            raise ValueError(disagreement)
+
+
+def score_disagreement(line: dict[str, Any], samples: list[dict[str, Any]]) -> str:
+    """Return in words how a line's score is not what its own scores come to; nothing where it is, or cannot be told.
+
+    Args:
+        samples: with the line's scores, and what else their task's number is made of.
+    """
+    task, score = line["of"]["task"], line["score"]
+    follows = task in BENCHMARKS if line["from_samples"] is None else line["from_samples"]
+    if not follows or score is None or stats.agrees(task, samples, score):
+        return ""
+    name = " ".join(str(part) for part in line["of"].values() if part is not None)
+    return f"`score` of {name} is {score:.6g}, and its `scores` come to {stats.value(task, samples):.6g}"
+
+
+def digests(line: dict[str, Any]) -> np.ndarray:
+    """Return the digests of a line, (samples, 2)."""
+    return np.frombuffer(base64.b64decode(line["digests"]), "<f4").reshape(-1, len(DIGEST))
+
+
 def _refused(constant: str) -> None:
     raise ValueError(f"it holds {constant}")
 
 
 def samples(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """A record's samples, in the order of their doc_id.
+    """Return a record's samples, in the order of their doc_id.
 
     Raises:
         UsageError: if they changed since, or are not there.
@@ -109,8 +170,14 @@ def samples(record: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(records.read_samples(Path(record["path"]).parent, record), key=lambda s: s["doc_id"])
 
 
+def _digests(its: list[dict[str, Any]]) -> str:
+    """Return the digests of samples as a baseline holds them."""
+    numbers = [[sample.get("digest", {}).get(name, math.nan) for name in DIGEST] for sample in its]
+    return base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
+
+
 def entry(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a baseline holds of a record.
+    """Return what a baseline holds of a record.
 
     Args:
         its: its samples.
@@ -121,16 +188,21 @@ def entry(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
     if records.incomplete(record):
         raise UsageError(f"{record['path']}: {WAITS}")
     visual = record["visual_tokens"]
+    reduces, counted = any("kept" in sample for sample in its), any("visual_tokens" in sample for sample in its)
     return {
         "of": of(record),
         "same": _same(record, its),
         "git": record["git"],
         "metric": record["metric"],
+        "higher_is_better": record.get("higher_is_better", True),
+        "from_samples": record.get("from_samples"),
         "score": record["score"],
         "measured": {f"visual tokens, {name}": visual[name] for name in VISUAL} | record["prefill"],
         "scores": [_short(sample["score"]) for sample in its],
         "answers": _codes(_answer(sample) for sample in its),
-        "left": _codes((s.get("kept"), s.get("merged")) for s in its) if any("kept" in s for s in its) else None,
+        "left": _codes((sample.get("kept"), sample.get("merged")) for sample in its) if reduces else None,
+        "counts": _codes(sample.get("visual_tokens") for sample in its) if counted else None,
+        "digests": _digests(its) if any(sample.get("digest") for sample in its) else None,
     }
 
 

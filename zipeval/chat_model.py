@@ -198,6 +198,7 @@ class ZipEval(lmms):
                 "output_tokens": answer.output_tokens,
                 **_overflow(answer, positions),
                 **answer.left,
+                "digest": answer.digest,
                 "latency": seconds,
                 "batch": len(batch),
             }

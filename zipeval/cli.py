@@ -38,8 +38,9 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                                      [out=FILE.svg|pdf|png]
                                                    which tokens of an image methods keep, and what is then answered
   zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
-  zipeval check --against FILE [--max-drop 1.0] [--junit FILE] [--format text|github] [results=DIR]
-                                                   records beside that file: 0 as good, 1 regression, 2 cannot compare
+  zipeval check --against FILE [--max-drop 1.0] [--allow-other-code] [--junit FILE] [--format text|github] [results=DIR]
+                                                   records beside that file: 0 as good, 1 regression, 2 cannot compare;
+                                                   of 20 samples one may have another answer, from 200 up one in 100
   zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
   zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
   zipeval list models|methods|tasks|suites|tables|experiments|launchers
@@ -526,7 +527,8 @@ def check(arguments: list[str]) -> None:
     """`zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
     from zipeval import gate
 
-    given = settings("check", _without_dashes(arguments), ("against", "max_drop", "junit", "format", "results"))
+    known = ("against", "max_drop", "allow_other_code", "junit", "format", "results")
+    given = settings("check", _without_dashes(arguments), known)
     for name, value in given.items():
         if not value:
             raise UsageError(f"--{name.replace('_', '-')}: needs a value. `zipeval --help` shows what there is.")
@@ -535,7 +537,8 @@ def check(arguments: list[str]) -> None:
     github = choice(given, "format", ("text", "github")) == "github"
     against, drop = Path(given["against"]).expanduser(), _percent(given.get("max_drop", "1.0"))
     results = given.get("results", "results/runs")
-    verdicts = gate.check(against, results, drop)
+    allow = choice(given, "allow_other_code", ("false", "true")) == "true"
+    verdicts = gate.check(against, results, drop, allow)
     try:
         print(gate.text(verdicts))
         if github:
@@ -553,13 +556,19 @@ def _hush() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+FLAGS = ("allow_other_code",)  # of `zipeval check`: they need no value
+
+
 def _without_dashes(arguments: list[str]) -> list[str]:
-    """`--max-drop 1.0` and `--max-drop=1.0` as the setting `max_drop=1.0`."""
+    """Return `--max-drop 1.0` and `--max-drop=1.0` as the setting `max_drop=1.0`, a flag alone as `true`."""
     found, rest = [], iter(arguments)
     for argument in rest:
         if argument.startswith("--"):
             name, assigned, value = argument.removeprefix("--").partition("=")
-            argument = f"{name.replace('-', '_')}={value if assigned else next(rest, '')}"
+            name = name.replace("-", "_")
+            if not assigned:
+                value = "true" if name in FLAGS else next(rest, "")
+            argument = f"{name}={value}"
         found.append(argument)
     return found
 

@@ -68,7 +68,7 @@ def gallery(table: Table, samples: dict[str, dict[str, dict]]) -> list[Shown]:
         for doc in shown:
             of = [(row, samples[record["path"]][doc]) for row, record in runs if doc in samples[record["path"]]]
             budgets = [
-                [_card(row, sample, side) for row, sample in group]
+                [_card(row, sample, side, row.cells[column].higher_is_better) for row, sample in group]
                 for _, group in groupby(of, key=lambda pair: pair[0].tokens)
             ]
             target = str(samples[bound["path"]][doc]["target"])
@@ -81,13 +81,14 @@ def data_uri(path: Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def verdict(sample: dict) -> str:
-    """In a word or two."""
+def verdict(sample: dict, higher_is_better: bool = True) -> str:
+    """Say in a word or two what an answer is worth."""
     if "error" in sample:
         return "not read"
     if sample["score"] is None:
         return "no verdict"
-    return {0: "wrong", 1: "right"}.get(sample["score"], f"score {sample['score']:.3g}")
+    words = {0: "wrong", 1: "right"} if higher_is_better else {}  # of an error, a number says more
+    return words.get(sample["score"], f"score {sample['score']:.3g}")
 
 
 def covering(positions: Iterable[int], side: int) -> str:
@@ -106,8 +107,8 @@ def outlining(positions: Iterable[int], side: int) -> str:
     return "".join(f"M{p % side + 0.1:.1f} {p // side + 0.1:.1f}h.8v.8h-.8z" for p in sorted(positions))
 
 
-def _card(row: Row, sample: dict, side: int) -> Card:
-    answered = row, str(sample["prediction"]), verdict(sample)
+def _card(row: Row, sample: dict, side: int, higher_is_better: bool) -> Card:
+    answered = row, str(sample["prediction"]), verdict(sample, higher_is_better)
     if not sample.get("kept"):
         return Card(*answered)
     cells = range(side * side)  # of the first picture's first crop, which is the one that is shown

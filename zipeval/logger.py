@@ -136,7 +136,8 @@ def _metrics(found: list[dict], table: Table | None) -> dict[str, float]:
         visual = record["visual_tokens"]
         of_task = {f"metrics/{name}": value for name, value in record["metrics"].items()}
         of_task |= {"score": record["score"], "percent": percentages.get(record["path"])}
-        of_task |= {"failed": record["failed"], "unscored": record.get("unscored", 0), "seconds": record["seconds"]}
+        of_task |= {name: record.get(name, 0) for name in ("failed", "unscored", "overflowed")}
+        of_task |= {"seconds": record["seconds"]}
         of_task |= {"visual_tokens/mean": visual["mean"], "visual_tokens/final": visual["final"]}
         of_task |= {f"prefill/{name}": value for name, value in record["prefill"].items()}
         metrics |= {f"{record['task']}/{name}": value for name, value in of_task.items() if value is not None}

@@ -141,7 +141,11 @@ def _difference(ours: Row, theirs: Row) -> Row:
         return None if None in (a, b) else a - b
 
     cells = {
-        name: Cell(minus(cell.score, theirs.cells[name].score), minus(cell.percent, theirs.cells[name].percent))
+        name: Cell(
+            minus(cell.score, theirs.cells[name].score),
+            minus(cell.percent, theirs.cells[name].percent),
+            remarks=cell.remarks,
+        )
         for name, cell in ours.cells.items()
         if name in theirs.cells
     }

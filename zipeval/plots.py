@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from xml.etree import ElementTree
@@ -14,6 +14,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from zipeval.benchmarks import BENCHMARKS
+from zipeval.reporting import remarks
+from zipeval.reporting.remarks import Remark
 from zipeval.tables import UPPER_BOUND, Cell, Row, Table
 
 # Okabe and Ito's colours, which the colour-blind tell apart. Methods differ in their markers too.
@@ -27,6 +29,8 @@ PANEL, PANELS = 2.2, 3  # inches of one of several panels, and panels in a row
 UNDATED = {".pdf": "CreationDate", ".svg": "Date", ".png": "Software"}  # what would differ from file to file
 LEGEND_WIDTH, LABEL_WIDTH = 80, 36  # letters that fit below, and on the left
 PANEL_WIDTH = 28  # letters below a panel
+KEY_WIDTH = 60  # letters of what marks mean, below a plot
+MARK = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7, "color": INK}  # beside a point
 STYLE = {
     "font.size": 8,
     "font.family": "DejaVu Sans",  # matplotlib brings it
@@ -84,16 +88,18 @@ def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
             found.append(
                 Plot(f"bars-{number}-{column}", f"{_line(_percent_label(column))}, by budget", figure, bars=True)
             )
-    return found
+    key = remarks.key(r for row in table.rows for cell in row.cells.values() for r in cell.remarks)
+    return [replace(plot, about=f"{plot.about}; {key}") for plot in found] if key else found
 
 
 def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: str) -> Figure | None:
     """A line for each method over its budgets, 95% intervals, and the Pareto front behind; None without a method."""
-    points = [
-        (row.label, x, *overall)
-        for row, x in zip(table.rows, values, strict=True)
-        if x is not None and (overall := _overall(table, row))
-    ]
+    points, noted = [], []
+    for row, x in zip(table.rows, values, strict=True):
+        overall = None if x is None else _overall(table, row)
+        if overall:
+            points.append((row.label, x, *overall))
+            noted.append((x, overall[0], _remarks(table, row)))
     if len({label for label, *_ in points}) < 2:
         return None
     with matplotlib.rc_context(STYLE):
@@ -110,6 +116,7 @@ def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: st
             errors = list(zip(*interval, strict=True))
             axes.errorbar(x, y, errors, label=label, capsize=1.5, zorder=2, **options)
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
+        _mark(axes, noted)
         _grid(axes)
         _legend(figure, axes)
     return figure
@@ -137,12 +144,14 @@ def curves(table: Table) -> Figure | None:
 def _curve(axes, table: Table, column: str) -> None:
     """A benchmark's panel."""
     bound = table.rows[0].cells[column].score
+    noted = []
     for label, (colour, marker) in styles(table).items():
-        points = [
-            (row.mean, row.cells[column].score, *(e * bound / 100 for e in percent[1]))
-            for row in table.rows
-            if row.label == label and row.mean is not None and (percent := _percent(row.cells.get(column)))
-        ]
+        points = []
+        for row in table.rows:
+            cell = row.cells.get(column)
+            if row.label == label and None not in (row.mean, cell and cell.score):
+                points.append((row.mean, cell.score, *_score_errors(cell, bound)))
+                noted.append((row.mean, cell.score, cell.remarks))
         # Also without a point: the legend is the first panel's.
         x, y, *errors = zip(*sorted(points), strict=True) if points else ((), (), (), ())
         options = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
@@ -151,7 +160,9 @@ def _curve(axes, table: Table, column: str) -> None:
         axes.axhline(bound, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
     known = next((its for its in BENCHMARKS.values() if its.column == column), None)
     scale = f" x {known.scale:g}" if known and known.scale != 1 else ""
-    axes.set(ylabel=(known.metric if known else "score") + scale, xlabel=fill(TOKENS, PANEL_WIDTH))
+    direction = "" if table.rows[0].cells[column].higher_is_better else "\n(lower is better)"
+    axes.set(ylabel=(known.metric if known else "score") + scale + direction, xlabel=fill(TOKENS, PANEL_WIDTH))
+    _mark(axes, noted, PANEL_WIDTH)
     axes.set_title(fill(column, PANEL_WIDTH - 6), fontsize=8)
     axes.set_xlim(0, None)
     _grid(axes)
@@ -164,6 +175,9 @@ def bars(table: Table, column: str) -> Figure | None:
         {row.label: value for row in group if row.label in style and (value := _percent(row.cells.get(column)))}
         for group in table.groups()
     ]
+    about = [{row.label: row.cells[column].remarks for row in g if column in row.cells} for g in table.groups()]
+    about = [of_group for of_group, group in zip(about, groups, strict=True) if group]
+    noted = []
     names = [budget(group[0]) for group in table.groups()]
     shown = [(name, group) for name, group in zip(names, groups, strict=True) if group]
     if not shown:
@@ -175,6 +189,7 @@ def bars(table: Table, column: str) -> Figure | None:
             has = [place for place, (_, group) in enumerate(shown) if label in group]
             values = [shown[place][1][label] for place in has]
             x = [place + (i - (len(style) - 1) / 2) * width for place in has]
+            noted += [(at, value[0], about[place][label]) for at, value, place in zip(x, values, has, strict=True)]
             heights, errors = [percent - 100 for percent, _ in values], list(zip(*(e for _, e in values), strict=True))
             error = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.5}
             axes.bar(x, heights, width * 0.9, 100, color=colour, label=label, yerr=errors or None, error_kw=error)
@@ -182,6 +197,7 @@ def bars(table: Table, column: str) -> Figure | None:
         axes.set(ylabel=_percent_label(column), xticks=range(len(shown)))
         axes.set_xticklabels([name for name, _ in shown])
         axes.margins(y=0.08)
+        _mark(axes, noted)
         _grid(axes)
         _legend(figure, axes)
     return figure
@@ -274,6 +290,16 @@ def _figure(height: float):
     return figure, figure.add_subplot()
 
 
+def _mark(axes, points: list[tuple[float, float, tuple[Remark, ...]]], width: int = KEY_WIDTH) -> None:
+    """Write the marks of remarks beside points (x, y, remarks), and what they mean below the axis."""
+    for x, y, about in points:
+        if about:
+            axes.annotate(remarks.marks(about), (x, y), **MARK)
+    key = remarks.key(remark for *_, about in points for remark in about)
+    if key:
+        axes.set_xlabel("\n".join(line for line in (axes.get_xlabel(), fill(key, width)) if line))
+
+
 def _grid(axes) -> None:
     axes.grid(axis="y", color=LINE, linewidth=0.4)
     axes.set_axisbelow(True)
@@ -297,6 +323,24 @@ def _overall(table: Table, row: Row) -> tuple[float, tuple[float, float]] | None
     if len(table.columns) == 1:
         return _percent(row.cells.get(table.columns[0]))
     return _percent(Cell(None, row.average, comparison=row.average_comparison))
+
+
+def _remarks(table: Table, row: Row) -> tuple[Remark, ...]:
+    """Return what has to be said of a row's percentage over all benchmarks."""
+    return row.cells[table.columns[0]].remarks if len(table.columns) == 1 else row.remarks
+
+
+def _score_errors(cell: Cell, bound: float | None) -> tuple[float, float]:
+    """Return how far a score's interval reaches below and above it; 0 where it has none."""
+    percent = _percent(cell)
+    if not percent or not bound or percent[1] == (0.0, 0.0):
+        return 0.0, 0.0
+    value, (below, above) = percent
+    if cell.higher_is_better:
+        return below * bound / 100, above * bound / 100
+    # The percentage is the bound's share of the score: its lower end is the score's upper one.
+    highest = 100 * bound / (value - below) if value > below else cell.score
+    return cell.score - 100 * bound / (value + above), highest - cell.score
 
 
 def _percent(cell: Cell | None) -> tuple[float, tuple[float, float]] | None:

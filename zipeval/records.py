@@ -28,7 +28,8 @@ from uuid import uuid4
 
 from zipeval.errors import RunError, UsageError
 
-SCHEMA = 4
+SCHEMA = 5
+READABLE = (4, SCHEMA)  # of 4, records have no directions, digests nor `from_samples`
 ELSEWHERE = ("configs", "tasks", "published")  # in a checkout
 PACKAGES = (
     "zipeval",
@@ -44,8 +45,11 @@ PACKAGES = (
     "pillow",
     "av",
 )
-# What differs between two equal runs, in records and in samples; `samples` has the digest of the latter.
-CIRCUMSTANCES = ("started", "ended", "seconds", "sessions", "path", "samples", "latency", "batch", "reuse", "processes")
+# What differs between two equal runs, in records and in samples; `samples` has the digest of the latter, and `digest` a
+# sample's logits, which rounding moves.
+CIRCUMSTANCES = (
+    *("started", "ended", "seconds", "sessions", "path", "samples", "latency", "batch", "reuse", "processes", "digest"),
+)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -109,7 +113,7 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{record['task']}.json"
     if path.exists() and not incomplete(read(path)):
-        raise RunError(f"{path}: it is finished. Move it away and {_again(path)}.")
+        raise RunError(f"{path}: it is finished. Move it away and {again(path)}.")
     if images:
         _write_images(directory / f"{record['task']}.images", images)
     lines = "".join(json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples)
@@ -148,11 +152,11 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA:
+        if record["schema"] not in READABLE:
             raise ValueError(f"schema {record['schema']}, this zipeval reads {SCHEMA}")
         return {**record, "path": str(path)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a readable record ({error}). Move it away and {_again(path)}.") from error
+        raise UsageError(f"{path}: not a readable record ({error}). Move it away and {again(path)}.") from error
 
 
 def read_all(results: str) -> list[dict[str, Any]]:
@@ -170,14 +174,14 @@ def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}. Move {place} away and {_again(place)}.") from error
+        raise UsageError(f"{path}: {error.strerror}. Move {place} away and {again(place)}.") from error
     if hashlib.sha256(content).hexdigest() != record["samples"]["sha256"]:
-        raise UsageError(f"{path}: does not match its record {place}. Move both away and {_again(place)}.")
+        raise UsageError(f"{path}: does not match its record {place}. Move both away and {again(place)}.")
     return [json.loads(line) for line in content.decode().split("\n")[:-1]]
 
 
-def _again(path: Path) -> str:
-    """How to make a record anew, as far as its place tells: MODEL-METHOD[-TOKENS]-DIGEST/TASK.json."""
+def again(path: Path) -> str:
+    """Say how to make a record anew, as far as its place tells: MODEL-METHOD[-TOKENS]-DIGEST/TASK.json."""
     names = ("model", "method", "tokens")
     given = [f"{name}={value}" for name, value in zip(names, path.parent.name.split("-")[:-1], strict=False)]
     return f"make it again with its settings: `{' '.join(['zipeval run', *given, f'tasks=[{path.stem}]'])} ...`"

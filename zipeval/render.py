@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 
 from zipeval.errors import UsageError, did_you_mean
+from zipeval.reporting import remarks
+from zipeval.reporting.remarks import LOWER, UNDEFINED
 from zipeval.tables import DIFFERENCE, Cell, Row, Table
 
 SAME, TIED = "≈", "†"
@@ -17,6 +19,7 @@ TOKENS = (
     "tokens: visual tokens asked for; mean, final: measured, entering the decoder's layers on average and its last "
     "one; flops: of reading the prompt, % of {}'s."
 )
+DIRECTION = f"{LOWER.strip()}: lower is better, and the percentage is the upper bound's share of the score."
 STATISTICS = (
     f"Behind the percentage its 95% interval (paired bootstrap); {SAME} not distinguishable from the upper bound, "
     f"{TIED} the best of its budget or not distinguishable from it."
@@ -38,11 +41,14 @@ def render(tables: list[Table], form: str = "markdown") -> str:
 
 
 def legend(table: Table) -> list[str]:
-    """What its numbers are, and what has to be said about some of them."""
+    """Return what its numbers and marks are, and what has to be said about some of them."""
     cells = [cell for row in table.rows for cell in row.cells.values()]
+    marked = remarks.key(remark for cell in cells for remark in cell.remarks)
     lines = [SCORES.format(table.bound)] if any(cell.percent is not None for cell in cells) else []
     lines += [TOKENS.format(table.bound)] if any(row.mean is not None for row in table.rows) else []
+    lines += [DIRECTION] if not all(cell.higher_is_better for cell in cells) else []
     lines += [STATISTICS] if any(cell.comparison for cell in cells) else []
+    lines += [f"Marks: {marked}."] if marked else []
     return [*([" ".join(lines)] if lines else []), *table.notes]
 
 
@@ -72,7 +78,11 @@ def _number(value: float | None, share: bool = False) -> str:
 def _text(table: Table, row: Row, name: str) -> str:
     """`92.5 (93.1%, 91.2-94.9)†`."""
     cell = row.cells.get(name)
-    if cell is None or cell.score is None:
+    return "-" if cell is None else _numbers(table, row, name, cell) + marks(cell)
+
+
+def _numbers(table: Table, row: Row, name: str, cell: Cell) -> str:
+    if cell.score is None:
         return "-"
     sign = "+" if row.kind == DIFFERENCE else ""
     scale = max(abs(r.cells[name].score or 0) for r in table.rows if name in r.cells)
@@ -80,14 +90,16 @@ def _text(table: Table, row: Row, name: str) -> str:
     if cell.percent is None:
         return score
     if math.isnan(cell.percent):
-        return f"{score} (of 0)"
-    return f"{score} ({cell.percent:{sign}.1f}%{_interval(cell.comparison)}){marks(cell)}"
+        undefined = any(remark.kind == UNDEFINED for remark in cell.remarks)
+        return f"{score} (no %)" if undefined else f"{score} (of 0)"
+    return f"{score} ({cell.percent:{sign}.1f}%{_interval(cell.comparison)})"
 
 
 def _average(row: Row) -> str:
     if row.average is None or math.isnan(row.average):
         return "-"
-    return f"{row.average:{'+' if row.kind == DIFFERENCE else ''}.1f}%{_interval(row.average_comparison)}"
+    sign = "+" if row.kind == DIFFERENCE else ""
+    return f"{row.average:{sign}.1f}%{_interval(row.average_comparison)}{remarks.marks(row.remarks)}"
 
 
 def _interval(comparison) -> str:
@@ -95,11 +107,14 @@ def _interval(comparison) -> str:
 
 
 def marks(cell: Cell) -> str:
-    """Of a cell that was compared; where there is no interval nothing is said of the upper bound."""
-    found = cell.comparison
-    if found is None:
-        return ""
-    return SAME * (found.low <= 100 <= found.high) + TIED * cell.tied
+    """Return the marks of its remarks, and before them what a comparison came to.
+
+    Where there is no interval nothing is said of the upper bound.
+    """
+    comparison, after = cell.comparison, remarks.marks(cell.remarks)
+    if comparison is None:
+        return after
+    return SAME * (comparison.low <= 100 <= comparison.high) + TIED * cell.tied + after
 
 
 def markdown(tables: list[Table]) -> str:
@@ -124,7 +139,10 @@ def aligned(lines: list[list[str]]) -> list[str]:
 
 
 def latex(tables: list[Table]) -> str:
-    """For the booktabs package; `%` and the like are escaped, and the best of a budget is bold."""
+    """Return tables for the booktabs package; `%` and the like are escaped, and the best of a budget is bold.
+
+    What is said of its numbers is a comment below, but for remarks: those are printed, as their marks are.
+    """
     texts = []
     for table in tables:
         header, groups = grid(table)
@@ -133,7 +151,7 @@ def latex(tables: list[Table]) -> str:
         for group in groups:
             lines += [r"\midrule", *map(_latex_line, group)]
         notes = [f"% {note}" for note in legend(table)]
-        texts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes]))
+        texts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", *_latex_remarks(table), *notes]))
     return "\n\n".join(texts)
 
 
@@ -143,14 +161,40 @@ LATEX = str.maketrans(
 )
 
 
+LATEX |= {ord(LOWER.strip()): r"$\downarrow$"}
+LATEX_MARKS = {"§": r"\S", "¶": r"\P", "‖": r"$\parallel$", "#": r"\#"}
+
+
+def _latex_remarks(table: Table) -> list[str]:
+    """Return a printed paragraph with what the marks of a table mean and where they stand."""
+    sentences = []
+    for row in table.rows:
+        label = " ".join(str(part) for part in (row.label, row.tokens) if part is not None)
+        for column, cell in row.cells.items():
+            for kind, mark in remarks.MARKS.items():
+                about = [remark for remark in cell.remarks if remark.kind == kind]
+                if about:
+                    text = f"{label}, {column}: {remarks.status(about)}.".translate(LATEX)
+                    sentences.append(f"{_latex_mark(mark)} {text}")
+    if not sentences:
+        return []
+    return ["", r"\smallskip\noindent{\footnotesize " + "\n".join(sentences) + r"\par}"]
+
+
+def _latex_mark(mark: str) -> str:
+    return rf"\textsuperscript{{{LATEX_MARKS[mark]}}}"
+
+
 def _latex_line(cells: list[str]) -> str:
     return " & ".join(map(_latex_cell, cells)) + r" \\"
 
 
 def _latex_cell(text: str) -> str:
-    plain = text.replace(SAME, "").replace(TIED, "").translate(LATEX)
+    plain = text.rstrip("".join(LATEX_MARKS))
+    after = "".join(map(_latex_mark, text.removeprefix(plain)))
+    plain = plain.replace(SAME, "").replace(TIED, "").translate(LATEX)
     plain = rf"\textbf{{{plain}}}" if TIED in text else plain
-    return plain + (r"$\approx$" if SAME in text else "")
+    return plain + (r"$\approx$" if SAME in text else "") + after
 
 
 def html(tables: list[Table]) -> str:
@@ -202,14 +246,20 @@ def _cells(table: Table) -> Iterator[dict]:
         head |= {name: getattr(row, name) for name in ("mean", "final", "flops")}
         cells = dict(row.cells)
         if row.average is not None:
-            cells["average"] = Cell(None, row.average, comparison=row.average_comparison)
+            cells["average"] = Cell(None, row.average, comparison=row.average_comparison, remarks=row.remarks)
         for name, cell in cells.items():
             found = {"score": cell.score, "percent": cell.percent}
             for part in ("low", "high", "lost", "gained", "p"):
                 found[part] = getattr(cell.comparison, part, None)
             found |= {"tied": cell.tied, "run_id": cell.record["run_id"] if cell.record else None}
-            numbers = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in found.items()}
-            yield {**head, "benchmark": name, **numbers}
+            numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
+            yield {
+                **head,
+                "benchmark": name,
+                "higher_is_better": cell.higher_is_better,
+                **numbers,
+                "status": remarks.status(cell.remarks),
+            }
 
 
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex, "html": html, "json": as_json}

@@ -17,6 +17,7 @@ from zipeval.errors import UsageError
 from zipeval.gallery import Shown, gallery, pictures
 from zipeval.plots import COLOURS, INK, LINE, Plot, budget, inline, plots, write
 from zipeval.render import TIED, grid, legend
+from zipeval.reporting.scored_samples import read_scored
 from zipeval.tables import Record, Row, Table, tables
 
 CELL = re.compile(r"([^ ,]*)(?: \(([^,)]*))?(?:, ([^)]*))?\)?(.*)")
@@ -114,8 +115,7 @@ def report(results: str, out: Path, figures: Path | None = None) -> list[Path]:
 
 def outcome(record: Record) -> Outcome:
     """Read the samples of a record once."""
-    path = Path(record["path"])
-    samples = records.read_samples(path.parent, record)
+    samples = read_scored(record)
     images = pictures(record)
     # Where questions share what is computed of a picture a sample has no time of its own, and compiling takes minutes.
     own = record.get("reuse", "none") == "none" and not record["config"].get("runner", {}).get("compile")

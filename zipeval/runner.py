@@ -19,7 +19,7 @@ from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
 from zipeval.errors import BudgetError, Held, MediaError, RunError, Stopped, UsageError
-from zipeval.evaluation import lmms_names, stack
+from zipeval.evaluation import lmms_names, stack, task_scores
 from zipeval.lock import locked
 from zipeval.placement import machine, place
 from zipeval.progress import progress
@@ -411,7 +411,8 @@ def _judge(judge, directory: Path, record: dict) -> dict:
             try:
                 judge.score(PROTOCOLS[task], unscored[start : start + at_once], advance)
             finally:  # also what was judged until an interruption
-                record |= {**summary(task, samples), "ended": records.now()}
+                scored = summary(task, samples)
+                record |= {**scored, "from_samples": _follows(task, samples, scored["score"]), "ended": records.now()}
                 records.write(directory, record, samples)
             if asked():
                 raise Stopped(f"{directory.name} {task}: stopped, every verdict is kept. The same command goes on.")
@@ -421,8 +422,8 @@ def _judge(judge, directory: Path, record: dict) -> dict:
 def _outcome(record: dict) -> str:
     score = "no score" if record["score"] is None else f"{record['metric']} {record['score']:.4g}"
     failed = f", {record['failed']} samples could not be read" if record["failed"] else ""
-    if overflowed := record.get("overflowed"):
-        failed += f", {overflowed} prompts are longer than the model has positions"
+    if record.get("overflowed"):
+        failed += f", {record['overflowed']} prompts are longer than the model's positions"
     if not records.incomplete(record):
         return score + failed
     missing = f"{record['unscored']} of {record['samples']['count']} answers have no verdict"
@@ -442,19 +443,26 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
     provenance = _provenance(model.session, task, folder)
     with data.copies_below(config.data.root):
         results = _lmms_eval(model, task, folder)
-    samples = [_sample(task, s, model.measured.pop((task, s["doc_id"]))) for s in results["samples"][task]]
+    directions = lmms_names.directions(results, task)
+    metric = task_scores.main_metric(task, lmms_names.scores(results, task), directions)
+    higher = task_scores.is_higher_better(metric, directions)
+    samples = [
+        _sample(task, logged, model.measured.pop((task, logged["doc_id"])), metric, higher)
+        for logged in results["samples"][task]
+    ]
     read = [s for s in samples if "error" not in s]
     if not read and samples[0]["error"] == NOT_NUMBERS:
         raise RunError(f"tasks=[{task}]: {NO_NUMBERS.format(len(samples))}")
     if not read:
         raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")
-    scored = summary(task, samples) if task in PROTOCOLS else _scored(task, lmms_names.scores(results, task), samples)
+    scored = summary(task, samples) if task in PROTOCOLS else task_scores.scores(task, results, samples)
     visual = [s["visual_tokens"] for s in read]
     record = {
         **provenance,
         "failed": len(samples) - len(read),  # their answers are empty
         "overflowed": sum("overflow" in s for s in read),  # with their answer longer than the decoder has positions
         **scored,
+        "from_samples": _follows(task, samples, scored["score"]),
         "visual_tokens": {
             "requested": config.tokens,
             "budget": config.budget,
@@ -497,16 +505,6 @@ def _provenance(session: Session, task: str, folder: Path) -> dict:
     }
 
 
-def _scored(task: str, metrics: dict[str, float], samples: list[dict]) -> dict:
-    """The part of a record that lmms-eval's own scores make."""
-    known = benchmarks.BENCHMARKS.get(task)
-    if known and known.derive:
-        metrics |= known.derive(metrics, samples)
-    metric = known.metric if known else next(iter(metrics), None)  # None: the task only writes a file to submit
-    score = metrics[metric] * (known.scale if known else 1) if metric else None
-    return {"status": "success", "metric": metric, "score": score, "metrics": metrics}
-
-
 def _lmms_eval(model, task: str, folder: Path) -> dict:
     """What lmms-eval itself returns."""
     from lmms_eval import evaluator
@@ -538,12 +536,23 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
         ) from error
 
 
-def _sample(task: str, logged: dict, measured: dict) -> dict:
-    """What is kept of a sample: the answer, its scores and what they came of, not the document."""
-    known, asked = benchmarks.BENCHMARKS.get(task), [lmms_names.question(logged), logged["target"]]
+def _follows(task: str, samples: list[dict], score: float | None) -> bool:
+    """Return whether a score follows from its samples' scores, so that it can be checked and intervals be drawn."""
+    from zipeval import stats  # and numpy
+
+    return stats.agrees(task, samples, score)
+
+
+def _sample(task: str, logged: dict, measured: dict, metric: str | None, higher_is_better: bool) -> dict:
+    """Return what is kept of a sample: the answer, its scores and what they came of, not the document.
+
+    Args:
+        metric: of which the sample's `score` is the value.
+    """
+    known, question = benchmarks.BENCHMARKS.get(task), [lmms_names.question(logged), logged["target"]]
     sample = {
         "doc_id": logged["doc_id"],
-        "question_hash": hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16],
+        "question_hash": hashlib.sha256(json.dumps(question, default=str).encode()).hexdigest()[:16],
         "target": logged["target"],
         "prediction": lmms_names.prediction(logged),
         **measured,
@@ -555,6 +564,7 @@ def _sample(task: str, logged: dict, measured: dict) -> dict:
     else:
         skipped = {*sample, *lmms_names.NOT_SCORES}
         scores = {k: v for k, v in logged.items() if k not in skipped and isinstance(v, (Real, dict))}
-        main = known.metric if known else next(iter(scores), None)
-        sample |= {"score": scores.get(main) if isinstance(scores.get(main), Real) else None, "scores": scores}
-    return sample | {"score": 0.0} if "error" in sample else sample
+        sample |= {"score": task_scores.sample_value(logged, metric), "scores": scores}
+    if "error" in sample:  # an empty answer may be a perfect one where less is better, and no error is the worst
+        sample["score"] = 0.0 if higher_is_better else None
+    return sample

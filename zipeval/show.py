@@ -16,9 +16,23 @@ from zipeval.console import add as _add
 from zipeval.console import console as new_console
 from zipeval.console import table as _table
 from zipeval.errors import UsageError, closest
+from zipeval.reporting.remarks import LOWER
+from zipeval.reporting.scored_samples import read_scored
 
 PROVENANCE = ("run_id", "model_revision", "git", "code", "machine", "versions", "resolved", "config")
-OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
+OF_SCORES = (
+    "task",
+    "score",
+    "metric",
+    "value",
+    "samples",
+    "failed",
+    "unscored",
+    "overflowed",
+    "tokens",
+    "mean",
+    "final",
+)
 OF_TASKS = ("status", "started", "ended", "seconds", "task_hash", "data_hash")  # every task has its own
 
 
@@ -30,10 +44,12 @@ def show(name: str, results: str) -> None:
         results: directory of runs.
 
     Raises:
-        UsageError: if no run, or more than one, begins like this.
+        UsageError: if no run, or more than one, begins like this, or if a score is not what its samples come to.
     """
     directory = find(name, results)
     found = [records.read(path) for path in sorted(directory.glob("*.json"))]
+    for record in found:
+        read_scored(record)  # a score that is not its samples' is not shown
     console = new_console()
     console.print(Text(directory.name, "bold"))
     for table in (_scores(found), _tasks(found), _provenance(found)):
@@ -56,14 +72,20 @@ def find(name: str, results: str) -> Path:
 
 def _scores(found: list[dict]) -> Table:
     """A line for every metric of every task, its value as the task has it, its score on the papers' scale."""
-    table = _table(*OF_SCORES, left=("task", "metric"))
+    overflowed = any(record.get("overflowed") for record in found)  # a column that is rarely needed
+    headings = [*OF_SCORES]
+    if overflowed:
+        headings.insert(headings.index("tokens"), "overflowed")
+    table = _table(*headings, left=("task", "metric"))
     for record in found:
         visual = record["visual_tokens"]
         counts = [record["samples"]["count"], record["failed"], record.get("unscored", 0)]
+        counts += [record.get("overflowed", 0)] if overflowed else []
         tokens = [visual["requested"], f"{visual['mean']:.1f}", f"{visual['final']:.1f}"]
         main, others = record["metric"], dict(record["metrics"])
         value = _number(others.pop(main, None))
-        _add(table, record["task"], _number(record["score"]), main, value, *counts, *tokens)
+        shown = main if record.get("higher_is_better", True) else f"{main}{LOWER}"
+        _add(table, record["task"], _number(record["score"]), shown, value, *counts, *tokens)
         for metric, value in others.items():
             _add(table, "", "", metric, _number(value))
     return table

@@ -5,7 +5,10 @@ with what both runs made of it, and the benchmark's own number is computed of ev
 (Rao and Wu 1988): n would make intervals too narrow where kinds have few questions, as MME's. McNemar's exact test is a
 binomial one of the questions that only one of two runs answers right.
 
-A sample is what zipeval/records.py keeps. Samples without a verdict drop out, of both runs; failed ones are wrong.
+A sample is what zipeval/records.py keeps. Samples without a score drop out, of both runs: those without a verdict, and
+failed ones where lower is better. Other failed ones are wrong.
+
+Where lower is better a percentage is the bound's share of the score, and a sample that scores 0 is right.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from zipeval.errors import UsageError
 LEVEL = 0.95
 QUESTION = ("doc_id", "question_hash", "kind", "group")  # what two runs' samples agree on
 RESAMPLES = 10_000
+REL_TOL = 1e-6  # of a score beside what its samples come to: sums in another order differ in the last bits
 CHUNK = 2**22  # weights in memory at once
 DIGITS = 9  # of percentages: equal runs are equal, whatever the last bits of a sum of tenths
 
@@ -31,7 +35,8 @@ class Comparison:
     """A run beside the upper bound.
 
     Attributes:
-        percent: 100 x its number / the bound's; nan where the bound's is 0 or no sample has a verdict.
+        percent: 100 x its number / the bound's, or the bound's / its own where lower is better; nan where that says
+            nothing (zipeval/reporting/percentages.py), or no sample has a score.
         low, high: 95% interval of it; nan where there is a single question, of a kind or at all, or none.
         lost, gained: samples that only the bound, or only this run, answers right; None unless all are right or wrong,
             for conversations, and for an average.
@@ -125,34 +130,57 @@ STATISTICS = {
 
 
 def value(task: str, samples: list[dict]) -> float:
-    """The number that a table shows, the record's `score`; nan where no sample has a verdict."""
+    """Return the number that a table shows, the record's `score`; nan where no sample has a score."""
     scored = [s for s in samples if s["score"] is not None]
     return float(_draws(task, scored, scored, 0, np.random.default_rng())[0, 0])
 
 
-def compare(task: str, samples: list[dict], bound: list[dict], resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """A run's samples beside the upper bound's.
+def agrees(task: str, samples: list[dict], score: float | None) -> bool:
+    """Return whether a score is what a task's samples come to."""
+    number = value(task, samples)
+    return score is not None and bool(np.isclose(number, score, rtol=REL_TOL, atol=1e-9))
+
+
+def compare(
+    task: str,
+    samples: list[dict],
+    bound: list[dict],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    higher_is_better: bool = True,
+) -> Comparison:
+    """Compare a run's samples with the upper bound's.
 
     Raises:
         UsageError: if they are not of the same questions.
     """
     ours, theirs = _paired(task, samples, bound)
-    percentages = _percent(_draws(task, ours, theirs, resamples, np.random.default_rng(seed)))
-    return Comparison(*_interval(percentages), *_flips(task, ours, theirs))
+    percentages = _percent(_draws(task, ours, theirs, resamples, np.random.default_rng(seed)), higher_is_better)
+    return Comparison(*_interval(percentages, not higher_is_better), *_flips(task, ours, theirs, higher_is_better))
 
 
-def average(pairs: list[tuple[str, list[dict], list[dict]]], resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """The mean of the percentages of several benchmarks, each of which is drawn from on its own.
+def average(
+    pairs: list[tuple[str, list[dict], list[dict]]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    higher_is_better: Sequence[bool] = (),
+) -> Comparison:
+    """Return the mean of the percentages of several benchmarks, each of which is drawn from on its own.
 
     Args:
         pairs: of every benchmark the task, a run's samples, and the upper bound's.
+        higher_is_better: of every benchmark; of all, if none is given.
 
     Raises:
         UsageError: if two are not of the same questions.
     """
     rng = np.random.default_rng(seed)
-    percentages = [_percent(_draws(task, *_paired(task, ours, bound), resamples, rng)) for task, ours, bound in pairs]
-    return Comparison(*_interval(np.mean(percentages, axis=0)))
+    directions = higher_is_better or [True] * len(pairs)
+    percentages = [
+        _percent(_draws(task, *_paired(task, ours, bound), resamples, rng), higher)
+        for (task, ours, bound), higher in zip(pairs, directions, strict=True)
+    ]
+    return Comparison(*_interval(np.mean(percentages, axis=0), not all(directions)))
 
 
 def tied(task: str, samples: list[dict], best: list[dict], resamples: int = RESAMPLES, seed: int = 0) -> bool:
@@ -227,21 +255,32 @@ def _units(statistic: Statistic, ours: list[dict], theirs: list[dict]) -> list[n
     ]
 
 
-def _percent(draws: np.ndarray) -> np.ndarray:
-    """100 x the first row / the second; nan where that is 0."""
+def _percent(draws: np.ndarray, higher_is_better: bool = True) -> np.ndarray:
+    """Return `percent_of_bound` of draws (2, n) of a run's number and the bound's."""
     ours, bound = draws
-    return np.round(np.divide(100 * ours, bound, out=np.full_like(ours, np.nan), where=bound != 0), DIGITS)
+    over, under = (ours, bound) if higher_is_better else (bound, ours)
+    defined = (bound > 0) & (under > 0)
+    return np.round(np.divide(100 * over, under, out=np.full_like(ours, np.nan), where=defined), DIGITS)
 
 
-def _interval(numbers: np.ndarray) -> tuple[float, float, float]:
-    """The first number, and the interval of the others, of which those that are nan are left out."""
+def _interval(numbers: np.ndarray, complete: bool = False) -> tuple[float, float, float]:
+    """Return the first number, and the interval of the others, of which those that are nan are left out.
+
+    Args:
+        complete: whether there is no interval where more are nan than lie above it. An error of 0 stands for a
+            percentage beyond all others, and without it the interval would end too early.
+    """
     drawn = numbers[1:][np.isfinite(numbers[1:])]
+    if complete and drawn.size < (1 + LEVEL) / 2 * (numbers.size - 1):
+        drawn = drawn[:0]
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if drawn.size else (np.nan, np.nan)
     return float(numbers[0]), float(low), float(high)
 
 
-def _flips(task: str, ours: list[dict], theirs: list[dict]) -> tuple[int | None, int | None, float | None]:
-    """lost, gained and p of a Comparison."""
+def _flips(
+    task: str, ours: list[dict], theirs: list[dict], higher_is_better: bool
+) -> tuple[int | None, int | None, float | None]:
+    """Return lost, gained and p of a Comparison."""
     if task in BENCHMARKS and BENCHMARKS[task].turns:  # shares, also where all of them happen to be 0 or 1
         return None, None, None
     pairs = [(a["score"], b["score"]) for a, b in zip(ours, theirs, strict=True)]
@@ -249,5 +288,7 @@ def _flips(task: str, ours: list[dict], theirs: list[dict]) -> tuple[int | None,
         return None, None, None
     from scipy.special import bdtr  # half a second that a table without statistics does not take
 
-    lost, gained = (sum(b > a for a, b in pairs), sum(a > b for a, b in pairs))
+    lost, gained = sum(b > a for a, b in pairs), sum(a > b for a, b in pairs)
+    if not higher_is_better:
+        lost, gained = gained, lost
     return lost, gained, min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))

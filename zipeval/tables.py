@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from math import isfinite
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,9 @@ from zipeval.budget import BUDGETS
 from zipeval.config import PACKINGS, ModelConfig
 from zipeval.errors import UsageError
 from zipeval.records import incomplete
+from zipeval.reporting.percentages import percent_of_bound
+from zipeval.reporting.remarks import LOWER, OVERFLOWED, Remark, bound_remarks, record_remarks, undefined_remarks
+from zipeval.reporting.scored_samples import follows_from_samples, read_scored
 
 if TYPE_CHECKING:
     from zipeval.stats import Comparison
@@ -34,10 +36,13 @@ class Cell:
 
     Attributes:
         score: on the papers' scale; None while no answer is judged.
-        percent: of the upper bound's score; None where one of them is missing, nan where the bound's is 0.
+        percent: of the upper bound's score; None where one of them is missing or the bound's prompts did not fit the
+            model, nan where it is not defined (zipeval/reporting/percentages.py).
         record: where it comes from; None for a published one.
         comparison: with the upper bound, sample by sample.
         tied: with the best of the same budget, or the best itself, where several methods have one.
+        remarks: what has to be said of it, and of the upper bound where it has a percentage.
+        higher_is_better: whether a larger score is better.
     """
 
     score: float | None
@@ -45,6 +50,8 @@ class Cell:
     record: Record | None = None
     comparison: Comparison | None = None
     tied: bool = False
+    remarks: tuple[Remark, ...] = ()
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,14 @@ class Row:
     average: float | None = None
     average_comparison: Comparison | None = None
     kind: str = MEASURED
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What has to be said of the average: all that is said of a number it is made of."""
+        found = []
+        for column, cell in self.cells.items():
+            found += [Remark(remark.kind, f"{column}: {remark.text}") for remark in cell.remarks]
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -226,6 +241,7 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
     held += {judge: None for record in found if (judge := _judge(record))}
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
     notes = [note for record in found for note in _notes(record)]
+    notes += [note for task, bound in bounds.items() for note in _overflow_notes(task, bound, len(by_row) > 1)]
     notes += [OF_TURNS] * any(task in BENCHMARKS and BENCHMARKS[task].turns for task in bounds)
     return Table(about, list(picks), rows, notes, first)
 
@@ -234,12 +250,29 @@ def _notes(record: Record) -> Iterator[str]:
     row = " ".join(str(part) for part in key(record) if part is not None)
     total = f"of the {record['samples']['count']} samples of {record['task']}"
     if record["failed"]:
-        yield f"{row}: {record['failed']} {total} could not be read and count as unanswered."
+        rule = "count as unanswered" if is_higher_better(record) else "are left out, as no error is the worst one"
+        yield f"{row}: {record['failed']} {total} could not be read and {rule}."
+    if record.get("overflowed"):
+        yield f"{row}: {record['overflowed']} {total} have a prompt that is longer than the model's positions."
     if incomplete(record):
         yield (
             f"{row}: INCOMPLETE, {record['unscored']} {total} have no verdict and do not count. The command that "
             "made it asks the judge for those."
         )
+
+
+def _overflow_notes(task: str, bound: Record, several: bool) -> Iterator[str]:
+    """Say why a column has no percentages: those of a model beyond its positions are of nothing."""
+    if bound.get("overflowed") and several:
+        yield (
+            f"{heading(bound)}: no percentages. {bound['overflowed']} of the {bound['samples']['count']} prompts of "
+            f"{task} are longer than the model's positions under the upper bound."
+        )
+
+
+def is_higher_better(*records: Record) -> bool:
+    """Return whether more is better of the score of some records of a task; those of before schema 5 do not say."""
+    return all(record.get("higher_is_better", True) for record in records)
 
 
 def _order(first: str, item) -> tuple:
@@ -256,21 +289,42 @@ def _place(task: str) -> tuple:
 def heading(record: Record) -> str:
     """The papers' name of a benchmark; of any other task its own, with its metric, lmms-eval's first one."""
     known = BENCHMARKS.get(record["task"])
-    return known.column if known else f"{record['task']} ({record['metric']})"
+    arrow = "" if is_higher_better(record) else LOWER
+    return known.column if known else f"{record['task']} ({record['metric']}{arrow})"
 
 
 Pick = Callable[[dict[str, Record], dict[str, Record]], "Cell | None"]
 
 
-def _cell(record: Record, score: float | None, bound: float | None) -> Cell:
-    if score is None or bound is None:
-        return Cell(score, None, record)
-    return Cell(score, 100 * score / bound if bound else float("nan"), record)
+def _cell(
+    record: Record, score: float | None, bound: Record, bound_score: float | None, higher_is_better: bool
+) -> Cell:
+    """Return a score with its percentage of the upper bound's.
+
+    Args:
+        bound: the record of the upper bound.
+        bound_score: None for a number that is no share of another one.
+    """
+    remarks = record_remarks(record)
+    cell = Cell(score, None, record, remarks=remarks, higher_is_better=higher_is_better)
+    if None in (score, bound_score):
+        return cell
+    if record is not bound:
+        remarks += bound_remarks(bound)
+    if bound.get("overflowed"):
+        nothing = Remark(OVERFLOWED, "no percentage: the upper bound's prompts are longer than the model's positions")
+        return replace(cell, remarks=(*remarks, nothing))
+    percent = percent_of_bound(score, bound_score, higher_is_better)
+    remarks += undefined_remarks(percent, higher_is_better, bound_score)
+    return replace(cell, percent=percent, remarks=remarks)
 
 
 def _main(task: str) -> Pick:
     def pick(row, bounds):
-        return _cell(row[task], row[task]["score"], bounds[task]["score"]) if task in row else None
+        if task not in row:
+            return None
+        record, bound = row[task], bounds[task]
+        return _cell(record, record["score"], bound, bound["score"], is_higher_better(record, bound))
 
     return pick
 
@@ -284,55 +338,105 @@ def _metrics(found: list[Record]) -> dict[str, Pick]:
         scale = known.scale if known else record["score"] / main if main else 1
         return asked and asked * scale  # None: no answer is judged yet
 
+    def higher(name: str) -> bool:
+        metric = name.partition(",")[0]  # behind a comma it names a filter
+        return all(record.get("directions", {}).get(metric, True) for record in found)
+
     def pick_of(name: str) -> Pick:
         def pick(row, bounds):
             (record,), (bound,) = row.values(), bounds.values()
             share = not name.startswith("change_")  # a difference is no share of another one
-            return _cell(record, on_scale(record, name), on_scale(bound, name) if share else None)
+            of_bound = on_scale(bound, name) if share else None
+            return _cell(record, on_scale(record, name), bound, of_bound, higher(name))
 
         return pick
 
     main = found[0]["metric"]
-    names = {name for record in found for name in record["metrics"]}
-    return {name: pick_of(name) for name in sorted(names, key=lambda name: (name != main, name))}
+    names = sorted({name for record in found for name in record["metrics"]}, key=lambda name: (name != main, name))
+    return {name if higher(name) else name + LOWER: pick_of(name) for name in names}
 
 
 def _compared(table: Table, columns: list[str]) -> Table:
-    """With intervals of the percentages in these columns, and what is as good as the best of its budget.
+    """Add intervals of the percentages in these columns, and what is as good as the best of its budget.
 
-    The upper bound itself is compared with nothing.
+    The upper bound itself is compared with nothing. Nor is a column of which the upper bound's prompts did not fit, or
+    whose metric is no function of its samples' scores.
     """
-    from zipeval import stats
-
-    def samples(cell: Cell) -> list[dict]:
-        return records.read_samples(Path(cell.record["path"]).parent, cell.record)
-
-    bounds = {name: samples(cell) for name, cell in table.rows[0].cells.items() if name in columns}
     bound, *others = table.rows
-    rows, notes = [bound], [*table.notes]
+    samples = {
+        (row.label, row.tokens, name): read_scored(row.cells[name].record)
+        for row in table.rows
+        for name in row.cells.keys() & {*columns}
+    }
+
+    def samples_of(row: Row, name: str) -> list[dict]:
+        return samples[row.label, row.tokens, name]
+
+    notes = [*table.notes]
     for row in table.rows:
         for name in columns:
             task = row.cells[name].record["task"] if name in row.cells else None
             if task in BENCHMARKS and BENCHMARKS[task].turns:
-                notes.append(_change(row, task, samples(row.cells[name])))
+                notes.append(_change(row, task, samples_of(row, name)))
+    silent = _without_statistics(table, columns, samples_of)
+    rows = [bound]
     for group in replace(table, rows=others).groups():
-        held = [{name: samples(cell) for name, cell in row.cells.items() if name in columns} for row in group]
-        best = {}
-        for name in columns:
-            scored = [i for i, row in enumerate(group) if name in row.cells and row.cells[name].score is not None]
-            best[name] = max(scored, key=lambda i: group[i].cells[name].score, default=None)
-        for row, of in zip(group, held, strict=True):
-            cells = dict(row.cells)
-            for name in of:
-                cell, first = cells[name], best[name]
-                task = cell.record["task"]
-                rivals = len(group) > 1 and table.bound == UPPER_BOUND  # any other is of this budget itself
-                tied = first is not None and rivals and stats.tied(task, of[name], held[first][name])
-                cells[name] = replace(cell, comparison=stats.compare(task, of[name], bounds[name]), tied=tied)
-            pairs = [(row.cells[name].record["task"], of[name], bounds[name]) for name in of]
-            average = None if row.average is None else stats.average(pairs)
-            rows.append(replace(row, cells=cells, average_comparison=average))
-    return replace(table, rows=rows, notes=notes)
+        # A budget of one method has no best one, nor one that is compared with a method of its own budget.
+        rivals = len(group) > 1 and table.bound == UPPER_BOUND
+        best = {name: _best(group, name) if rivals else None for name in columns}
+        for row in group:
+            names = [name for name in columns if name in row.cells and name not in silent]
+            rows.append(_with_comparisons(row, bound, best, names, samples_of))
+    return replace(table, rows=rows, notes=[*notes, *silent.values()])
+
+
+SamplesOf = Callable[[Row, str], list[dict]]
+
+
+def _with_comparisons(
+    row: Row, bound: Row, best: dict[str, Row | None], names: list[str], samples_of: SamplesOf
+) -> Row:
+    """Return a row with statistics in the columns of these names.
+
+    Args:
+        best: by column the best row of the budget, None where there are no others.
+    """
+    from zipeval import stats
+
+    cells, pairs = dict(row.cells), []
+    for name in names:
+        cell, first = cells[name], best[name]
+        pair = (cell.record["task"], samples_of(row, name), samples_of(bound, name))
+        pairs.append(pair)
+        tied = first is not None and stats.tied(*pair[:2], samples_of(first, name))
+        comparison = None
+        if not bound.cells[name].record.get("overflowed"):
+            comparison = stats.compare(*pair, higher_is_better=cell.higher_is_better)
+        cells[name] = replace(cell, comparison=comparison, tied=tied)
+    average = None
+    if row.average is not None and len(names) == len(cells):
+        average = stats.average(pairs, higher_is_better=[cells[name].higher_is_better for name in names])
+    return replace(row, cells=cells, average_comparison=average)
+
+
+def _best(group: list[Row], name: str) -> Row | None:
+    """Return the row of a budget whose score in a column is the best; the first of several."""
+    scored = [row for row in group if name in row.cells and row.cells[name].score is not None]
+    if not scored:
+        return None
+    better = max if scored[0].cells[name].higher_is_better else min
+    return better(scored, key=lambda row: row.cells[name].score)
+
+
+def _without_statistics(table: Table, columns: list[str], samples_of: SamplesOf) -> dict[str, str]:
+    """Return the columns whose score no samples tell, and what to say of them."""
+    notes = {}
+    for name in columns:
+        for row in table.rows:
+            if name in row.cells and not follows_from_samples(row.cells[name].record, samples_of(row, name)):
+                metric = row.cells[name].record["metric"]
+                notes[name] = f"{name}: no intervals. Its samples have no scores of which {metric} is the mean."
+    return notes
 
 
 def _change(row: Row, task: str, samples: list[dict]) -> str:

@@ -138,6 +138,11 @@ def scores(results: dict[str, Any], task: str) -> dict[str, float]:
     }
 
 
+def directions(results: dict[str, Any], task: str) -> dict[str, bool]:
+    """Return whether more is better, of a task's metrics in the order of its metric_list."""
+    return {name: higher is not False for name, higher in results["higher_is_better"][task].items()}
+
+
 def task_manager(folder: Path, settings: dict[str, Any]):
     """Return an index of the tasks in a folder, and of no other.
 

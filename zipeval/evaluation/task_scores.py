@@ -1,0 +1,114 @@
+"""One definition of a task's score: the metric that its record names, and that metric's value of every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isclose
+from numbers import Real
+from statistics import fmean
+from typing import Any
+
+from zipeval.benchmarks import BENCHMARKS
+from zipeval.evaluation import lmms_names
+
+REL_TOL = 1e-6  # of a score beside its samples: sums in another order differ in the last bits
+
+
+def main_metric(task: str, metrics: Mapping[str, float], directions: Mapping[str, bool]) -> str | None:
+    """Return the metric that is the task's score.
+
+    It is the benchmark's own or, of any other task, the first one of its metric_list that lmms-eval has a number for.
+
+    Args:
+        metrics: lmms-eval's numbers by their names; behind a comma they may name a filter.
+        directions: whether more is better, of every metric in the order of the task's metric_list.
+
+    Returns:
+        None where the task only writes a file to submit.
+    """
+    if task in BENCHMARKS:
+        return BENCHMARKS[task].metric
+    for metric in directions:
+        for name in metrics:
+            if without_filter(name) == metric:
+                return name
+    return None
+
+
+def without_filter(name: str) -> str:
+    """Return a metric's name as the task's metric_list and its samples have it."""
+    return name.partition(",")[0]
+
+
+def is_higher_better(metric: str | None, directions: Mapping[str, bool]) -> bool:
+    """Return whether more of a metric is better, which it is unless its task declares otherwise."""
+    return directions.get(without_filter(metric or ""), True)
+
+
+def sample_value(logged: Mapping[str, Any], metric: str | None) -> float | None:
+    """Return a metric's value of a logged sample; None where the sample has no number of that name."""
+    value = logged.get(without_filter(metric or ""))
+    return float(value) if isinstance(value, Real) else None
+
+
+def is_mean(metric: str, score: float, logged: list[dict[str, Any]]) -> bool:
+    """Return whether a metric is the mean of its samples' values.
+
+    Whatever a task's own function is called, this is what its samples can be held against, and drawn from.
+    """
+    values = [sample_value(sample, metric) for sample in logged if without_filter(metric) in sample]
+    return bool(values) and None not in values and isclose(fmean(values), score, rel_tol=REL_TOL, abs_tol=1e-12)
+
+
+def without_failed(
+    metrics: Mapping[str, float], directions: Mapping[str, bool], logged: list[dict[str, Any]], failed: set[int]
+) -> dict[str, float]:
+    """Return the metrics as they are when samples that could not be read do not pass for answers.
+
+    lmms-eval scores an empty answer in their place. Where more is better, they count 0. Where less is better an empty
+    answer may be perfect and an error has no worst value, so that they are left out of the mean; of a metric that is no
+    mean they cannot be, and then it has no value.
+
+    Args:
+        failed: the doc_ids of those samples.
+    """
+    corrected = {}
+    for name, score in metrics.items():
+        having = [sample for sample in logged if without_filter(name) in sample]
+        higher = is_higher_better(name, directions)
+        if not any(sample["doc_id"] in failed for sample in having):
+            corrected[name] = score
+        elif is_mean(name, score, having):
+            values = [sample_value(sample, name) for sample in having if sample["doc_id"] not in failed]
+            values += [0.0] * (len(having) - len(values)) if higher else []
+            if values:
+                corrected[name] = fmean(values)
+        elif higher:
+            corrected[name] = score  # by the task's own rule for an empty answer
+    return corrected
+
+
+def scores(task: str, results: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the part of a record that lmms-eval's own scores make.
+
+    Args:
+        results: what lmms-eval returned.
+        samples: what is kept of them, with their scores.
+    """
+    known = BENCHMARKS.get(task)
+    directions = lmms_names.directions(results, task)
+    failed = {sample["doc_id"] for sample in samples if "error" in sample}
+    metrics = lmms_names.scores(results, task)
+    metric = main_metric(task, metrics, directions)
+    metrics = without_failed(metrics, directions, results["samples"][task], failed)
+    if known and known.derive:
+        metrics |= known.derive(metrics, samples)
+    value = metrics[metric] if known else metrics.get(metric)
+    return {
+        "status": "success",
+        "metric": metric,
+        "higher_is_better": is_higher_better(metric, directions),
+        "directions": directions,
+        "score": value * known.scale if known and value is not None else value,
+        "metrics": metrics,
+    }

@@ -1,0 +1,1 @@
+"""Records become tables, and tables become text, pages and plots."""

@@ -1,0 +1,61 @@
+"""Read the samples of a record, and hold its score against theirs."""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from zipeval import records
+from zipeval.benchmarks import BENCHMARKS
+from zipeval.errors import UsageError
+
+Record = dict[str, Any]
+
+
+def read_scored(record: Record) -> list[dict[str, Any]]:
+    """Return the samples of a record whose score is theirs.
+
+    Raises:
+        UsageError: if they changed since the record was written, are not there, or come to another score.
+    """
+    path = Path(record["path"])
+    samples = records.read_samples(path.parent, record)
+    disagreement = score_disagreement(record, samples)
+    if disagreement:
+        raise UsageError(f"{disagreement}. Move both away and {records.again(path)}.")
+    return samples
+
+
+def score_disagreement(record: Record, samples: list[dict[str, Any]]) -> str:
+    """Return in words how a record's score is not what its samples come to; nothing where it is, or cannot be told."""
+    if not is_checkable(record) or record["score"] is None or not isfinite(record["score"]):
+        return ""
+    from zipeval import stats  # and numpy, which a table without statistics does without
+
+    if stats.agrees(record["task"], samples, record["score"]):
+        return ""
+    number = stats.value(record["task"], samples)
+    file = Path(record["path"]).parent / record["samples"]["file"]
+    return f"{record['path']}: its score is {record['score']:.6g}, and the samples in {file} come to {number:.6g}"
+
+
+def is_checkable(record: Record) -> bool:
+    """Return whether a record's score follows from its samples, as it says itself.
+
+    Records of before schema 5 do not say. Of theirs, known benchmarks do, unless samples failed.
+    """
+    known = record["task"] in BENCHMARKS and not record.get("failed")
+    return record.get("from_samples", known)
+
+
+def follows_from_samples(record: Record, samples: list[dict[str, Any]]) -> bool:
+    """Return whether statistics of the samples are statistics of the record's score."""
+    if record["score"] is None:  # nothing is judged yet
+        return True
+    if "from_samples" in record:
+        return record["from_samples"]
+    from zipeval import stats
+
+    # A benchmark's was checked when it was read. Only of another task may the samples have another number.
+    return record["task"] in BENCHMARKS or stats.agrees(record["task"], samples, record["score"])
