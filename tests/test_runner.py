@@ -235,7 +235,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_not_lost(reuse, visionzip, tmp_
 
 def test_failures_do_not_end_a_run_early(vanilla, tmp_path, monkeypatch):
     """The longest questions are asked first: more of them than wait together."""
-    messages, lengths = chat_model.ZipEval._messages, [s["prompt_tokens"] for s in vanilla[1][:12]]
+    messages, lengths = chat_model.ZipEval.messages, [s["prompt_tokens"] for s in vanilla[1][:12]]
     good = lengths.index(min(lengths))
 
     def broken(self, request):
@@ -243,7 +243,7 @@ def test_failures_do_not_end_a_run_early(vanilla, tmp_path, monkeypatch):
             raise MediaError("an image cannot be decoded (it is cut off)")
         return messages(self, request)
 
-    monkeypatch.setattr(chat_model.ZipEval, "_messages", broken)
+    monkeypatch.setattr(chat_model.ZipEval, "messages", broken)
     record, samples = evaluate(tmp_path, "limit=12", "batch_size=1")
     assert record["failed"] == 11
     assert samples[good] == vanilla[1][good]
