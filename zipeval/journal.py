@@ -76,7 +76,8 @@ class Journal:
         """Keep a batch: when this returns, its answers are on the disk.
 
         Args:
-            answers: each with its `doc_id` and, but for a document's first, its `number`, and with `at`, the seconds since this process began with the task.
+            answers: each with its `doc_id` and, but for the first about a document, its `number`, and with `at`, the
+                seconds since this process began with the task.
 
         Raises:
             RunError: if it cannot be written; what was kept before stays.

@@ -7,7 +7,7 @@ or has no effect for a reason that the record states, or is refused before anyth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,45 +143,28 @@ def resolve(settings: Mapping[str, Any], task: str | None = None, conversation: 
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     refuse = _refusing(settings, task)
-    for name in settings:
-        if name not in KNOWN and not (conversation and name == HISTORY):
-            refuse(name, f"zipeval passes on no such setting. It knows {', '.join(KNOWN)}")
-    numbers = {name: _number(settings[name], NUMBERS[name], name, refuse) for name in settings if name in NUMBERS}
-    for name in FLAGS:
-        if not isinstance(settings.get(name, False), bool):
-            refuse(name, "it has to be true or false")
+    numbers = _checked(settings, conversation, refuse)
     temperature = numbers.get("temperature")
     sampled = settings.get("do_sample", bool(temperature)) and temperature != 0
     beams = numbers.get("num_beams", 1)
 
-    arguments: dict[str, Any] = {
-        "max_new_tokens": min((numbers[name] for name in MAX_LENGTH if name in numbers), default=DEFAULT_NEW_TOKENS),
-        "num_beams": beams,
-        "do_sample": sampled,
-        # None keeps transformers from taking the checkpoint's own.
-        **{name: numbers.get(name) if sampled else None for name in ("temperature", "top_p", "top_k")},
-    }
+    arguments = {**_lengths(numbers, refuse), "num_beams": beams, "do_sample": sampled}
+    # None keeps transformers from taking the checkpoint's own.
+    arguments |= dict.fromkeys(("temperature", "top_p", "top_k"))
+    arguments |= _chosen(OF_PROMPT, numbers)
+    effectless = dict(SET_ASIDE)
     if sampled:
-        arguments |= {name: numbers[name] for name in SAMPLING if name in numbers}
-        arguments["temperature"] = numbers.get("temperature", 1.0)
-    arguments |= {name: numbers[name] for name in OF_PROMPT if name in numbers}
+        arguments |= {"temperature": 1.0, **_chosen(SAMPLING, numbers)}
+    else:
+        effectless |= dict.fromkeys((*SAMPLING, "seed"), NOT_SAMPLED)
     if beams > 1:
-        arguments |= {
-            name: numbers.get(name, settings[name]) for name in (*BEAMS, "early_stopping") if name in settings
-        }
-    at_least = max((numbers[name] for name in MIN_LENGTH if name in numbers), default=0)
-    if at_least > arguments["max_new_tokens"]:
-        name = next(name for name in MIN_LENGTH if numbers.get(name) == at_least)
-        refuse(name, f"an answer has at most {arguments['max_new_tokens']} tokens")
-    if at_least:
-        arguments["min_new_tokens"] = at_least
+        arguments |= {**_chosen(BEAMS, numbers), **_chosen(["early_stopping"], settings)}
+    else:
+        effectless |= dict.fromkeys((*BEAMS, "early_stopping"), NO_BEAMS)
 
-    reasons = dict(SET_ASIDE)
-    if not sampled:
-        reasons |= dict.fromkeys((*SAMPLING, "seed"), NOT_SAMPLED)
-    if beams == 1:
-        reasons |= dict.fromkeys((*BEAMS, "early_stopping"), NO_BEAMS)
-    without_effect = {name: {"value": settings[name], "reason": reasons[name]} for name in settings if name in reasons}
+    without_effect = {
+        name: {"value": settings[name], "reason": effectless[name]} for name in settings if name in effectless
+    }
     seed = numbers.get("seed", 0) if sampled else 0
     return Generation(arguments, _stops(settings, refuse), seed, without_effect)
 
@@ -189,11 +172,6 @@ def resolve(settings: Mapping[str, Any], task: str | None = None, conversation: 
 def generation_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return lmms-eval's generation_kwargs as `generate` takes them."""
     return resolve(settings, conversation=True).arguments
-
-
-def is_sampled(settings: Mapping[str, Any]) -> bool:
-    """Return whether lmms-eval's generation_kwargs ask for answers that are drawn at random."""
-    return resolve(settings, conversation=True).sampled
 
 
 Refuse = Callable[[str, str], None]
@@ -210,6 +188,32 @@ def _refusing(settings: Mapping[str, Any], task: str | None) -> Refuse:
         )
 
     return refuse
+
+
+def _checked(settings: Mapping[str, Any], conversation: bool, refuse: Refuse) -> dict[str, float]:
+    """Return the numbers among settings, all of which are known and can be."""
+    for name in settings:
+        if name not in KNOWN and not (conversation and name == HISTORY):
+            refuse(name, f"zipeval passes on no such setting. It knows {', '.join(KNOWN)}")
+    for name in FLAGS:
+        if not isinstance(settings.get(name, False), bool):
+            refuse(name, "it has to be true or false")
+    return {name: _number(settings[name], NUMBERS[name], name, refuse) for name in settings if name in NUMBERS}
+
+
+def _chosen(names: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the settings that are given."""
+    return {name: settings[name] for name in names if name in settings}
+
+
+def _lengths(numbers: dict[str, float], refuse: Refuse) -> dict[str, float]:
+    """Return how many tokens an answer has, at most and at least."""
+    most = min(_chosen(MAX_LENGTH, numbers).values(), default=DEFAULT_NEW_TOKENS)
+    least = _chosen(MIN_LENGTH, numbers)
+    for name, number in least.items():
+        if number > most:
+            refuse(name, f"an answer has at most {most} tokens")
+    return {"max_new_tokens": most} | ({"min_new_tokens": max(least.values())} if any(least.values()) else {})
 
 
 def _number(value: Any, numbers: Range, name: str, refuse: Refuse) -> float:
