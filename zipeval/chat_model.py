@@ -23,7 +23,7 @@ from zipeval.evaluation import lmms_names
 from zipeval.evaluation.lmms_names import RequestArgs, RequestKey
 from zipeval.feed import Question, feed, same_picture, together
 from zipeval.inference.generation import Generation, resolve
-from zipeval.media import decoding
+from zipeval.media import decoding, in_eight_bits
 
 PICTURED = 8  # samples of a task whose picture is kept
 WINDOW = 4  # batches of questions that wait together, from which those of one length are taken
@@ -236,7 +236,7 @@ class ZipEval(lmms):
         """Return the chat messages of a request, pictures as the data set has them."""
         args = RequestArgs.of(request)
         with decoding():  # what a data set holds is decoded as soon as its row is looked up
-            return args.doc_to_messages(lmms_names.document(self, args))
+            return args.doc_to_messages(in_eight_bits(lmms_names.document(self, args)))
 
 
 def _generation(request: Instance) -> Generation:
