@@ -85,7 +85,7 @@ def test_settings_become_arguments_of_generate(settings, arguments):
         ({"temperature": "hot"}, "temperature='hot'", "it has to be a number from 0 on"),
         ({"temperature": float("nan")}, "temperature=nan", "it has to be a number from 0 on"),
         ({"top_p": 1.5}, "top_p=1.5", "it has to be a number from 0 to 1"),
-        ({"repetition_penalty": 0}, "repetition_penalty=0", "it has to be a number above 0 on"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0", "it has to be a number above 0"),
         ({"do_sample": "no"}, "do_sample='no'", "it has to be true or false"),
         ({"until": 3}, "until=3", "it has to be a text or a list of texts"),
         ({"stop_sequences": ["a", 1]}, "stop_sequences=['a', 1]", "it has to be a text or a list of texts"),
@@ -121,8 +121,10 @@ def test_what_has_no_effect_is_recorded_with_the_reason():
         "temperature": "answers are not sampled",
         "image_aspect_ratio": "model.image_aspect= of the run says how images are prepared",
     }
-    assert generation.notes()[0] == "temperature=0.7 has no effect, as answers are not sampled"
-    assert len(generation.notes()) == 2
+    assert sorted(generation.notes()) == [
+        f"image_aspect_ratio=pad has no effect, as {reasons['image_aspect_ratio']}",
+        "temperature=0.7 has no effect, as answers are not sampled",
+    ]
     assert generation.record()["without_effect"]["top_p"]["value"] == 1.0
     assert recorded({"history": False, "until": []}, 4).items() >= {"history": False, "repeats": 4}.items()
 
@@ -205,6 +207,7 @@ def test_settings_change_answers_and_are_recorded(ask):
     assert plain[0]["generation"] == {
         "max_new_tokens": 8,
         **GREEDY,
+        "seed": 0,
         "until": ["\n\n"],  # lmms-eval's own, for a task that names no stop
         "without_effect": {},
         "repeats": 1,
