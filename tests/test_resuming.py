@@ -431,13 +431,13 @@ def test_damaged_lines_are_answered_again_and_whole_ones_kept(spoil, left, tmp_p
     path.write_bytes(spoil(path.read_bytes()))
     assert answered(tmp_path, "task") == len(left)
     again = Journal(tmp_path, "task", MADE_WITH, SESSION)
-    assert sorted(again.done) == left
+    assert sorted(again.done) == [(number, 0) for number in left]
     assert "1 damaged line" in capsys.readouterr().err
     again.append(entries(9))
     third = Journal(tmp_path, "task", MADE_WITH, SESSION)
-    assert sorted(third.done) == [*left, 9]
+    assert sorted(third.done) == [(number, 0) for number in (*left, 9)]
     assert [its.get("seconds") for its in third.sessions] == [max(left) / 10, 0.9, None]
-    assert third.answers[0] == entries(0)[0]
+    assert third.answers[0, 0] == entries(0)[0]
     assert not capsys.readouterr().err
 
 
@@ -454,7 +454,7 @@ def test_another_ranks_answers_tell_themselves_what_made_them(tmp_path, monkeypa
     monkeypatch.setattr(ranks, "exchange", lambda value: [value])
     path = begun(tmp_path).with_name("task.journal.1.jsonl")
     monkeypatch.undo()
-    assert Journal(tmp_path, "task", MADE_WITH, SESSION).done == {0, 1, 2}
+    assert Journal(tmp_path, "task", MADE_WITH, SESSION).done == {(0, 0), (1, 0), (2, 0)}
     (tmp_path / "task.journal.jsonl").unlink()
     with pytest.raises(UsageError, match=rf"{path}: begun with .* delete task\.journal\*\.jsonl there"):
         Journal(tmp_path, "task", {**MADE_WITH, "code": "d"}, SESSION)
@@ -479,11 +479,8 @@ def test_answers_of_other_code_are_not_mixed_in(changed, named, tmp_path):
 
 def test_another_python_is_no_other_code(tmp_path):
     begun(tmp_path)
-    assert Journal(tmp_path, "task", {**MADE_WITH, "versions": {"torch": "1", "python": "4"}}, SESSION).done == {
-        0,
-        1,
-        2,
-    }
+    made_with = {**MADE_WITH, "versions": {"torch": "1", "python": "4"}}
+    assert Journal(tmp_path, "task", made_with, SESSION).done == {(0, 0), (1, 0), (2, 0)}
 
 
 def test_a_finished_run_says_that_the_code_changed(tmp_path, asked, capsys, monkeypatch):

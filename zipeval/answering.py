@@ -22,9 +22,7 @@ from zipeval.engine.trace import Trace, trace
 from zipeval.engine.vision import Encoded, outputs, shrunk
 from zipeval.feed import Question, collate
 from zipeval.inference.first_logits import FirstLogits
-
-SAMPLING = ("temperature", "top_p", "top_k")
-DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
+from zipeval.inference.generation import generation_options, resolve
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Answering:
         Raises:
             torch.OutOfMemoryError: with nothing left behind on the device but the weights.
         """
-        read = self.read(batch, int(options.get("num_beams") or 1))
+        read = self.read(batch, generation_options(options)["num_beams"])
         start = read.inputs["input_ids"].shape[1]
         return self.answers(batch, read, self.generated(read.inputs, options)[:, start:], options)
 
@@ -111,7 +109,7 @@ class Answering:
 
     def texts(self, new: torch.Tensor, options: dict) -> list[str]:
         """What was generated, up to what ends it."""
-        stops = [stop for stop in options.get("until") or [] if stop]
+        stops = resolve(options, conversation=True).stops
         found = []
         for text in self.session.decode(new):
             for stop in stops:
@@ -225,22 +223,6 @@ def _by_prompt(batch: list[Question], found: dict[str, Iterable]) -> list[list]:
     """What was found of all images and of all videos, in reading order, put together by prompts."""
     remaining = {kind: iter(its) for kind, its in found.items()}
     return [[next(remaining[kind]) for kind in question.kinds] for question in batch]
-
-
-def drawn(given: dict) -> bool:
-    """Whether lmms-eval's generation_kwargs ask for answers that are drawn at random, and can be."""
-    return bool(given.get("do_sample")) and (given.get("temperature") or 0) > 0
-
-
-def generation_options(given: dict) -> dict:
-    """lmms-eval's generation_kwargs as `generate` wants them; greedy unless sampling is asked for and possible."""
-    sample = drawn(given)
-    return {
-        "max_new_tokens": int(given.get("max_new_tokens", DEFAULT_NEW_TOKENS)),
-        "num_beams": int(given.get("num_beams") or 1),
-        "do_sample": sample,
-        **{k: given.get(k) if sample else None for k in SAMPLING},
-    }
 
 
 def _written(ids: list[int], ends: list[int]) -> int:

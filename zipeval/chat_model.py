@@ -12,7 +12,7 @@ from zlib import crc32
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 
-from zipeval.answering import Answer, answering, drawn
+from zipeval.answering import Answer, answering
 from zipeval.batch_size import BatchSize
 from zipeval.benchmarks import BENCHMARKS, SEVERAL_ROUNDS
 from zipeval.budget import Picture
@@ -22,9 +22,10 @@ from zipeval.engine.images import pixels
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
 from zipeval.errors import BudgetError, RunError, UsageError
 from zipeval.evaluation import lmms_names
-from zipeval.evaluation.lmms_names import RequestArgs
+from zipeval.evaluation.lmms_names import RequestArgs, RequestKey
 from zipeval.feed import Question, feed, same_picture, together
-from zipeval.media import decoding
+from zipeval.inference.generation import Generation, resolve
+from zipeval.media import decoding, in_eight_bits
 
 PICTURED = 8  # samples of a task whose picture is kept
 ENOUGH = 32  # samples without numbers for logits at the beginning, after which nothing else is expected
@@ -52,10 +53,10 @@ class ZipEval(lmms):
             overrides |= {"model.device": device} if device else {}
             session = Session(compose([f"{k}={v}" for k, v in overrides.items()]))
         self.session = session
-        self.measured: dict[tuple[str, int], dict] = {}  # (task, doc_id) -> token counts and cost of that sample;
+        self.measured: dict[RequestKey, dict] = {}  # token counts and cost of every request;
         # its `latency` is the seconds from its batch's prepared inputs to its batch's last token; of conversations all
         # rounds count, and the later ones' fresh selections too
-        self.images: dict[tuple[str, int], bytes] = {}  # of the first samples of a task, likewise: a JPEG file
+        self.images: dict[tuple[str, int], bytes] = {}  # (task, doc_id) -> of the first samples of a task: a JPEG file
         # Told of every batch's (request, answer) as it is answered; of what cannot be decoded it is not.
         self.keep: Callable[[list[tuple]], None] | None = None
 
@@ -95,14 +96,18 @@ class ZipEval(lmms):
         broken = 0  # samples without numbers for logits, before any that has them
         if not requests:
             return []
+        requests = lmms_names.numbered(requests)
+        alike = _alike(requests)
+        for numbers in alike:  # refused before the weights are read, if they are
+            _generation(requests[numbers[0]])
         label = f"{self.session.run_id} {RequestArgs.of(requests[0]).task}"
         with answering(self.session) as model, progress(label, len(requests)) as advance:
-            for numbers in _alike(requests):
+            for numbers in alike:
                 for found in self._answered(model, requests, numbers):
                     answers |= found
                     advance(len(found))
                     batch = [(requests[number], answer) for number, answer in found.items()]
-                    answered = [pair for pair in batch if "error" not in self.measured[_place(pair[0])]]
+                    answered = [pair for pair in batch if "error" not in self.measured[RequestKey.of(pair[0])]]
                     if self.keep and answered:
                         self.keep(answered)
                     broken = -inf if answered else broken + self._without_numbers(batch)
@@ -112,15 +117,14 @@ class ZipEval(lmms):
 
     def _answered(self, model, requests: list[Instance], numbers: list[int]) -> Iterator[dict[int, GenerationResult]]:
         """Batch by batch, of the requests with these numbers, which have the same generation options."""
-        sharing, sampled = self.session.reuse != "none", drawn(RequestArgs.of(requests[numbers[0]]).gen_kwargs)
-        # What is drawn for a prompt depends on whatever is drawn for others beside it.
-        size = BatchSize(1 if sampled else self.session.config.batch_size, self.device)
+        sharing, generation = self.session.reuse != "none", _generation(requests[numbers[0]])
+        size = BatchSize(1 if generation.one_by_one else self.session.config.batch_size, self.device)
         stream = feed(
             self.session,
             lambda number: self.messages(requests[number]),
             self._in_order(requests, numbers, sharing),
             sharing,
-            lambda number: "tasks=[{}]: sample {}".format(*_place(requests[number])),
+            lambda number: "tasks=[{}]: sample {}".format(*RequestKey.of(requests[number])),
         )
         with closing(stream):
             yield from self._batches(model, requests, stream, size)
@@ -136,7 +140,7 @@ class ZipEval(lmms):
                 if question is None:
                     break
                 if question.error:
-                    self.measured[_place(requests[question.number])] = {"error": question.error, "batch": 1}
+                    self.measured[RequestKey.of(requests[question.number])] = {"error": question.error, "batch": 1}
                     yield {question.number: GenerationResult("", TokenCounts(0, 0))}
                 else:
                     self._picture(requests[question.number], question)
@@ -169,9 +173,9 @@ class ZipEval(lmms):
         start = time.perf_counter()
         try:
             first = requests[batch[0].number]
-            options = RequestArgs.of(first).gen_kwargs
-            if drawn(options):
-                torch.manual_seed(crc32(f"{_place(first)}".encode(), self.session.config.seed))
+            options, generation = RequestArgs.of(first).gen_kwargs, _generation(first)
+            if generation.sampled:
+                torch.manual_seed(_seed(RequestKey.of(first), self.session.config.seed + generation.seed))
             if lmms_names.is_conversation(first):
                 answers = self._conversed(model, batch, requests)
             else:
@@ -183,12 +187,12 @@ class ZipEval(lmms):
         for question, answer in zip(batch, answers, strict=True):
             request = requests[question.number]
             if answer.failed:
-                self.measured[_place(request)] = {"error": answer.failed, "batch": len(batch)}
+                self.measured[RequestKey.of(request)] = {"error": answer.failed, "batch": len(batch)}
                 found[question.number] = GenerationResult("", TokenCounts(0, 0))
                 continue
             for visual in (answer.visual, *answer.reread):
                 self._check_budget(request, answer.pictures, visual)
-            self.measured[_place(request)] = {
+            self.measured[RequestKey.of(request)] = {
                 "crops": [picture.crops for picture in answer.pictures],
                 "visual_tokens": answer.visual,
                 "prompt_tokens": answer.entered[0],
@@ -228,13 +232,14 @@ class ZipEval(lmms):
 
     def _without_numbers(self, batch: list[tuple]) -> int:
         """Count the requests of a batch at which the model's logits were not numbers."""
-        return sum(self.measured[_place(request)].get("error") == NOT_NUMBERS for request, _ in batch)
+        return sum(self.measured[RequestKey.of(request)].get("error") == NOT_NUMBERS for request, _ in batch)
 
     def _picture(self, request: Instance, question: Question) -> None:
         """Of a task's first samples, keep the first picture of the prompt, if it has one."""
-        if question.kinds and RequestArgs.of(request).doc_id < PICTURED:
+        key = RequestKey.of(request)
+        if question.kinds and key.doc_id < PICTURED and key.number == 0:
             kind, inputs = next(question.pictures())
-            self.images[_place(request)] = self.session.jpeg(pixels(inputs, kind)[0])
+            self.images[key.task, key.doc_id] = self.session.jpeg(pixels(inputs, kind)[0])
 
     def _check_budget(self, request: Instance, images: list[Picture], measured: list[int]) -> None:
         """Raises BudgetError where the visual tokens that entered some layer are not what the method has to leave."""
@@ -250,7 +255,7 @@ class ZipEval(lmms):
         """Return the chat messages of a request, pictures as the data set has them."""
         args = RequestArgs.of(request)
         with decoding():  # what a data set holds is decoded as soon as its row is looked up
-            return args.doc_to_messages(lmms_names.document(self, args))
+            return args.doc_to_messages(in_eight_bits(lmms_names.document(self, args)))
 
 
 def _overflow(answer: Answer, positions: int | None) -> dict[str, int]:
@@ -259,9 +264,21 @@ def _overflow(answer: Answer, positions: int | None) -> dict[str, int]:
     return {"overflow": excess} if excess > 0 else {}
 
 
-def _place(request: Instance) -> tuple[str, int]:
-    """(task, doc_id)."""
-    return RequestArgs.of(request).place
+def _generation(request: Instance) -> Generation:
+    """Return how the answer to a request is generated.
+
+    Raises:
+        UsageError: for a setting of its task that is unknown.
+    """
+    args = RequestArgs.of(request)
+    return resolve(args.gen_kwargs, args.task, lmms_names.is_conversation(request))
+
+
+def _seed(key: RequestKey, seed: int) -> int:
+    """Return what the answer to a request is drawn with: by itself, whatever is answered before or beside it."""
+    place = (key.task, key.doc_id)
+    text = f"{(*place, key.number)}" if key.number else f"{place}"
+    return crc32(text.encode(), seed)
 
 
 def _alike(requests: list[Instance]) -> list[list[int]]:

@@ -17,12 +17,13 @@ from dataclasses import replace
 import torch
 from transformers import DynamicCache
 
-from zipeval.answering import Answer, Answering, drawn, generation_options
+from zipeval.answering import Answer, Answering
 from zipeval.engine import hf_names
 from zipeval.engine.logits import NOT_NUMBERS
 from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.errors import UsageError
 from zipeval.feed import Question
+from zipeval.inference.generation import resolve
 
 Message = dict
 ANSWER = "@@the-answer@@"  # stands where the template puts it
@@ -49,7 +50,8 @@ def converse(
         torch.OutOfMemoryError: as Answering.answer.
         UsageError: for answers that are not greedy, and for a template without answers.
     """
-    if drawn(options) or generation_options(options)["num_beams"] > 1:
+    generation = resolve(options, conversation=True)
+    if generation.sampled or generation.arguments["num_beams"] > 1:
         raise UsageError(f"generation_kwargs={options}: a conversation is answered greedily, without beams")
     talk = _Talk(model, batch, first, options)
     answers, texts, fresh = talk.first, [[answer.text] for answer in talk.first], []

@@ -24,8 +24,8 @@ class Journal:
     """A task's answers so far, and the file that this process adds to.
 
     Attributes:
-        done: doc_ids of what was answered before.
-        answers: by doc_id what `append` was given; in the first rank, as the rest.
+        done: (doc_id, number) of what was answered before: of the requests about a document, those with these numbers.
+        answers: likewise what `append` was given; in the first rank, as the rest.
         sessions: of every process that worked on the task, this one the last; of others also `seconds`, until their
             last answer.
 
@@ -42,13 +42,13 @@ class Journal:
         self.task, self.first = task, directory / f"{task}.journal.jsonl"
         rank = ranks.here().rank
         self.path = directory / f"{task}.journal.{rank}.jsonl" if rank else self.first
-        self.answers: dict[int, dict] = {}
+        self.answers: dict[tuple[int, int], dict] = {}
         self.sessions: list[dict] = []
         if ranks.first():
             self._read(made_with)
             directory.mkdir(parents=True, exist_ok=True)
             self.sessions.append(session)
-        self.done: set[int] = ranks.exchange({*self.answers})[0]
+        self.done: set[tuple[int, int]] = ranks.exchange({*self.answers})[0]
         self._write([{"session": session, "made_with": made_with}])
 
     def _read(self, made_with: dict) -> None:
@@ -70,13 +70,14 @@ class Journal:
                 else:
                     if path == self.first:
                         self.sessions[-1]["seconds"] = line["at"]
-                    self.answers[line["doc_id"]] = line
+                    self.answers[line["doc_id"], line.get("number", 0)] = line
 
     def append(self, answers: list[dict]) -> None:
         """Keep a batch: when this returns, its answers are on the disk.
 
         Args:
-            answers: each with its `doc_id`, and with `at`, the seconds since this process began with the task.
+            answers: each with its `doc_id` and, but for the first about a document, its `number`, and with `at`, the
+                seconds since this process began with the task.
 
         Raises:
             RunError: if it cannot be written; what was kept before stays.
@@ -101,8 +102,9 @@ def remove(directory: Path, task: str) -> None:
 
 
 def answered(directory: Path, task: str) -> int:
-    """Answers of a task that are on the disk, while it has no record."""
-    return sum("doc_id" in line for path in _paths(directory, task) for line in _read(path)[0])
+    """Return of how many documents answers are on the disk, while their task has no record."""
+    lines = [line for path in _paths(directory, task) for line in _read(path)[0]]
+    return len({line["doc_id"] for line in lines if "doc_id" in line})
 
 
 def _paths(directory: Path, task: str) -> list[Path]:

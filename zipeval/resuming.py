@@ -12,11 +12,11 @@ from zlib import crc32
 
 from zipeval import ranks
 from zipeval.errors import Stopped, UsageError
-from zipeval.evaluation.lmms_names import GENERATE, RequestArgs
+from zipeval.evaluation.lmms_names import GENERATE, RequestArgs, RequestKey, numbered
 from zipeval.journal import Journal
 from zipeval.stopping import stoppable
 
-PER_SAMPLE = ("measured", "images")  # what a ZipEval keeps of samples, by (task, doc_id)
+PER_SAMPLE = ("measured", "images")  # what a ZipEval keeps of samples, by task and doc_id
 
 
 class Helped(Exception):
@@ -54,7 +54,8 @@ def resumed(model, journal: Journal) -> Iterator[Callable[[], bool]]:
 
 def _all(model, journal: Journal, generate: Callable, requests: list) -> list:
     """Of all requests, in their order."""
-    done = [RequestArgs.of(request).doc_id in journal.done for request in requests]
+    requests = numbered(requests)
+    done = [_entry_key(request) in journal.done for request in requests]
     unanswered = [request for request, answered in zip(requests, done, strict=True) if not answered]
     new = iter(_together(model, generate, unanswered))
     return [
@@ -81,15 +82,16 @@ def _together(model, generate: Callable, requests: list) -> list:
 
 def _entry(model, at: float, request, answer) -> dict:
     """What a journal keeps of an answer."""
-    args = RequestArgs.of(request)
-    image = model.images.get(args.place)
+    key = RequestKey.of(request)
+    image = None if key.number else model.images.get((key.task, key.doc_id))
     return {
-        "doc_id": args.doc_id,
+        "doc_id": key.doc_id,
+        "number": key.number,
         "question": _digest(request),
         "at": at,
         "text": answer.text,
         "counts": [answer.token_counts.input_tokens, answer.token_counts.output_tokens],
-        "measured": model.measured[args.place],
+        "measured": model.measured[key],
         "image": image and base64.b64encode(image).decode(),
     }
 
@@ -97,18 +99,24 @@ def _entry(model, at: float, request, answer) -> dict:
 def _restored(model, journal: Journal, request):
     from lmms_eval.api.instance import GenerationResult, TokenCounts
 
-    args = RequestArgs.of(request)
-    kept = journal.answers[args.doc_id]
+    key = RequestKey.of(request)
+    kept = journal.answers[_entry_key(request)]
     if kept["question"] != _digest(request):
         raise UsageError(
-            f"{journal.first}: its answer {args.doc_id} is to another question than the task asks now. Delete "
+            f"{journal.first}: its answer {key.doc_id} is to another question than the task asks now. Delete "
             f"{journal.task}.journal*.jsonl there to answer the questions anew."
         )
-    model.measured[args.place] = kept["measured"]
+    model.measured[key] = kept["measured"]
     if kept["image"]:
-        model.images[args.place] = base64.b64decode(kept["image"])
+        model.images[key.task, key.doc_id] = base64.b64decode(kept["image"])
     inputs, outputs = kept["counts"]
     return GenerationResult(kept["text"], TokenCounts(input_tokens=inputs, output_tokens=outputs))
+
+
+def _entry_key(request) -> tuple[int, int]:
+    """Return what a journal knows the answer to a request by."""
+    key = RequestKey.of(request)
+    return key.doc_id, key.number
 
 
 def _digest(request) -> int:

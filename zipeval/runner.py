@@ -19,7 +19,8 @@ from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
 from zipeval.errors import BudgetError, Held, MediaError, RunError, Stopped, UsageError
-from zipeval.evaluation import lmms_names, stack, task_scores
+from zipeval.evaluation import lmms_names, repeats, stack, task_scores
+from zipeval.inference import generation
 from zipeval.lock import locked
 from zipeval.placement import machine, place
 from zipeval.progress import progress
@@ -306,6 +307,8 @@ def _answer(model, task: str, folder: Path, directory: Path) -> None:
     kept = _journal(model.session, task, folder, directory)
     if kept.done:
         print(f"{directory.name} {task}: {len(kept.done)} answers kept from before, going on.")
+    for note in _generation(task).notes():
+        print(f"{directory.name} {task}: its generation setting {note}.")
     with resumed(model, kept) as asked:
         try:
             record, samples = evaluate(model, task, folder, kept.sessions)
@@ -327,12 +330,26 @@ def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[S
     new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
     for task in new:
         data.require(task, config.data.root)
+        _generation(task)
     session = Session(config)
     found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
     for task, record in found.items():
         if record is None and task not in new:
             data.require(task, config.data.root)
+            _generation(task)
     return session, found
+
+
+def _generation(task: str) -> generation.Generation:
+    """Return how a task's answers are generated, as its YAML says.
+
+    Raises:
+        UsageError: for a setting of it that is unknown.
+    """
+    known = benchmarks.BENCHMARKS.get(task)
+    _, file = benchmarks.task_files()[task]
+    settings, conversation = lmms_names.generation_settings(file, known.settings if known else {})
+    return generation.resolve(settings, task, conversation)
 
 
 def _help(session: Session, folders: dict[str, Path], results: Path) -> list[Path]:
@@ -443,11 +460,18 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
     provenance = _provenance(model.session, task, folder)
     with data.copies_below(config.data.root):
         results = _lmms_eval(model, task, folder)
+    costs = repeats.by_document(model.measured, task)
     directions = lmms_names.directions(results, task)
     metric = task_scores.main_metric(task, lmms_names.scores(results, task), directions)
     higher = task_scores.is_higher_better(metric, directions)
     samples = [
-        _sample(task, logged, model.measured.pop((task, logged["doc_id"])), metric, higher)
+        _sample(
+            task,
+            logged,
+            repeats.merged(costs[logged["doc_id"]], lmms_names.responses(logged)),
+            metric,
+            higher,
+        )
         for logged in results["samples"][task]
     ]
     read = [s for s in samples if "error" not in s]
@@ -472,6 +496,7 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
             "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
         },
         "prefill": {name: fmean(s[name] for s in read) for name in COSTS},
+        "generation": generation.recorded(*lmms_names.generation(results, task)),
     }
     return record | _times(sessions, time.monotonic() - clock), samples
 

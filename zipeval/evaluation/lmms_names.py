@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from zipeval.errors import IncompatibleError
+from zipeval.errors import IncompatibleError, UsageError
 
 TESTED = ("0.7.3", "0.7.3")  # lowest and newest lmms-eval that the tests ran on
 MULTI_ROUND = "generate_until_multi_round"  # request_type and output_type of a conversation
 GENERATE = ("generate_until", MULTI_ROUND)  # what lmms-eval calls of a model
 SCORE_SUFFIX, STDERR = ",none", "_stderr"  # of the names of its scores: no filter was applied; an error of a score
+NUMBER = "zipeval_number"  # in a request's metadata: see `numbered`
 # Of a logged sample, what is no score. `doc` holds pictures, and the rest is kept under other names or not at all.
 NOT_SCORES = {"doc", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
 
@@ -67,6 +68,44 @@ class RequestArgs(NamedTuple):
     def place(self) -> tuple[str, int]:
         """(task, doc_id): what tells the samples of a run apart."""
         return self.task, self.doc_id
+
+
+class RequestKey(NamedTuple):
+    """What tells the requests of a run apart.
+
+    Attributes:
+        task: name of the task.
+        doc_id: number of the document in its split.
+        number: which of the task's requests about that document it is: of repeats, or of several questions.
+    """
+
+    task: str
+    doc_id: int
+    number: int = 0
+
+    @classmethod
+    def of(cls, request) -> RequestKey:
+        """Return the key of a request; one that is not `numbered` is the first about its document."""
+        return cls(*RequestArgs.of(request).place, request.metadata.get(NUMBER, 0))
+
+
+def numbered(requests: list) -> list:
+    """Return copies of all requests of a task that know which of those about their document they are.
+
+    lmms-eval gives a model one and the same Instance for every repeat. Number before any of the requests are left out.
+    """
+    if all(NUMBER in request.metadata for request in requests):
+        return requests
+    counts: dict[tuple[str, int], int] = {}
+    copies = []
+    for request in requests:
+        place = RequestArgs.of(request).place
+        number = counts.get(place, 0)
+        counts[place] = number + 1
+        clone = copy(request)
+        clone.metadata = {**request.metadata, NUMBER: number}
+        copies.append(clone)
+    return copies
 
 
 def _unexpected(what: str, fields: tuple[str, ...]) -> IncompatibleError:
@@ -119,6 +158,45 @@ def tasks_folder() -> Path:
     return Path(package.submodule_search_locations[0]) / "tasks"
 
 
+def generation_settings(file: Path, replaced: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return the generation_kwargs of a task, and whether it asks in several rounds, without importing lmms-eval.
+
+    Args:
+        file: the task's YAML.
+        replaced: what stands in place of settings in it.
+
+    Raises:
+        UsageError: if it, or what it includes, is no YAML.
+    """
+    config = {**_task_yaml(file), **replaced}
+    # lmms-eval looks for the name of its model among these; ours has none.
+    of_models = (config.get("model_specific_generation_kwargs") or {}).get("default") or {}
+    settings = {**(config.get("generation_kwargs") or {}), **of_models}
+    return settings, config.get("output_type") == MULTI_ROUND
+
+
+def _task_yaml(file: Path) -> dict[str, Any]:
+    """Return what a task's YAML and what it includes say, as lmms-eval reads them, but for the task's functions."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Takes None for a function, or for any other Python object."""
+
+    Loader.add_multi_constructor("", lambda loader, suffix, node: None)
+    try:
+        config = yaml.load(file.read_text(encoding="utf-8"), Loader) or {}
+    except (yaml.YAMLError, OSError) as error:
+        raise UsageError(
+            f"{file} cannot be read ({' '.join(str(error).split())}). Mend it and run this again."
+        ) from error
+    included = config.pop("include", [])
+    merged: dict[str, Any] = {}
+    for name in reversed([included] if isinstance(included, str) else included):
+        path = Path(name)
+        merged |= _task_yaml(path if path.is_file() else file.parent / path)
+    return merged | config
+
+
 def question(logged: dict[str, Any]) -> str:
     """Return the text of a logged sample's question: what was its request's context."""
     return logged["arguments"][0]
@@ -127,6 +205,17 @@ def question(logged: dict[str, Any]) -> str:
 def prediction(logged: dict[str, Any]) -> Any:
     """Return the answer of a logged sample."""
     return logged["filtered_resps"][0]
+
+
+def responses(logged: dict[str, Any]) -> list[Any]:
+    """Return all answers to a logged sample, before any filter: of every request, and of each its repeats."""
+    return [response for of_request in logged["resps"] for response in of_request]
+
+
+def generation(results: dict[str, Any], task: str) -> tuple[dict[str, Any], int]:
+    """Return the generation_kwargs that a task was evaluated with, and how often each question was asked."""
+    config = results["configs"][task]
+    return config.get("generation_kwargs") or {}, config.get("repeats") or 1
 
 
 def scores(results: dict[str, Any], task: str) -> dict[str, float]:

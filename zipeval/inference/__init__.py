@@ -1,1 +1,1 @@
-"""Questions become answers."""
+"""How prompts become answers."""
