@@ -306,6 +306,12 @@ def dataset(name: str) -> str | None:
     return found if found and "/" in found else None
 
 
+def lies_beside(name: str) -> bool:
+    """Return whether all data of a task lies beside it in zipeval's own folders, and so is in its hash."""
+    ours = task_files()[name][1].is_relative_to(OURS)
+    return ours and not (name in BENCHMARKS and BENCHMARKS[name].sources)
+
+
 def _first_of(setting: re.Pattern, file: Path) -> str | None:
     """What a task's YAML, or what that includes, has for a setting; None: nothing."""
     while file.is_file():

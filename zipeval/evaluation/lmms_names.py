@@ -13,10 +13,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from zipeval.errors import IncompatibleError
+from zipeval.errors import IncompatibleError, UsageError
 
 TESTED = ("0.7.3", "0.7.3")  # lowest and newest lmms-eval that the tests ran on
 MULTI_ROUND = "generate_until_multi_round"  # request_type and output_type of a conversation
@@ -151,6 +152,47 @@ def task_manager(folder: Path, settings: dict[str, Any]):
             return {**super()._get_config(name), **deepcopy(settings)}  # lmms-eval changes them
 
     return Tasks(include_defaults=False, include_path=str(folder))
+
+
+def load_rows(task: str, folder: Path):
+    """Load the rows that a task is asked about, as lmms-eval does, without making a task of them.
+
+    lmms-eval would go on to prepare every row, which takes minutes where that decodes images.
+
+    Raises:
+        RetryError: if they do not load.
+    """
+    from lmms_eval.api.task import ConfigurableTask
+
+    config = task_manager(folder, {})._get_config(task)
+    split = config.get("test_split") or config.get("validation_split")
+    # Whatever `download` reads of a task. It drops images from a copy unless it is told not to, and changes arguments.
+    stub = SimpleNamespace(
+        DATASET_PATH=config["dataset_path"],
+        DATASET_NAME=config.get("dataset_name"),
+        config=SimpleNamespace(task=task, test_split=split, process_docs=None, process_results_use_image=True),
+    )
+    ConfigurableTask.download(stub, deepcopy(config.get("dataset_kwargs")))
+    return stub.dataset[split]
+
+
+@contextmanager
+def loading(task: str) -> Iterator[None]:
+    """Within the block a data set that does not load is told in one sentence.
+
+    Raises:
+        UsageError: in place of what lmms-eval and datasets raise then.
+    """
+    from tenacity import RetryError
+
+    try:
+        yield
+    except (RetryError, OSError, ValueError) as error:
+        cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
+        reason = str(cause).split("\n")[0]
+        raise UsageError(
+            f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
+        ) from error
 
 
 @contextmanager

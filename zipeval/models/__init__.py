@@ -261,11 +261,15 @@ def load(family: str, checkpoint: Checkpoint, placement: Placement):
     Raises:
         UsageError: if the weights cannot be loaded, or do not fit into memory.
     """
-    key = family, checkpoint.path, checkpoint.fingerprint, placement
-    if key not in _loaded:
+    place = family, checkpoint.path, placement
+    if not any(key[:-1] == place for key in _loaded):
         if _loaded:  # before the next one takes its place: two do not fit
             _clear()
-        check_memory(checkpoint, placement)
+        check_memory(checkpoint, placement)  # before the fingerprint reads weights that do not fit
+    key = (*place, checkpoint.fingerprint)
+    if key not in _loaded:
+        if _loaded:  # what lies there has changed
+            _clear()
         _loaded[key] = import_module(f"zipeval.models.{family}").load(checkpoint.path, placement)
     return _loaded[key]
 

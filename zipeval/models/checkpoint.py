@@ -20,11 +20,15 @@ LARGE = 1 << 30  # bytes: from here on it takes long enough to show how far it i
 def fingerprint(path: Path, weights: Sequence[Path] = ()) -> str:
     """Return a hash of everything in a checkpoint that can change an answer: the same for a copy elsewhere.
 
-    In it are the names and every byte of weights (`*.safetensors`, all shards and adapters, and those that an index names),
-    of the index, of all configurations (`*.json`), tokenizers (`*.json`, `*.txt`, `*.model`, `*.tiktoken`, ...), processors,
-    chat templates (`*.jinja`, also those in `additional_chat_templates/`) and of code (`*.py`).
-    Not in it are weights in formats that are never loaded (`*.bin`, `*.pth`, `*.msgpack`), states of optimizers and logs of
-    trainings, README, LICENSE and the like, hidden files, other folders, and paths and times of files.
+    In it are names and every byte of
+    - weights: `*.safetensors`, all shards and adapters, those that an index names, and the index,
+    - configurations of models, generation, processors and tokenizers: `*.json`,
+    - tokenizers: `*.json`, `*.txt`, `*.model`, `*.tiktoken`, `*.bpe`, `*.vocab`,
+    - chat templates: `*.jinja`, also those in `additional_chat_templates/`,
+    - code: `*.py`.
+
+    Not in it are weights in formats that are never loaded (`*.bin`, `*.pth`, `*.msgpack`), states of optimizers and
+    logs of trainings, README, LICENSE and the like, hidden files, other folders, and paths and times of files.
 
     Nothing is taken from the names of blobs in the Hugging Face cache: a blob can be changed where it lies.
 

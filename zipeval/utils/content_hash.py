@@ -1,12 +1,13 @@
 """Hash the whole content of files, and remember the digests of those that have not changed since.
 
-Every byte counts: a merged LoRA changes a few matrices in the middle of a weight file, and a hash of samples misses them.
-xxh3 reads 10 to 20 GiB/s on one core, more than any disk gives, where SHA-256 and BLAKE2b read about 1 GiB/s. It guards
-against mistakes, not against somebody who builds two files with one digest on purpose.
+Every byte counts: a merged LoRA changes a few matrices in the middle of a weight file, and a hash of samples misses
+them. xxh3 reads 10 to 20 GiB/s on one core, more than any disk gives, where SHA-256 and BLAKE2b read about 1 GiB/s. It
+guards against mistakes, not against somebody who builds two files with one digest on purpose.
 
 Digests are remembered in ZIPEVAL_CACHE, else in XDG_CACHE_HOME/zipeval, else in ~/.cache/zipeval:
 
-    digests/HASH_OF_FOLDER.json     for each file: size, inode, device, mtime, ctime and digest
+    digests/HASH_OF_FOLDER.json     for each file in it: size, inode, device, mtime, ctime and digest
+    digests/HASH_OF_KEY.json        of an `Entry`: the same of several files, and one digest
 
 Where nothing can be written there, files are hashed again and nothing else happens. `ZIPEVAL_CACHE=` remembers nothing.
 """
@@ -28,13 +29,13 @@ READ = 4 << 20  # bytes of a read
 THREADS = 8  # for disks and networks that give more to several readers; xxhash holds no lock meanwhile
 # Part of what a cache file is named by: digests of another algorithm are not taken for ours.
 ALGORITHM = f"xxh3_128 of chunks of {CHUNK}"
-# A file that changed so short a time ago may change again without another mtime: the clock of a file system has a tick, of
-# up to two seconds. So its digest is not remembered, as git does not trust its index there.
+# A file that changed so short a time ago may change again without another mtime: the clock of a file system has a tick,
+# of up to two seconds. So its digest is not remembered, as git does not trust its index there.
 SETTLED = 2_000_000_000  # nanoseconds
 
 Signature = list[int]  # what stat says of a file's content, see `_signature`
 
-_remembered: dict[str, tuple[Signature, str]] = {}  # by real path; for a process without a cache on the disk
+_remembered: dict[str, tuple[Signature, str]] = {}  # by real path: for the runs of a sweep, also without a cache
 
 
 def digest(path: Path) -> str:
@@ -120,7 +121,7 @@ def _hash_files(
         for (path, _, length), chunk_digest in zip(chunks, chunk_digests, strict=True):
             hashers[path].update(chunk_digest)
             read += length
-            if advance and read - shown >= 1 << 20:
+            if advance and read >> 20 > shown >> 20:
                 advance((read >> 20) - (shown >> 20))
                 shown = read
     return {path: hasher.hexdigest() for path, hasher in hashers.items()}
@@ -150,66 +151,88 @@ def _known(folders: Iterable[str]) -> dict[str, tuple[Signature, str]]:
     known = {}
     for folder in folders:
         for name, entry in _read(folder).items():
-            known[os.path.join(folder, name)] = (entry[:-1], entry[-1])
+            if isinstance(entry, list) and len(entry) == 6:
+                known[os.path.join(folder, name)] = (entry[:-1], entry[-1])
     return known | _remembered
 
 
 def _remember(computed: Mapping[str, str], signatures: Mapping[str, Signature]) -> None:
     """Remember digests of files that are as they were before they were read, and have been for a while."""
     entries_by_folder: dict[str, dict[str, list]] = {}
-    now = time.time_ns()
     for path, file_digest in computed.items():
         signature = signatures[path]
-        *_, modified, changed = signature
-        if _signature(os.stat(path)) != signature or now - max(modified, changed) < SETTLED:
-            continue
-        _remembered[path] = (signature, file_digest)
-        folder, name = os.path.split(path)
-        entries_by_folder.setdefault(folder, {})[name] = [*signature, file_digest]
+        if _is_settled(path, signature):
+            _remembered[path] = (signature, file_digest)
+            folder, name = os.path.split(path)
+            entries_by_folder.setdefault(folder, {})[name] = [*signature, file_digest]
     for folder, entries in entries_by_folder.items():
-        with suppress(OSError):  # no room, no right to write: the next process hashes again
-            _write(folder, entries)
+        there = set(os.listdir(folder))
+        merged = {name: entry for name, entry in {**_read(folder), **entries}.items() if name in there}
+        _write(folder, merged)  # of two processes that do so at once, one may have to hash again
 
 
-def _cache_file(folder: str) -> Path | None:
+def _is_settled(path: str, signature: Signature) -> bool:
+    """Return whether a file still is what it was, and has been for so long that a change since would show."""
+    *_, modified, changed = signature
+    return _signature(os.stat(path)) == signature and time.time_ns() - max(modified, changed) >= SETTLED
+
+
+class Entry:
+    """A digest of something else that files hold, as of the rows of a data set, remembered until one of them changes.
+
+    Attributes:
+        digest: that was stored; None if there is none, or if a file has changed since.
+
+    Args:
+        name: tells it from other digests of the same files.
+    """
+
+    def __init__(self, name: str, files: Iterable[Path]):
+        self._signatures = {path: _signature(os.stat(path)) for path in map(os.path.realpath, files)}
+        self._key = "\0".join([name, *self._signatures])
+        stored = _read(self._key)
+        fits = stored.get("signatures") == [*self._signatures.values()]
+        self.digest = stored.get("digest") if fits else None
+
+    def store(self, digest: str) -> None:
+        """Remember the digest, if the files are as they were when this entry was made."""
+        self.digest = digest
+        if all(_is_settled(path, signature) for path, signature in self._signatures.items()):
+            _write(self._key, {"signatures": [*self._signatures.values()], "digest": digest})
+
+
+def _cache_file(key: str) -> Path | None:
     directory = cache_directory()
     if directory is None:
         return None
-    name = hashlib.sha256(f"{ALGORITHM}\0{folder}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    name = hashlib.sha256(f"{ALGORITHM}\0{key}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return directory / "digests" / f"{name}.json"
 
 
-def _read(folder: str) -> dict[str, list]:
-    """Return the entries of a folder's cache file; nothing where that is not there or damaged."""
-    file = _cache_file(folder)
+def _read(key: str) -> dict:
+    """Return what is remembered for a folder or another key; nothing where that is not there or damaged."""
+    file = _cache_file(key)
     if file is None:
         return {}
     try:
-        entries = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    if not isinstance(entries, dict):
-        return {}
-    return {name: entry for name, entry in entries.items() if isinstance(entry, list) and len(entry) == 6}
+    return content if isinstance(content, dict) else {}
 
 
-def _write(folder: str, entries: Mapping[str, list]) -> None:
-    """Add entries to a folder's cache file. Of two processes that do so at once, one may have to hash again.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    file = _cache_file(folder)
+def _write(key: str, content: Mapping) -> None:
+    """Remember something, if it can be written."""
+    file = _cache_file(key)
     if file is None:
         return
-    there = set(os.listdir(folder))
-    merged = {name: entry for name, entry in {**_read(folder), **entries}.items() if name in there}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as stream:
-            json.dump(merged, stream)
-        os.replace(temporary, file)  # readers see what was there before, or all of it
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with suppress(OSError):  # no room, no right to write: the next process hashes again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with open(handle, "w", encoding="utf-8") as stream:
+                json.dump(content, stream)
+            os.replace(temporary, file)  # readers see what was there before, or all of it
+        except BaseException:
+            os.unlink(temporary)
+            raise
