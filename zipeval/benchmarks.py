@@ -21,6 +21,7 @@ from zipeval.records import digest_files
 OURS = Path(zipeval.tasks.__path__[0])
 NAME = re.compile(r"""^(task|group)\s*:\s*["']?([\w\-.]+)["']?\s*(?:#.*)?$""", re.M)
 DATASET = re.compile(r"""^dataset_path\s*:\s*["']?([\w\-./]+)""", re.M)
+DATA = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt")  # beside a task, whoever reads it
 INCLUDE = re.compile(r"""^include\s*:\s*["']?([\w\-./]+)""", re.M)
 OUTPUT = re.compile(r"""^output_type\s*:\s*["']?(\w+)""", re.M)
 
@@ -331,7 +332,8 @@ def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> s
     given.
     """
     beside = BENCHMARKS[name].beside if name in BENCHMARKS else ()
-    digest = digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl"), *beside])
+    data = [file for file in folder.iterdir() if file.suffix in DATA and file.is_file()]
+    digest = digest_files([*_sources(folder), *data, *beside])
     if name not in BENCHMARKS:
         return digest
     known = BENCHMARKS[name]

@@ -180,6 +180,4 @@ def _advice(source: Source, root: str | None) -> str:
 
 def _digest(folder: Path) -> str:
     """Return the hash of the names and contents of all files of a copy, but for what `hf download` notes there."""
-    files = [f for f in folder.rglob("*") if f.is_file() and ".cache" not in f.relative_to(folder).parts]
-    digests = content_hash.digests(files)
-    return content_hash.combined({file.relative_to(folder).as_posix(): digests[file] for file in files})
+    return content_hash.digest_folder(folder, ignored=(".cache",))

@@ -1,7 +1,8 @@
 """Tell the data of a task from other data of the same name.
 
 What lies here is hashed file by file: the local copy that data.root= gives, the videos of data.videos= and their
-questions. What the hub gives is hashed as it was loaded, value by value. Neither the revision nor the `_fingerprint` of
+questions. What the hub gives is hashed as it was loaded, value by value, and so are videos that
+lmms-eval unpacked beside it. Neither the revision nor the `_fingerprint` of
 datasets would do: both follow from names, the second from that of a folder in the cache, and whatever was changed there
 keeps it. The values themselves are the same for any version of datasets, with or without a network, whatever the files
 they lie in. The revision is recorded beside the hash, where the cache tells it.
@@ -106,9 +107,11 @@ def _identify_rows(task: str, folder: Path, root: str | None) -> DataIdentity:
     stack.load(stack.RUN)
     # A task's own module is imported with its settings, and may import what nothing else does.
     with no_key(), ranks.alone(), stack.explained("lmms_eval"), data.copies_below(root), lmms_names.loading(task):
-        rows = lmms_names.load_rows(task, folder)
+        rows, videos = lmms_names.load_rows(task, folder)
         others = [_load(source) for source in data.sources(task)[1:]]
     digests = {str(number): hash_rows(dataset) for number, dataset in enumerate([rows, *others])}
+    if videos and videos.is_dir():
+        digests["videos"] = content_hash.digest_folder(videos)
     digest = digests["0"] if len(digests) == 1 else content_hash.combined(digests)
     return DataIdentity(digest, revision(rows), f"tasks=[{task}]")
 

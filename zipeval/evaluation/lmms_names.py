@@ -5,6 +5,7 @@ Nothing here imports lmms-eval before it is asked to: a run is refused without t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -154,15 +155,19 @@ def task_manager(folder: Path, settings: dict[str, Any]):
     return Tasks(include_defaults=False, include_path=str(folder))
 
 
-def load_rows(task: str, folder: Path):
+def load_rows(task: str, folder: Path) -> tuple[Any, Path | None]:
     """Load the rows that a task is asked about, as lmms-eval does, without making a task of them.
 
     lmms-eval would go on to prepare every row, which takes minutes where that decodes images.
+
+    Returns:
+        The data set, and the folder that its videos were unpacked into; None: it has none.
 
     Raises:
         RetryError: if they do not load.
     """
     from lmms_eval.api.task import ConfigurableTask
+    from lmms_eval.utils import resolve_cache_dir
 
     config = task_manager(folder, {})._get_config(task)
     split = config.get("test_split") or config.get("validation_split")
@@ -172,8 +177,13 @@ def load_rows(task: str, folder: Path):
         DATASET_NAME=config.get("dataset_name"),
         config=SimpleNamespace(task=task, test_split=split, process_docs=None, process_results_use_image=True),
     )
-    ConfigurableTask.download(stub, deepcopy(config.get("dataset_kwargs")))
-    return stub.dataset[split]
+    options = config.get("dataset_kwargs") or {}
+    ConfigurableTask.download(stub, deepcopy(options) or None)
+    videos = None
+    if options.get("video"):
+        home = os.path.expanduser(os.getenv("HF_HOME", "~/.cache/huggingface/"))
+        videos = Path(resolve_cache_dir(options["cache_dir"], base_dir=home))
+    return stub.dataset[split], videos
 
 
 @contextmanager

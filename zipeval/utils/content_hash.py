@@ -86,6 +86,24 @@ def combined(digest_by_name: Mapping[str, str]) -> str:
     return hasher.hexdigest()[:16]
 
 
+def digest_folder(folder: Path, ignored: tuple[str, ...] = ()) -> str:
+    """Return one hash of the names and contents of all files in a folder and below it.
+
+    Args:
+        ignored: names of folders below it that do not count.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    files = {}
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder)
+        if file.is_file() and not set(ignored) & set(name.parts):
+            files[name.as_posix()] = file
+    file_digests = digests(files.values())
+    return combined({name: file_digests[file] for name, file in files.items()})
+
+
 def cache_directory() -> Path | None:
     """Return the directory that digests are remembered in; None: they are not."""
     if "ZIPEVAL_CACHE" in os.environ:
