@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("ZIPEVAL_CACHE", tempfile.mkdtemp())  # digests of the files of tests are of no use to anybody
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job inherits it, and so would what it runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

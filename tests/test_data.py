@@ -73,7 +73,7 @@ def test_a_table_does_not_compare_other_data(miniatures, copy, tmp_path):
     answer_everything_with("blue", copy)
     gqa(miniatures, tmp_path / "results")
     gqa(copy, tmp_path / "results", "method=visionzip", "tokens=16")
-    with pytest.raises(UsageError, match=rf"no upper bound. Make it with `.* data.root={copy} "):
+    with pytest.raises(UsageError, match=rf"no upper bound of the same .*Make it with `.* data.root={copy} "):
         render(tables(str(tmp_path / "results")))
 
 

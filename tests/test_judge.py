@@ -487,6 +487,17 @@ def test_questions_that_change_make_another_version_of_the_task(asked, videos, t
             run(asked(server, MSVD, "limit=1", f"data.videos={moved}"))
 
 
+def test_a_record_of_videos_that_were_replaced_is_not_kept(asked, videos, tmp_path):
+    moved = shutil.copytree(videos, tmp_path / "moved")
+    with serving(lambda prompt: YES) as server:
+        (path,) = run(asked(server, MSVD, "limit=2"))
+        assert records.read(path)["data_hash"]
+        for video in (moved / "MSVD_Zero_Shot_QA/videos").iterdir():
+            video.write_bytes(b"garbage")
+        with pytest.raises(UsageError, match=rf"data\.videos={moved}: {path} is of other data .*Move it away"):
+            run(asked(server, MSVD, "limit=2", f"data.videos={moved}"))
+
+
 def shuffled(file):
     return json.dumps(json.loads(file.read_text())[::-1])
 

@@ -23,6 +23,7 @@ from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.models import EMBEDDED
 from zipeval.placement import Placement, check_memory, machine, place
+from zipeval.runner import Session
 
 CPU = Placement("cpu", "float32", "sdpa")
 
@@ -63,6 +64,120 @@ def test_other_weights_have_another_fingerprint(checkpoint):
     weights[name][0, 0] += 1
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     assert models.find(config).fingerprint != before
+
+
+@pytest.fixture(scope="module")
+def large(pristine, tmp_path_factory):
+    """A checkpoint of 12 matrices of 8 MiB in two shards, with an index, and all files that may be beside them."""
+    path = shutil.copytree(pristine, tmp_path_factory.mktemp("large") / "checkpoint")
+    (path / "model.safetensors").unlink()
+    weight_map = {}
+    for shard in range(2):
+        file = f"model-{shard + 1:05}-of-00002.safetensors"
+        weights = {f"model.layers.{shard * 6 + n}.q_proj.weight": torch.ones(1448, 1448) for n in range(6)}
+        save_file(weights, path / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(weights, file)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in ("modeling.py", "merges.txt", "tokenizer.model", "additional_chat_templates/tool.jinja", "README.md"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("1")
+    return path
+
+
+def fingerprint(path):
+    return models.find(ModelConfig(family="llava", path=str(path))).fingerprint
+
+
+def merge_lora(path):
+    """Change one matrix in the middle of each shard a little, as a merged adapter does."""
+    for file in path.glob("*.safetensors"):
+        weights = load_file(file)
+        name = sorted(weights)[2]
+        weights[name] += 1e-3 * torch.ones(1448, 1) @ torch.ones(1, 1448)
+        save_file(weights, file, metadata={"format": "pt"})
+
+
+def exchange_shards(path):
+    """The same bytes under each other's names."""
+    first, second = sorted(path.glob("*.safetensors"))
+    first.rename(path / "first")
+    second.rename(first)
+    (path / "first").rename(second)
+
+
+def write(name, content="2"):
+    return lambda path: (path / name).write_text(content)
+
+
+ANSWERS_CHANGE = {
+    "merged LoRA": merge_lora,
+    "shards": exchange_shards,
+    "code": write("modeling.py"),
+    "more code": write("processing.py"),
+    "merges": write("merges.txt"),
+    "tokenizer": write("tokenizer.model"),
+    "template": write("additional_chat_templates/tool.jinja"),
+    "first template": write("chat_template.jinja"),
+    "generation": write("generation_config.json", "{}"),
+    "adapter": write("adapter_config.json", "{}"),
+}
+ANSWERS_STAY = {
+    "README": write("README.md"),
+    "license": write("LICENSE.txt"),
+    "hidden": write(".gitattributes"),
+    "training": write("trainer_state.json", "{}"),
+    "optimizer": write("optimizer.pt"),
+    "other format": write("pytorch_model.bin"),
+    "touched": lambda path: os.utime(path / "config.json"),
+}
+
+
+@pytest.mark.parametrize("change", ANSWERS_CHANGE.values(), ids=ANSWERS_CHANGE)
+def test_what_can_change_an_answer_is_another_checkpoint(change, large, tmp_path):
+    path = shutil.copytree(large, tmp_path / "copy")
+    assert fingerprint(path) == fingerprint(large)  # wherever it lies
+    change(path)
+    assert fingerprint(path) != fingerprint(large)
+
+
+@pytest.mark.parametrize("change", ANSWERS_STAY.values(), ids=ANSWERS_STAY)
+def test_what_cannot_is_the_same_one(change, large, tmp_path):
+    path = shutil.copytree(large, tmp_path / "copy")
+    change(path)
+    assert fingerprint(path) == fingerprint(large)
+
+
+def test_any_single_tensor_is_another_checkpoint(large, tmp_path):
+    path = shutil.copytree(large, tmp_path / "copy")
+    seen = {fingerprint(path)}
+    tensors = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
+    for name, file in tensors.items():
+        with (path / file).open("r+b") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            start, end = json.loads(stream.read(length))[name]["data_offsets"]
+            stream.seek(8 + length + (start + end) // 2)
+            stream.write(b"\x42")
+        seen.add(fingerprint(path))
+    assert len(seen) == 1 + len(tensors)
+
+
+def test_a_snapshot_of_links_to_blobs_is_known_by_content(large, tmp_path):
+    """As in the Hugging Face cache. A blob may be changed where it lies, whatever it is called."""
+    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    shutil.copytree(large, snapshot)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(f for f in snapshot.rglob("*") if f.is_file())):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    assert fingerprint(snapshot) == fingerprint(large)
+    merge_lora(snapshot)
+    assert fingerprint(snapshot) != fingerprint(large)
+
+
+def test_nothing_is_hashed_for_what_is_refused(monkeypatch):
+    monkeypatch.setattr(models, "fingerprint", lambda *_: pytest.fail("it was hashed"))
+    with pytest.raises(UsageError, match="tokens=999"):
+        Session(compose(["method=visionzip", "tokens=999"]))
 
 
 def truncate(path):

@@ -21,6 +21,7 @@ from zipeval.records import digest_files
 OURS = Path(zipeval.tasks.__path__[0])
 NAME = re.compile(r"""^(task|group)\s*:\s*["']?([\w\-.]+)["']?\s*(?:#.*)?$""", re.M)
 DATASET = re.compile(r"""^dataset_path\s*:\s*["']?([\w\-./]+)""", re.M)
+DATA = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt")  # beside a task, whoever reads it
 INCLUDE = re.compile(r"""^include\s*:\s*["']?([\w\-./]+)""", re.M)
 OUTPUT = re.compile(r"""^output_type\s*:\s*["']?(\w+)""", re.M)
 
@@ -306,6 +307,12 @@ def dataset(name: str) -> str | None:
     return found if found and "/" in found else None
 
 
+def lies_beside(name: str) -> bool:
+    """Return whether all data of a task lies beside it in zipeval's own folders, and so is in its hash."""
+    ours = task_files()[name][1].is_relative_to(OURS)
+    return ours and not (name in BENCHMARKS and BENCHMARKS[name].sources)
+
+
 def _first_of(setting: re.Pattern, file: Path) -> str | None:
     """What a task's YAML, or what that includes, has for a setting; None: nothing."""
     while file.is_file():
@@ -325,7 +332,8 @@ def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> s
     given.
     """
     beside = BENCHMARKS[name].beside if name in BENCHMARKS else ()
-    digest = digest_files([*_sources(folder), *folder.glob("*.parquet"), *folder.glob("*.jsonl"), *beside])
+    data = [file for file in folder.iterdir() if file.suffix in DATA and file.is_file()]
+    digest = digest_files([*_sources(folder), *data, *beside])
     if name not in BENCHMARKS:
         return digest
     known = BENCHMARKS[name]

@@ -6,7 +6,6 @@ A copy of `org/name` is the folder `data.root/org/name` in the hub's layout, as 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from zipeval import benchmarks
 from zipeval.benchmarks import Source
 from zipeval.errors import UsageError
 from zipeval.hub import reachable
+from zipeval.utils import content_hash
 
 PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
 
@@ -45,7 +45,7 @@ def fingerprint(task: str, root: str | None) -> str | None:
 
 def require(task: str, root: str | None) -> None:
     """Raises UsageError where a task's data is damaged, or neither here nor can be downloaded; says how to get it."""
-    for source in _sources(task):
+    for source in sources(task):
         state, reason = examine(source, root)
         if state != PRESENT and (copy_of(source.dataset, root) or not reachable()):
             raise UsageError(f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}.")
@@ -77,6 +77,13 @@ def examine(source: Source, root: str | None) -> tuple[str, str]:
     return PRESENT, str(folder)
 
 
+def is_here(task: str, root: str | None) -> bool:
+    """Return whether what a task reads of the hub is on this machine; of a data set that is not on the hub it is."""
+    names = {source.dataset for source in sources(task)} | {benchmarks.dataset(task) or ""}
+    of_the_hub = [name for name in names if name.count("/") == 1]
+    return all(copy_of(name, root) or _prepared(Source(name, "")) for name in of_the_hub)
+
+
 def rows(source: Source, root: str | None) -> int | None:
     """Of the local copy, if there is a whole one."""
     folder = copy_of(source.dataset, root)
@@ -90,7 +97,7 @@ def rows(source: Source, root: str | None) -> int | None:
 def report(tasks: list[str], root: str | None) -> tuple[str, bool]:
     """(a line for each part of a data set that the tasks read, whether all are present)."""
     check_root(root)
-    found = {source: examine(source, root) for task in tasks for source in _sources(task)}
+    found = {source: examine(source, root) for task in tasks for source in sources(task)}
     lines = []
     for source, (state, detail) in found.items():
         name = " ".join(filter(None, (source.dataset, source.config, source.split)))
@@ -118,7 +125,8 @@ def copies_below(root: str | None) -> Iterator[None]:
         yield
 
 
-def _sources(task: str) -> tuple[Source, ...]:
+def sources(task: str) -> tuple[Source, ...]:
+    """Return the parts of data sets that a task of the papers is known to read, its samples first."""
     return benchmarks.BENCHMARKS[task].sources if task in benchmarks.BENCHMARKS else ()
 
 
@@ -171,19 +179,5 @@ def _advice(source: Source, root: str | None) -> str:
 
 
 def _digest(folder: Path) -> str:
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and ".cache" not in f.relative_to(folder).parts)
-    digest = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.relative_to(folder)}\0{_file_digest(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-@functools.cache
-def _file_digest(file: Path, size: int, modified: int) -> str:
-    """Of the whole content; once in a process for a file that does not change, as these are of gigabytes."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """Return the hash of the names and contents of all files of a copy, but for what `hf download` notes there."""
+    return content_hash.digest_folder(folder, ignored=(".cache",))

@@ -12,6 +12,7 @@ Of images that a model sees in crops, the first counts: the whole image.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from zipeval.media import decoding
 from zipeval.plots import write
 from zipeval.progress import progress
 from zipeval.runner import Session
+from zipeval.utils import content_hash
 
 MEASURES = {"gini": gini, "top10": top, "entropy": entropy}
 EMBEDDED = Path(zipeval.tasks.__path__[0], "shapes", "test.parquet")
@@ -64,6 +66,7 @@ def analyze(config: RunConfig, images: Path | None, limit: int | None, out: Path
         "fingerprint": session.checkpoint.fingerprint,
         "image_aspect": config.model.image_aspect,
         "images": str(images or "of zipeval_shapes"),
+        "images_hash": _hash_images(found),
         "count": len(found),
         "features_read_at_layer": read_at + 1,
         "versions": records.versions(),
@@ -110,6 +113,15 @@ def sources(directory: Path | None, limit: int | None) -> dict[str, Path | bytes
         except MediaError as error:
             raise _damaged(path, error) from error
     return found
+
+
+def _hash_images(images: dict[str, Path | bytes]) -> str:
+    """Return the hash of the names and contents of images."""
+    digests = content_hash.digests(image for image in images.values() if isinstance(image, Path))
+    by_name = {}
+    for name, image in images.items():
+        by_name[name] = digests[image] if isinstance(image, Path) else hashlib.sha256(image).hexdigest()
+    return content_hash.combined(by_name)
 
 
 def _damaged(path: Path, error: Exception) -> UsageError:

@@ -19,7 +19,8 @@ from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
 from zipeval.errors import BudgetError, Held, MediaError, RunError, Stopped, UsageError
-from zipeval.evaluation import lmms_names, repeats, stack, task_scores
+from zipeval.evaluation import data_identity, lmms_names, repeats, stack, task_scores
+from zipeval.evaluation.data_identity import DataIdentity
 from zipeval.inference import generation
 from zipeval.lock import locked
 from zipeval.placement import machine, place
@@ -57,6 +58,7 @@ class Session:
         }
         stack.load(stack.DEVICE)
         self.placement = place(config.model)
+        self._data: dict[str, DataIdentity] = {}
 
     def _afford(self) -> None:
         tokens, available = self.config.tokens, self.checkpoint.visual_tokens
@@ -150,6 +152,23 @@ class Session:
     def task_hash(self, task: str, folder: Path) -> str:
         """Of the task's definition and of its questions."""
         return benchmarks.task_hash(task, folder, self.questions.get(task))
+
+    def data_identity(self, task: str, folder: Path) -> DataIdentity:
+        """Return which data the task's questions of this run are about; loads it, once.
+
+        Raises:
+            UsageError: if it does not load.
+        """
+        if task not in self._data:
+            self._data[task] = data_identity.identify(task, folder, *self._data_settings(task))
+        return self._data[task]
+
+    def known_data_identity(self, task: str, folder: Path) -> DataIdentity | None:
+        """Return the same for a record that is finished: without a download, and so None where the data is not here."""
+        return self._data.get(task) or data_identity.known(task, folder, *self._data_settings(task))
+
+    def _data_settings(self, task: str) -> tuple:
+        return self.config.data, self.questions.get(task), self.config.limit
 
     def load(self):
         """(model, processor)."""
@@ -297,7 +316,11 @@ def _keep(session: Session, task: str, folder: Path, path: Path, record: dict) -
     """Say that a finished record stays, and what it was made with if that is not what would make it now."""
     run = path.parent.name
     print(f"{run} {task}: finished before, kept. Delete {path} to run it again.")
-    if changed := records.changes(record, _made_with(session, task, folder)):
+    identity = session.known_data_identity(task, folder)
+    if identity is None:
+        print(f"{run} {task}: its data set is not on this machine, so that it was not compared with the record's.")
+    data_hash = identity.data_hash if identity else record["data_hash"]
+    if changed := records.changes(record, _made_with(session, task, folder, data_hash)):
         print(f"{run} {task}: was made with {', '.join(changed)}.")
     journal.remove(path.parent, task)  # of a process that died before it could
 
@@ -367,18 +390,19 @@ def _help(session: Session, folders: dict[str, Path], results: Path) -> list[Pat
     return []
 
 
-def _made_with(session: Session, task: str, folder: Path) -> dict:
+def _made_with(session: Session, task: str, folder: Path, data_hash: str | None) -> dict:
     """What a task's answers depend on beyond the run's identity."""
     return {
         "task_hash": session.task_hash(task, folder),
-        "data_hash": data.fingerprint(task, session.config.data.root),  # None: from the hub, or beside the task
+        "data_hash": data_hash,  # None: beside the task, and in its hash
         "code": records.code(methods.modules(session.config.method)),
         "versions": records.versions(),
     }
 
 
 def _journal(session: Session, task: str, folder: Path, directory: Path) -> journal.Journal:
-    return journal.Journal(directory, task, _made_with(session, task, folder), _begun(session))
+    made_with = _made_with(session, task, folder, session.data_identity(task, folder).data_hash)
+    return journal.Journal(directory, task, made_with, _begun(session))
 
 
 def _begun(session: Session) -> dict:
@@ -404,13 +428,14 @@ def _found(session: Session, task: str, folder: Path, results: Path) -> dict | N
     path = results / session.record_id(task) / f"{task}.json"
     if not path.exists():
         return None
-    record, root = records.read(path), session.config.data.root
+    record = records.read(path)
     if record["task_hash"] != session.task_hash(task, folder):
         raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
-    then, now = record["data_hash"], data.fingerprint(task, root)
-    if then != now:
+    identity = session.known_data_identity(task, folder)
+    if identity and identity.data_hash != record["data_hash"]:
+        hashes = f"data_hash {record['data_hash']}, now {identity.data_hash}"
         raise UsageError(
-            f"data.root={root or 'null'}: {path} is of other data (data_hash {then}, now {now}). "
+            f"{identity.setting}: {path} is of other data ({hashes}). "
             "Move it away and run this again, or choose another results=DIR."
         )
     return record
@@ -516,11 +541,12 @@ def _times(sessions: Sequence[dict], seconds: float) -> dict:
 
 def _provenance(session: Session, task: str, folder: Path) -> dict:
     """What a task was answered with: all that is needed to answer it again, and to trust the answers."""
-    config = session.config
+    config, identity = session.config, session.data_identity(task, folder)
     return {
         "run_id": session.record_id(task),
         "task": task,
-        **_made_with(session, task, folder),
+        **_made_with(session, task, folder, identity.data_hash),
+        "data_revision": identity.revision,  # None: the cache does not tell, or the data is not of the hub
         "model_revision": session.checkpoint.revision,  # None: no commit of the hub, see resolved.fingerprint
         "config": recorded(config, task in PROTOCOLS),
         "resolved": session.resolved,

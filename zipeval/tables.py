@@ -217,7 +217,8 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
         bound = bounds.get(record["task"])
         if bound is None or any(bound.get(h) != record.get(h) for h in ("task_hash", "data_hash")):
             command = _bound_command(record, results, first)
-            raise UsageError(f"{record['path']} has no upper bound. Make it with `{command}`.")
+            other = f" of the same task and data, that of {bound['path']} is of another" if bound else ""
+            raise UsageError(f"{record['path']} has no upper bound{other}. Make it with `{command}`.")
     picks = _metrics(found) if task else {heading(bounds[t]): _main(t) for t in sorted(bounds, key=_place)}
     if order is not None:
         picks = {name: picks[name] for name in order if name in picks}

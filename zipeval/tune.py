@@ -24,6 +24,7 @@ from zipeval.config import RunConfig
 from zipeval.errors import UsageError
 from zipeval.lock import locked
 from zipeval.runner import Session
+from zipeval.utils import content_hash
 
 if TYPE_CHECKING:
     import torch
@@ -166,10 +167,14 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UsageError(f"images={images}: {len(missing)} of {count} images are missing, such as {missing[0]}.")
-    pictures = [(entries[number]["image"], path.stat().st_size) for number, path in zip(chosen, paths, strict=True)]
+    try:
+        digests = content_hash.digests(paths)
+    except OSError as error:
+        raise UsageError(f"images={images}: {error.filename} cannot be read ({error.strerror}).") from error
+    digest_by_name = {entries[number]["image"]: digests[path] for number, path in zip(chosen, paths, strict=True)}
     about = {
         "sha256": hashlib.sha256(content).hexdigest(),
-        "images": hashlib.sha256(json.dumps(pictures).encode()).hexdigest(),  # their names and sizes in bytes
+        "images": content_hash.combined(digest_by_name),
         "entries": len(entries),
         "text_only": len(entries) - len(numbers),
         "samples": count,

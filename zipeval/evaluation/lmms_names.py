@@ -5,6 +5,7 @@ Nothing here imports lmms-eval before it is asked to: a run is refused without t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
@@ -13,6 +14,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -245,6 +247,56 @@ def task_manager(folder: Path, settings: dict[str, Any]):
             return {**super()._get_config(name), **deepcopy(settings)}  # lmms-eval changes them
 
     return Tasks(include_defaults=False, include_path=str(folder))
+
+
+def load_rows(task: str, folder: Path) -> tuple[Any, Path | None]:
+    """Load the rows that a task is asked about, as lmms-eval does, without making a task of them.
+
+    lmms-eval would go on to prepare every row, which takes minutes where that decodes images.
+
+    Returns:
+        The data set, and the folder that its videos were unpacked into; None: it has none.
+
+    Raises:
+        RetryError: if they do not load.
+    """
+    from lmms_eval.api.task import ConfigurableTask
+    from lmms_eval.utils import resolve_cache_dir
+
+    config = task_manager(folder, {})._get_config(task)
+    split = config.get("test_split") or config.get("validation_split")
+    # Whatever `download` reads of a task. It drops images from a copy unless it is told not to, and changes arguments.
+    stub = SimpleNamespace(
+        DATASET_PATH=config["dataset_path"],
+        DATASET_NAME=config.get("dataset_name"),
+        config=SimpleNamespace(task=task, test_split=split, process_docs=None, process_results_use_image=True),
+    )
+    options = config.get("dataset_kwargs") or {}
+    ConfigurableTask.download(stub, deepcopy(options) or None)
+    videos = None
+    if options.get("video"):
+        home = os.path.expanduser(os.getenv("HF_HOME", "~/.cache/huggingface/"))
+        videos = Path(resolve_cache_dir(options["cache_dir"], base_dir=home))
+    return stub.dataset[split], videos
+
+
+@contextmanager
+def loading(task: str) -> Iterator[None]:
+    """Within the block a data set that does not load is told in one sentence.
+
+    Raises:
+        UsageError: in place of what lmms-eval and datasets raise then.
+    """
+    from tenacity import RetryError
+
+    try:
+        yield
+    except (RetryError, OSError, ValueError) as error:
+        cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
+        reason = str(cause).split("\n")[0]
+        raise UsageError(
+            f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
+        ) from error
 
 
 @contextmanager

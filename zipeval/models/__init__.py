@@ -7,6 +7,7 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.hub import fetch, snapshot
+from zipeval.models.checkpoint import fingerprint
 from zipeval.placement import Placement, check_memory
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
@@ -26,22 +28,42 @@ class Checkpoint:
     Attributes:
         path: its directory.
         revision: the hub's commit; None for weights that lie here, which only the fingerprint tells apart.
-        fingerprint: hash of its small files and of samples of its weights; the same for a copy elsewhere.
         visual_tokens: how many its largest picture, an image or a video, has without reduction.
         layers: of its decoder.
         grids: (crops, rows of patches in its tiles) that an image or video can have, ascending.
         parameters: numbers in its weights.
         quantizable: those of them in matrices of decoder layers.
+        weights: its weight files.
+        drawn: names the sizes that random weights are drawn by; None: there are weights.
     """
 
     path: Path
     revision: str | None
-    fingerprint: str
     visual_tokens: int
     layers: int
     grids: tuple[tuple[int, int], ...]
     parameters: int
     quantizable: int
+    weights: tuple[Path, ...] = ()
+    drawn: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash everything in it that can change an answer; see zipeval/models/checkpoint.py.
+
+        It is made when it is first asked for: what is refused is refused without reading gigabytes.
+
+        Raises:
+            UsageError: if a file cannot be read.
+        """
+        if self.drawn:
+            return self.drawn
+        try:
+            return fingerprint(self.path, self.weights)
+        except OSError as error:
+            raise UsageError(
+                f"model.path={self.path}: {error.filename} cannot be read ({error.strerror}). Give a copy that can."
+            ) from error
 
 
 def find(config: ModelConfig) -> Checkpoint:
@@ -65,12 +87,12 @@ def find(config: ModelConfig) -> Checkpoint:
     return Checkpoint(
         path=path,
         revision=None if config.path or config.embedded else path.name,  # of a snapshot in the cache its commit
-        fingerprint=_fingerprint(path),
         visual_tokens=its.visual_tokens(settings),
         layers=its.decoder_layers(settings),
         grids=its.grids(settings),
         parameters=parameters,
         quantizable=quantizable,
+        weights=tuple(weights),
     )
 
 
@@ -114,12 +136,12 @@ def sketch(config: ModelConfig) -> Checkpoint:
     return Checkpoint(
         path=Path(config.path or config.name),
         revision=None,
-        fingerprint="random-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
         visual_tokens=its.visual_tokens(settings),
         layers=its.decoder_layers(settings),
         grids=its.grids(settings),
         parameters=0,
         quantizable=0,
+        drawn="random-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
     )
 
 
@@ -216,19 +238,6 @@ def _check_safetensors(path: Path, where: str, config: ModelConfig) -> tuple[int
         raise UsageError(f"{where}: {path} is damaged: {error}. To mend it, {fetch(config)}.") from error
 
 
-def _fingerprint(path: Path, sample: int = 1 << 20) -> str:
-    """Hash of names, sizes and content; of a large file only its start, middle and end."""
-    digest = hashlib.sha256()
-    for file in sorted(f for f in path.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".jinja")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            for start in (0, size // 2, max(0, size - sample)) if size > 3 * sample else range(0, size, sample):
-                stream.seek(start)
-                digest.update(stream.read(sample))
-    return digest.hexdigest()[:16]
-
-
 def family(config: ModelConfig):
     """The module of the model's family.
 
@@ -252,11 +261,15 @@ def load(family: str, checkpoint: Checkpoint, placement: Placement):
     Raises:
         UsageError: if the weights cannot be loaded, or do not fit into memory.
     """
-    key = family, checkpoint.path, checkpoint.fingerprint, placement
-    if key not in _loaded:
+    place = family, checkpoint.path, placement
+    if not any(key[:-1] == place for key in _loaded):
         if _loaded:  # before the next one takes its place: two do not fit
             _clear()
-        check_memory(checkpoint, placement)
+        check_memory(checkpoint, placement)  # before the fingerprint reads weights that do not fit
+    key = (*place, checkpoint.fingerprint)
+    if key not in _loaded:
+        if _loaded:  # what lies there has changed
+            _clear()
         _loaded[key] = import_module(f"zipeval.models.{family}").load(checkpoint.path, placement)
     return _loaded[key]
 
