@@ -233,7 +233,8 @@ def test_what_is_no_such_conversation_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="answered greedily"):
         conversing.converse(None, [], [], None, {"num_beams": 2})
     with pytest.raises(UsageError, match=r"tasks=\[my_rounds\]: it asks in several rounds"):
-        ZipEval(Session(compose([]))).generate_until_multi_round([SimpleNamespace(args=[None] * 4 + ["my_rounds"])])
+        request = SimpleNamespace(args=("", len, {}, 0, "my_rounds", "test"))
+        ZipEval(Session(compose([]))).generate_until_multi_round([request])
     monkeypatch.setattr(
         "lmms_eval.api.task.ConfigurableMessagesTask.doc_to_messages", lambda self, doc, **more: picture_again(more)
     )
