@@ -90,7 +90,7 @@ class Answering:
         Raises:
             torch.OutOfMemoryError: with nothing left behind on the device but the weights.
         """
-        read = self.read(batch, generation_options(options)["num_beams"])
+        read = self.read(batch, resolve(options, conversation=True).arguments["num_beams"])
         start = read.inputs["input_ids"].shape[1]
         return self.answers(batch, read, self.generated(read.inputs, options)[:, start:], options)
 

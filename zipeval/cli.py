@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,11 +71,25 @@ FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Console entry point. Exit codes: 0 done, 1 failed, 2 refused, 130 stopped by Ctrl-C or a scheduler."""
+    try:
+        code = _execute()
+    except KeyboardInterrupt:  # perhaps a second one, while it was told of the first
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more has nothing left to stop but the exit
+    if code:
+        sys.exit(code)
+
+
+def _execute() -> int:
+    """Run the command that was asked for; returns the exit code."""
     command, arguments = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if command in ("-h", "--help", "help"):
-        return print(HELP, end="")
+        print(HELP, end="")
+        return 0
     if command == "--version":
-        return print(__version__)
+        print(__version__)
+        return 0
     try:
         if command not in COMMANDS:
             raise UsageError(f"{command}: no such command.{did_you_mean(command, COMMANDS)}")
@@ -85,11 +100,10 @@ def main() -> None:
             print(f"zipeval: {error}", file=sys.stderr, flush=True)
         ranks.leave()
         codes = {Stopped: INTERRUPTED, UsageError: USAGE_ERROR, RunError: FAILED}
-        sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return next(code for kind, code in codes.items() if isinstance(error, kind))
     except BrokenPipeError:  # `zipeval table | head`
         _hush()
+    return 0
 
 
 @ranks.agreed()
