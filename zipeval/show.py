@@ -19,7 +19,15 @@ from zipeval.errors import UsageError, closest
 
 PROVENANCE = ("run_id", "model_revision", "git", "code", "machine", "versions", "resolved", "config")
 OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
-OF_TASKS = ("status", "started", "ended", "seconds", "task_hash", "data_hash", "data_revision")  # every task has its own
+OF_TASKS = (
+    "status",
+    "started",
+    "ended",
+    "seconds",
+    "task_hash",
+    "data_hash",
+    "data_revision",
+)  # every task has its own
 
 
 def show(name: str, results: str) -> None:
