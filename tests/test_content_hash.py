@@ -164,7 +164,9 @@ def test_a_file_that_is_written_meanwhile_is_not_remembered(tmp_path, monkeypatc
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"weights": 3}', b'{"weights": [1]}', b"\xff"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"weights": 3}', b'{"weights": [1]}', b'{"weights": null}', b"\xff"]
+)
 def test_a_damaged_cache_is_none(damage, tmp_path, cache, reads):
     path = a_file(tmp_path)
     digest = content_hash.digest(path)

@@ -155,15 +155,13 @@ def test_a_finished_record_whose_data_is_gone_is_kept_and_that_is_said(hub_cache
 
 
 def test_answers_about_other_data_are_not_gone_on_with(hub_cache, miniatures, tmp_path, monkeypatch):
-    from zipeval import runner
-
     give(hub_cache, miniatures, "POPE", COMMITS[0])
     with monkeypatch.context() as patch:
 
         def killed(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(runner.records, "write", killed)
+        patch.setattr(records, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             pope(tmp_path / "results")
     shutil.rmtree(hub_cache)
@@ -213,6 +211,14 @@ def test_every_value_counts(changes):
     assert hash_rows(rows()) == hash_rows(rows())
 
 
+def test_a_column_that_was_added_in_memory_counts(tmp_path, monkeypatch):
+    """Its files are those of before."""
+    monkeypatch.setattr(content_hash, "SETTLED", 0)
+    rows().to_parquet(tmp_path / "rows.parquet")
+    loaded = datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "datasets"))
+    assert len({hash_rows(loaded.add_column("more", [number] * 5)) for number in range(3)}) == 3
+
+
 def test_names_order_and_number_of_rows_count():
     whole = rows()
     hashes = {
@@ -246,8 +252,7 @@ def test_chunks_do_not_count_and_values_do(kind):
 
     def hashed(*chunks):
         column = ColumnHash()
-        for chunk in chunks:
-            column.update(chunk)
+        column.update(pa.chunked_array([*chunks], kind))
         return column.hexdigest()
 
     @given(values, values, st.integers(0, 6))

@@ -327,13 +327,25 @@ def _sources(folder: Path) -> list[Path]:
     return [f for f in sorted(folder.iterdir()) if f.suffix in (".yaml", ".py") or f.name.startswith("_default")]
 
 
+def _included(name: str, folder: Path) -> list[Path]:
+    """Return the files outside of a task's folder that its YAML includes, and those that they include."""
+    files = []
+    file = task_files()[name][1]
+    while found := INCLUDE.search(file.read_text(encoding="utf-8", errors="ignore")):
+        file = (file.parent / found[1]).resolve()
+        if file in files or not file.is_file():
+            break
+        files.append(file)
+    return [file for file in files if file.parent != folder.resolve()]
+
+
 def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> str:
     """Hash of a task's definition, of what replaces parts of it here, and of its data where that lies beside it or is
     given.
     """
     beside = BENCHMARKS[name].beside if name in BENCHMARKS else ()
     data = [file for file in folder.iterdir() if file.suffix in DATA and file.is_file()]
-    digest = digest_files([*_sources(folder), *data, *beside])
+    digest = digest_files([*_sources(folder), *data, *beside, *_included(name, folder)])
     if name not in BENCHMARKS:
         return digest
     known = BENCHMARKS[name]

@@ -77,11 +77,15 @@ def examine(source: Source, root: str | None) -> tuple[str, str]:
     return PRESENT, str(folder)
 
 
-def is_here(task: str, root: str | None) -> bool:
-    """Return whether what a task reads of the hub is on this machine; of a data set that is not on the hub it is."""
+def is_here(task: str, root: str | None, cache: Path | None = None) -> bool:
+    """Return whether what a task reads of the hub is on this machine; of a data set that is not on the hub it is.
+
+    Args:
+        cache: where else than in datasets' own cache it may be.
+    """
     names = {source.dataset for source in sources(task)} | {benchmarks.dataset(task) or ""}
     of_the_hub = [name for name in names if name.count("/") == 1]
-    return all(copy_of(name, root) or _prepared(Source(name, "")) for name in of_the_hub)
+    return all(copy_of(name, root) or _prepared(Source(name, ""), cache) for name in of_the_hub)
 
 
 def rows(source: Source, root: str | None) -> int | None:
@@ -157,14 +161,15 @@ def _datasets_cache() -> Path:
     return Path(os.environ.get("HF_DATASETS_CACHE", f"{constants.HF_HOME}/datasets")).expanduser()
 
 
-def _prepared(source: Source) -> Path | None:
-    """The folder in the Hugging Face cache with the rows of a data set that was loaded before."""
+def _prepared(source: Source, cache: Path | None = None) -> Path | None:
+    """The folder in the Hugging Face cache, or in another one, with the rows of a data set that was loaded before."""
     organisation, name = source.dataset.split("/")
-    if not any(_datasets_cache().glob(f"{organisation}___*")):
+    cache = cache or _datasets_cache()
+    if not any(cache.glob(f"{organisation}___*")):
         return None  # without the seconds that an import of datasets takes
     from datasets.naming import camelcase_to_snakecase
 
-    folder = _datasets_cache() / f"{organisation}___{camelcase_to_snakecase(name)}"
+    folder = cache / f"{organisation}___{camelcase_to_snakecase(name)}"
     return folder if any(folder.glob(f"{source.config or '*'}/*/*/dataset_info.json")) else None
 
 

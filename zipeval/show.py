@@ -33,7 +33,15 @@ OF_SCORES = (
     "mean",
     "final",
 )
-OF_TASKS = ("status", "started", "ended", "seconds", "task_hash", "data_hash")  # every task has its own
+OF_TASKS = (
+    "status",
+    "started",
+    "ended",
+    "seconds",
+    "task_hash",
+    "data_hash",
+    "data_revision",
+)  # every task has its own
 
 
 def show(name: str, results: str) -> None:

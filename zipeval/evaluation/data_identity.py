@@ -79,7 +79,9 @@ def known(task: str, folder: Path, given: DataConfig, questions, limit: int | No
     Of the hub's data sets each is looked at once in a process: nothing is answered for a record that is finished.
     """
     if not data.is_here(task, given.root):
-        return None
+        stack.load(stack.RUN)
+        if not data.is_here(task, given.root, lmms_names.datasets_cache()):
+            return None
     if questions is None and (identity := _latest.get((task, given.root, given.videos, limit))):
         return identity
     return identify(task, folder, given, questions, limit)

@@ -249,6 +249,13 @@ def task_manager(folder: Path, settings: dict[str, Any]):
     return Tasks(include_defaults=False, include_path=str(folder))
 
 
+def datasets_cache() -> Path:
+    """Return where lmms-eval has datasets keep rows: on a disk of this machine where the usual place is on no such."""
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
+
+    return Path(_resolve_hf_datasets_cache_dir())
+
+
 def load_rows(task: str, folder: Path) -> tuple[Any, Path | None]:
     """Load the rows that a task is asked about, as lmms-eval does, without making a task of them.
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 BATCH = 1_000  # rows that are looked at together; the hash does not depend on it
 MEDIA = {"bytes", "path"}  # fields of an image, a sound or a video as datasets stores them
 
+# Texts and byte strings, and the type of the positions at which Arrow has each begin.
+OFFSETS = {"string": "int32", "binary": "int32", "large_string": "int64", "large_binary": "int64"}
+
 Parts = Iterator[tuple[str, Any]]  # the name of a part of a column's type, and its bytes in some rows
 
 
@@ -24,21 +27,26 @@ def hash_rows(dataset: Dataset) -> str:
     Images count as the bytes that the data set holds, or as the content of the files that it names. The hash is
     remembered until a file that the rows lie in changes.
     """
-    files = [Path(file["filename"]) for file in dataset.cache_files]
-    selected = dataset._indices is not None  # rows were selected or sorted, and the files say nothing of that
-    entry = content_hash.Entry(f"rows {dataset.column_names} {len(dataset)}", files) if files and not selected else None
+    entry = _entry(dataset)
     if entry and entry.digest:
         return entry.digest
     columns = {name: ColumnHash() for name in dataset.column_names}
     # Of rows in the order of their file no copy is made: the bytes are hashed where the file is mapped.
     for table in dataset.with_format("arrow").iter(BATCH):
         for name, column in columns.items():
-            for chunk in table.column(name).chunks:
-                column.update(chunk)
+            column.update(table.column(name))
     digest = content_hash.combined({name: column.hexdigest() for name, column in columns.items()})
-    if entry and not any(column.names_files for column in columns.values()):
+    names_files = any(column.names_files for column in columns.values())
+    if entry and not names_files:
         entry.store(digest)
     return digest
+
+
+def _entry(dataset: Dataset) -> content_hash.Entry | None:
+    """Return what is remembered of a data set; None where its rows are in memory only."""
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    # The fingerprint of datasets tells what was done to the rows of the files: selected, renamed, added.
+    return content_hash.Entry(f"rows {dataset._fingerprint} {len(dataset)}", files) if files else None
 
 
 class ColumnHash:
@@ -56,52 +64,57 @@ class ColumnHash:
         self.names_files = False
         self._hashers: dict[str, Any] = {}
 
-    def update(self, array: pa.Array) -> None:
-        """Add the values of a chunk."""
+    def update(self, column: pa.ChunkedArray) -> None:
+        """Add the values of some rows."""
         import xxhash
 
-        for name, content in self._parts(array, ""):
-            if name not in self._hashers:
-                self._hashers[name] = xxhash.xxh3_128()
-            self._hashers[name].update(content)
+        for chunk in column.chunks:
+            for name, content in self._parts(chunk, ""):
+                if name not in self._hashers:
+                    self._hashers[name] = xxhash.xxh3_128()
+                self._hashers[name].update(content)
 
     def hexdigest(self) -> str:
         """Return the hash of all values so far."""
         return content_hash.combined({name: hasher.hexdigest() for name, hasher in self._hashers.items()})
 
     def _parts(self, array: pa.Array, name: str) -> Parts:
+        """Yield the parts of an array, and of the arrays that it is made of.
+
+        Args:
+            name: of the array within its column.
+        """
         import pyarrow as pa
-        from pyarrow import types
 
         if isinstance(array.type, pa.BaseExtensionType):
             array = array.storage
         kind = array.type
         yield f"{name} null", _fixed_width(array.is_null())
-        if types.is_struct(kind):
+        if isinstance(kind, pa.StructType):
             yield from self._struct_parts(array, name)
             return
         array = array.drop_null()
-        if types.is_string(kind) or types.is_binary(kind):
-            yield from _text_parts(array, name, "int32")
-        elif types.is_large_string(kind) or types.is_large_binary(kind):
-            yield from _text_parts(array, name, "int64")
-        elif types.is_list(kind) or types.is_large_list(kind):
+        if str(kind) in OFFSETS:
+            yield from _text_parts(array, name)
+        elif isinstance(kind, (pa.ListType, pa.LargeListType)):
             yield f"{name} length", _fixed_width(array.value_lengths().cast(pa.int64()))
             yield from self._parts(array.flatten(), f"{name}[]")
-        elif types.is_fixed_size_list(kind):
+        elif isinstance(kind, pa.FixedSizeListType):
             yield from self._parts(array.flatten(), f"{name}[{kind.list_size}]")
-        elif types.is_primitive(kind):
+        elif pa.types.is_primitive(kind):
             yield f"{name} {kind}", _fixed_width(array)
         else:  # rare ones, such as decimals: as they are printed
             for value in array.to_pylist():
                 yield f"{name} {kind}", f"{value!r}\0".encode()
 
     def _struct_parts(self, array: pa.StructArray, name: str) -> Parts:
-        fields = dict(zip([field.name for field in array.type], array.flatten(), strict=True))
+        """Yield the parts of a struct's fields: none but its own where it is null."""
+        names = [field.name for field in array.type]
+        fields = dict(zip(names, array.flatten(), strict=True))
         if fields.keys() == MEDIA:
             fields["path"] = self._with_contents(fields["path"], fields["bytes"])
-        for field, values in fields.items():
-            yield from self._parts(values, f"{name}.{field}")
+        for field_name, values in fields.items():
+            yield from self._parts(values, f"{name}.{field_name}")
 
     def _with_contents(self, paths: pa.Array, contents: pa.Array) -> pa.Array:
         """Return the paths of media, and the hash of a file's content in place of the path where only that is there."""
@@ -109,17 +122,16 @@ class ColumnHash:
 
         if contents.null_count == 0:
             return paths
-        named = [
-            path for path, known in zip(paths.to_pylist(), contents.is_valid().to_pylist(), strict=True) if not known
-        ]
-        files = {path for path in named if path and Path(path).is_file()}
-        if not files:
-            return paths
-        self.names_files = True
-        digests = content_hash.digests(map(Path, files))
-        return pa.array(
-            [str(digests.get(Path(path), path)) if path else path for path in paths.to_pylist()], pa.string()
-        )
+        values, is_missing = paths.to_pylist(), contents.is_null().to_pylist()
+        file_by_row = {}
+        for row, path in enumerate(values):
+            if path and is_missing[row] and Path(path).is_file():
+                file_by_row[row] = Path(path)
+        digests = content_hash.digests(file_by_row.values())
+        for row, file in file_by_row.items():
+            self.names_files = True
+            values[row] = digests[file]
+        return pa.array(values, pa.string())
 
 
 def _fixed_width(array: pa.Array) -> memoryview | bytes:
@@ -135,18 +147,14 @@ def _fixed_width(array: pa.Array) -> memoryview | bytes:
     return memoryview(values)[array.offset * width : (array.offset + len(array)) * width]
 
 
-def _text_parts(array: pa.Array, name: str, offset_type: str) -> Parts:
-    """Yield the lengths of texts or of byte strings, and then all their bytes.
-
-    Args:
-        offset_type: of the positions at which Arrow has them begin.
-    """
+def _text_parts(array: pa.Array, name: str) -> Parts:
+    """Yield the lengths of texts or of byte strings, and then the bytes of all: they lie one behind the other."""
     import numpy as np
 
     if not len(array):
         return
-    _, positions, content = array.buffers()
-    starts = np.frombuffer(positions, offset_type)[array.offset : array.offset + len(array) + 1]
+    _, offsets, content = array.buffers()
+    starts = np.frombuffer(offsets, OFFSETS[str(array.type)])[array.offset : array.offset + len(array) + 1]
     yield f"{name} length", np.diff(starts).astype("int64").tobytes()
     if content is not None:
         yield f"{name} content", memoryview(content)[int(starts[0]) : int(starts[-1])]

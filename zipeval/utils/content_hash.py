@@ -35,7 +35,7 @@ SETTLED = 2_000_000_000  # nanoseconds
 
 Signature = list[int]  # what stat says of a file's content, see `_signature`
 
-_remembered: dict[str, tuple[Signature, str]] = {}  # by real path: for the runs of a sweep, also without a cache
+_remembered: dict[str, list] = {}  # by real path: for the runs of a sweep, also without a cache
 
 
 def digest(path: Path) -> str:
@@ -57,25 +57,21 @@ def digests(paths: Iterable[Path], advance: Callable[[int], None] | None = None)
         OSError: if one cannot be read.
     """
     real_paths = {path: os.path.realpath(path) for path in paths}
-    signatures = {real: _signature(os.stat(real)) for real in real_paths.values()}
-    folders = {os.path.dirname(real) for real in signatures}
-    known = _known(folders)
-    unknown = [real for real, signature in signatures.items() if known.get(real, (None,))[0] != signature]
+    signatures = _signatures(real_paths.values())
+    known = _known_digests(signatures)
+    unknown = [real_path for real_path in signatures if real_path not in known]
     computed = _hash_files(unknown, signatures, advance)
     _remember(computed, signatures)
-    return {path: computed.get(real) or known[real][1] for path, real in real_paths.items()}
+    known |= computed
+    return {path: known[real_path] for path, real_path in real_paths.items()}
 
 
 def unknown_bytes(paths: Iterable[Path]) -> int:
     """Return how many bytes `digests` would have to read."""
-    real_paths = {os.path.realpath(path) for path in paths}
-    known = _known({os.path.dirname(real) for real in real_paths})
-    total = 0
-    for real in real_paths:
-        signature = _signature(os.stat(real))
-        if known.get(real, (None,))[0] != signature:
-            total += signature[0]
-    return total
+    signatures = _signatures(map(os.path.realpath, paths))
+    known = _known_digests(signatures)
+    sizes = [signature[0] for real_path, signature in signatures.items() if real_path not in known]
+    return sum(sizes)
 
 
 def combined(digest_by_name: Mapping[str, str]) -> str:
@@ -120,28 +116,31 @@ def _signature(stat: os.stat_result) -> Signature:
     return [stat.st_size, stat.st_ino, stat.st_dev, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
+def _signatures(real_paths: Iterable[str]) -> dict[str, Signature]:
+    return {real_path: _signature(os.stat(real_path)) for real_path in real_paths}
+
+
 def _hash_files(
     paths: list[str], signatures: Mapping[str, Signature], advance: Callable[[int], None] | None
 ) -> dict[str, str]:
     """Return the digest of each file: a hash of its chunks' hashes, so that threads share a large file."""
     import xxhash
 
-    chunks = []
+    chunks = []  # (path, where it starts, its length)
     for path in paths:
         size = signatures[path][0]
         for start in range(0, max(size, 1), CHUNK):  # an empty file is one empty chunk
             chunks.append((path, start, min(CHUNK, size - start)))
-
     hashers = {path: xxhash.xxh3_128() for path in paths}
-    read = shown = 0
+    read = shown = 0  # bytes, MiB
     with ThreadPoolExecutor(THREADS) as pool:
-        chunk_digests = pool.map(_hash_chunk, *zip(*chunks, strict=True)) if chunks else ()
+        chunk_digests = pool.map(lambda chunk: _hash_chunk(*chunk), chunks)
         for (path, _, length), chunk_digest in zip(chunks, chunk_digests, strict=True):
             hashers[path].update(chunk_digest)
             read += length
-            if advance and read >> 20 > shown >> 20:
-                advance((read >> 20) - (shown >> 20))
-                shown = read
+            if advance and read >> 20 > shown:
+                advance((read >> 20) - shown)
+                shown = read >> 20
     return {path: hasher.hexdigest() for path, hasher in hashers.items()}
 
 
@@ -164,14 +163,17 @@ def _hash_chunk(path: str, start: int, length: int) -> bytes:
     return hasher.digest()
 
 
-def _known(folders: Iterable[str]) -> dict[str, tuple[Signature, str]]:
-    """Return the remembered digests of the files in these folders, with what the files looked like then."""
+def _known_digests(signatures: Mapping[str, Signature]) -> dict[str, str]:
+    """Return the remembered digests of those files that still look as they did then."""
     known = {}
-    for folder in folders:
-        for name, entry in _read(folder).items():
-            if isinstance(entry, list) and len(entry) == 6:
-                known[os.path.join(folder, name)] = (entry[:-1], entry[-1])
-    return known | _remembered
+    contents = {folder: _read(folder) for folder in set(map(os.path.dirname, signatures))}
+    for path, signature in signatures.items():
+        folder, name = os.path.split(path)
+        for entry in (_remembered.get(path), contents[folder].get(name)):
+            # A cache file may be of anything: only a list of just these numbers and a text is an entry.
+            if isinstance(entry, list) and entry[:-1] == signature and isinstance(entry[-1], str):
+                known[path] = entry[-1]
+    return known
 
 
 def _remember(computed: Mapping[str, str], signatures: Mapping[str, Signature]) -> None:
@@ -180,9 +182,9 @@ def _remember(computed: Mapping[str, str], signatures: Mapping[str, Signature]) 
     for path, file_digest in computed.items():
         signature = signatures[path]
         if _is_settled(path, signature):
-            _remembered[path] = (signature, file_digest)
+            _remembered[path] = [*signature, file_digest]
             folder, name = os.path.split(path)
-            entries_by_folder.setdefault(folder, {})[name] = [*signature, file_digest]
+            entries_by_folder.setdefault(folder, {})[name] = _remembered[path]
     for folder, entries in entries_by_folder.items():
         there = set(os.listdir(folder))
         merged = {name: entry for name, entry in {**_read(folder), **entries}.items() if name in there}
@@ -206,7 +208,7 @@ class Entry:
     """
 
     def __init__(self, name: str, files: Iterable[Path]):
-        self._signatures = {path: _signature(os.stat(path)) for path in map(os.path.realpath, files)}
+        self._signatures = _signatures(map(os.path.realpath, files))
         self._key = "\0".join([name, *self._signatures])
         stored = _read(self._key)
         fits = stored.get("signatures") == [*self._signatures.values()]
