@@ -75,7 +75,7 @@ def write(results: str, out: Path) -> int:
 
 
 def _line(record: dict[str, Any]) -> str:
-    """Of a baseline's file."""
+    """Return the line of a baseline's file that is of a record."""
     in_order = samples(record)
     disagreement = scored_samples.score_disagreement(record, in_order)
     if disagreement:
@@ -207,13 +207,13 @@ def entry(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def of(record: dict[str, Any]) -> dict[str, Any]:
-    """What a record is of: a row and a column of a model's table."""
+    """Return what a record is of: a row and a column of a model's table."""
     label, tokens = tables.key(record)
     return {"model": record["config"]["model"]["name"], "method": label, "tokens": tokens, "task": record["task"]}
 
 
 def _same(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
-    """What two records agree on that answer the same questions, with the same weights, held in the same way."""
+    """Return what two records agree on that answer the same questions, with the same weights, held in one way."""
     config, resolved = record["config"], record["resolved"]
     asked = json.dumps([(sample["doc_id"], sample["question_hash"]) for sample in its])
     return {
@@ -231,7 +231,7 @@ def _same(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _answer(sample: dict[str, Any]) -> str | list[str]:
-    """Of a conversation also the later answers with a fresh selection: some of its metrics follow from them."""
+    """Return an answer; of a conversation also the later ones with a fresh selection, which some metrics are of."""
     return [sample["prediction"], sample["fresh"]] if "fresh" in sample else sample["prediction"]
 
 
@@ -241,6 +241,6 @@ def _short(score: float | None) -> float | None:
 
 
 def _codes(values: Iterable[Any]) -> str:
-    """Of every value WIDTH characters of its hash, one after another."""
+    """Return WIDTH characters of every value's hash, one after another."""
     hashes = (hashlib.sha256(json.dumps(value).encode()).digest() for value in values)
     return "".join(base64.b64encode(found)[:WIDTH].decode() for found in hashes)

@@ -51,7 +51,7 @@ SAYS = {"fingerprint": "weights", "task_hash": "task", "data_hash": "data", "lim
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a record.
+    """Hold what is said of a record.
 
     Attributes:
         name: model, method, budget and task.
@@ -88,7 +88,7 @@ def check(against: Path, results: str, max_drop: float, allow_other_code: bool =
 
 
 def conclude(verdicts: list[Verdict], against: Path, results: str) -> None:
-    """Nothing where all is well.
+    """Raise where not all is well.
 
     Args:
         against, results: as of `check`.
@@ -109,7 +109,7 @@ def conclude(verdicts: list[Verdict], against: Path, results: str) -> None:
 
 
 def text(verdicts: list[Verdict]) -> str:
-    """As a person reads it."""
+    """Return verdicts as a person reads them."""
     return "\n".join("\n    ".join([f"{v.outcome:<15} {v.name}", *v.lines]) for v in verdicts)
 
 
@@ -124,7 +124,7 @@ def annotations(verdicts: list[Verdict]) -> str:
 
 
 def write_junit(verdicts: list[Verdict], path: Path) -> None:
-    """As JUnit's XML: a test case for every record.
+    """Write JUnit's XML, a test case for every record.
 
     Raises:
         UsageError: if `path` cannot be written.
@@ -239,7 +239,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _others(then: dict[str, Any], now: dict[str, Any], path: str) -> str:
-    """What two records that cannot be compared do not agree on, the most telling first, and what to do."""
+    """Say what two records that cannot be compared differ in, the most telling first, and what to do."""
     found = [
         f"other {SAYS.get(name, name)} ({name} {then[name]} in the baseline, {now[name]} in {path})"
         for name in then
@@ -377,7 +377,7 @@ def _flips(then: dict[str, Any], samples: list[dict[str, Any]]) -> list[str]:
 
 
 def _commit(git: dict[str, Any] | None) -> str:
-    """Of a record; None: an installed wheel made it."""
+    """Return the commit of a record's `git`, which is None where an installed wheel made it."""
     return f"{git['revision'][:10]}{' with changes' if git['dirty'] else ''}" if git else "unknown"
 
 
@@ -394,5 +394,5 @@ def _count(records: int) -> str:
 
 
 def _escaped(message: str) -> str:
-    """For a workflow command, which is a line."""
+    """Escape a message for a workflow command, which is a line."""
     return message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

@@ -169,7 +169,7 @@ def _curve(axes, table: Table, column: str) -> None:
 
 
 def bars(table: Table, column: str) -> Figure | None:
-    """What every method at every budget is above or below the upper bound, and 95% intervals; None without a method."""
+    """Draw how far every method at every budget is from the upper bound, with 95% intervals; None without a method."""
     style = {label: kind for label, kind in styles(table).items() if label != UPPER_BOUND}
     groups = [
         {row.label: value for row in group if row.label in style and (value := _percent(row.cells.get(column)))}
@@ -204,7 +204,7 @@ def bars(table: Table, column: str) -> Figure | None:
 
 
 def budget(row: Row) -> str:
-    """What its group is called."""
+    """Return what a row's group is called."""
     if row.tokens is None:
         return "all tokens" if row.label == UPPER_BOUND else "no budget"
     return f"{row.tokens} tokens"
@@ -220,7 +220,7 @@ def styles(table: Table) -> dict[str, tuple[str, str]]:
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of (cost, gain) that no other one beats: none is as cheap and gains more, or cheaper and gains as much."""
+    """Return the (cost, gain) that none beats: none is as cheap and gains more, or cheaper and gains as much."""
     best: list[tuple[float, float]] = []
     for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or gain > best[-1][1]:

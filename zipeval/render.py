@@ -234,7 +234,7 @@ def as_csv(tables: list[Table]) -> str:
 
 
 def as_json(tables: list[Table]) -> str:
-    """As CSV, below the tables they belong to."""
+    """Return the cells of as_csv, below the tables they belong to."""
     found = [{"about": table.about, "notes": table.notes, "cells": list(_cells(table))} for table in tables]
     return json.dumps(found, indent=2, ensure_ascii=False)
 

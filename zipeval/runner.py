@@ -594,7 +594,7 @@ def _follows(task: str, samples: list[dict], score: float | None) -> bool:
     return stats.agrees(task, samples, score)
 
 
-def _sample(task: str, logged: dict, measured: dict, metric: str | None, higher_is_better: bool) -> dict:
+def _sample(task: str, logged: dict, measured: dict, metric: str | None = None, higher_is_better: bool = True) -> dict:
     """Return what is kept of a sample: the answer, its scores and what they came of, not the document.
 
     Args:

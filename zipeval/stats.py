@@ -52,13 +52,13 @@ class Comparison:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether 100 lies outside the interval."""
+        """Tell whether 100 lies outside the interval."""
         return self.low > 100 or self.high < 100
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """How a task's number follows from its samples: it is a function of sums over units, and units are drawn.
+    """Describe how a task's number follows from its samples: it is a function of sums over units, which are drawn.
 
     Attributes:
         features: the samples of one unit -> what is summed.
@@ -184,7 +184,7 @@ def average(
 
 
 def tied(task: str, samples: list[dict], best: list[dict], resamples: int = RESAMPLES, seed: int = 0) -> bool:
-    """Whether 0 lies in the 95% interval of the difference of two runs' numbers, or there is no such interval.
+    """Return whether 0 lies in the 95% interval of the difference of two runs' numbers, or there is no such interval.
 
     Raises:
         UsageError: if they are not of the same questions.
@@ -204,7 +204,7 @@ def change(task: str, samples: list[dict], resamples: int = RESAMPLES, seed: int
 
 
 def _paired(task: str, samples: list[dict], bound: list[dict]) -> tuple[list[dict], list[dict]]:
-    """What both runs have a verdict on, in one order."""
+    """Return the samples that have a score in both runs, in one order."""
     ours, theirs = (sorted(of, key=lambda s: s["doc_id"]) for of in (samples, bound))
     for pair in zip_longest(ours, theirs, fillvalue={}):
         here, there = (tuple(map(sample.get, QUESTION)) for sample in pair)
@@ -244,7 +244,7 @@ def _draws(task: str, ours: list[dict], theirs: list[dict], resamples: int, rng:
 
 
 def _units(statistic: Statistic, ours: list[dict], theirs: list[dict]) -> list[np.ndarray]:
-    """Of every kind the features of its units, (units, 2, features)."""
+    """Return the features of every kind's units, (units, 2, features)."""
     kinds: dict[str, dict[int | str, list[tuple[dict, dict]]]] = {}
     for i, pair in enumerate(zip(ours, theirs, strict=True)):
         units = kinds.setdefault(pair[0]["kind"] if statistic.kinds else "", {})

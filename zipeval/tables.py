@@ -81,7 +81,7 @@ class Row:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What has to be said of the average: all that is said of a number it is made of."""
+        """Return what has to be said of the average: all that is said of a number it is made of."""
         found = []
         for column, cell in self.cells.items():
             found += [Remark(remark.kind, f"{column}: {remark.text}") for remark in cell.remarks]
@@ -156,7 +156,7 @@ def tables(
 
 
 def _setting(record: Record) -> tuple:
-    """What records must agree on to stand in one table."""
+    """Return what records must agree on to stand in one table."""
     config, resolved = record["config"], record["resolved"]
     device = resolved["device"].partition(":")[0]
     held = [resolved["dtype"], device, resolved["attn_implementation"]]
@@ -441,7 +441,7 @@ def _without_statistics(table: Table, columns: list[str], samples_of: SamplesOf)
 
 
 def _change(row: Row, task: str, samples: list[dict]) -> str:
-    """What a table cannot show: two accuracies of one run, paired."""
+    """Say what a table cannot show: two accuracies of one run, paired."""
     from zipeval import stats
 
     value, low, high = stats.change(task, samples)

@@ -15,7 +15,7 @@ from pathlib import Path
 from zipeval.config import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.hub import fetch, snapshot
-from zipeval.models.checkpoint import fingerprint
+from zipeval.models._checkpoint import fingerprint
 from zipeval.placement import Placement, check_memory
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash everything in it that can change an answer; see zipeval/models/checkpoint.py.
+        """Hash everything in it that can change an answer; see zipeval/models/_checkpoint.py.
 
         It is made when it is first asked for: what is refused is refused without reading gigabytes.
 

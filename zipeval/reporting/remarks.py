@@ -21,7 +21,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Remark:
-    """What has to be said of a number.
+    """Say what has to be known of a number.
 
     Attributes:
         kind: one of MARKS.
