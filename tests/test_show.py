@@ -18,7 +18,8 @@ def put(root, name=RUNS[1], task="shapes", score=91.5, **fields):
         "run_id": name,
         "task": task,
         "task_hash": f"hash-of-{task}",
-        "data_hash": None,
+        "data_hash": "d" * 16,
+        "data_revision": "c" * 40,
         "model_revision": "c0ffee",
         "status": "success",
         "failed": 3,
@@ -54,7 +55,7 @@ def test_scores_and_provenance(tmp_path, capsys):
     assert lines[2] == ["shapes", "91.5", "accuracy", "0.915", "7", "3", "0", "16", "16.0", "15.0"]
     assert lines[3] == ["accuracy_exist", "0.5"]
     times = ["2026-01-01T00:00:00+00:00", "2026-01-01T01:00:00+00:00", "3600.0"]
-    assert lines[5] == ["shapes", "success", *times, "hash-of-shapes", "-"]
+    assert lines[5] == ["shapes", "success", *times, "hash-of-shapes", "d" * 16, "c" * 40]
     held = {name: " ".join(value) for name, *value in lines[6:]}
     assert held == {
         "provenance": "",
