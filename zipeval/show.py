@@ -28,7 +28,6 @@ OF_SCORES = (
     "samples",
     "failed",
     "unscored",
-    "overflowed",
     "tokens",
     "mean",
     "final",
