@@ -204,7 +204,7 @@ def rows(**changes):
         {"many": [["x"], [], None, ["y"], ["", "z"]]},
         {"image": [picture(number) for number in (0, 1, 2, 4)] + [None]},
     ],
-    ids=str,
+    ids=["letters", "nulls", "order", "number", "null", "rows", "empty", "lists", "image"],
 )
 def test_every_value_counts(changes):
     assert hash_rows(rows(**changes)) != hash_rows(rows())

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from zipeval import baseline, gate, records
+from zipeval import baseline, gate, records, runner
 from zipeval.benchmarks import task_folder
 from zipeval.cli import compose, main
 from zipeval.engine.vision import Crops
@@ -623,6 +623,10 @@ def test_a_baseline_is_small(tmp_path):
     put(tmp_path / "runs")
     baseline.write(str(tmp_path / "runs"), tmp_path / "new/baseline.json")
     assert (tmp_path / "new/baseline.json").stat().st_size < 1000 + 7 * COUNT
+
+
+def test_a_baseline_measures_what_records_hold():
+    assert baseline.COSTS == runner.COSTS
 
 
 def test_what_makes_no_baseline(tmp_path):

@@ -87,6 +87,12 @@ def test_all_processes_that_answered_a_run_are_told(tmp_path, capsys):
     assert not [line for line in shown(capsys, RUNS[0], str(tmp_path)) if line[0] == "session"]
 
 
+def test_prompts_that_did_not_fit_have_a_column_where_there_are_any(tmp_path, capsys):
+    put(tmp_path, overflowed=5)
+    _, headings, line, *_ = shown(capsys, RUNS[1], str(tmp_path))
+    assert line[headings.index("overflowed")] == "5"
+
+
 def test_what_tasks_do_not_agree_on_is_said_of_each(tmp_path, capsys):
     put(tmp_path)
     put(tmp_path, task="gqa", score=None, metrics={}, status="incomplete", unscored=7, git=None)

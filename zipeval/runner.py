@@ -504,7 +504,7 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
         raise RunError(f"tasks=[{task}]: {NO_NUMBERS.format(len(samples))}")
     if not read:
         raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")
-    scored = summary(task, samples) if task in PROTOCOLS else task_scores.scores(task, results, samples)
+    scored = summary(task, samples) if task in PROTOCOLS else _scored(task, results, samples)
     visual = [s["visual_tokens"] for s in read]
     record = {
         **provenance,
@@ -554,6 +554,11 @@ def _provenance(session: Session, task: str, folder: Path) -> dict:
         "processes": ranks.here().count,  # like the first's, each on a device of its own
         "git": records.git_revision(),
     }
+
+
+def _scored(task: str, results: dict, samples: list[dict]) -> dict:
+    """Return the part of a record that lmms-eval's own scores make."""
+    return task_scores.scores(task, results, samples)
 
 
 def _lmms_eval(model, task: str, folder: Path) -> dict:

@@ -20,19 +20,7 @@ from zipeval.reporting.remarks import LOWER
 from zipeval.reporting.scored_samples import read_scored
 
 PROVENANCE = ("run_id", "model_revision", "git", "code", "machine", "versions", "resolved", "config")
-OF_SCORES = (
-    "task",
-    "score",
-    "metric",
-    "value",
-    "samples",
-    "failed",
-    "unscored",
-    "overflowed",
-    "tokens",
-    "mean",
-    "final",
-)
+OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
 OF_TASKS = (
     "status",
     "started",
