@@ -33,7 +33,7 @@ class Applied:
 
     @property
     def visual_tokens(self) -> list[list[int]]:
-        """For each prompt of the batch, the visual tokens that entered each decoder layer; nothing before the first."""
+        """Count the visual tokens that entered each decoder layer, for each prompt of the batch that was read last."""
         return self._count()
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class Guard:
         self._scores = no_numbers
 
     def _begin(self, module, args, kwargs) -> None:
-        """A forward pre-hook of the model."""
+        """Begin a call: a forward pre-hook of the model."""
         hf_names.check_arguments(self.model, self.layers[0])
         ids = args[0] if args else kwargs.get("input_ids")
         tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[1]
@@ -133,6 +133,7 @@ class Guard:
         self._running, self._entered = True, set()
         self._cache = hf_names.given_cache(kwargs)
         self._before = self._entries(self._cache)
+        # A prompt is read where nothing is cached yet. A second one in a `generate` is a step that lost its cache.
         if self._prompts is not None and hf_names.is_empty(self._cache):
             self._prompts += 1
             if self._prompts > self._most:
@@ -144,6 +145,7 @@ class Guard:
         def check(module, args, kwargs) -> None:
             self.check_model_is_called()
             call = hf_names.LayerCall.read(args, kwargs)
+            # The model may make a cache of its own, but must not leave one behind that it was given.
             if self._cache is not None and call.cache is not self._cache:
                 self._refuse(f"the cache that the model was given does not reach layer {number}")
             self._entered.add(number)
@@ -154,7 +156,7 @@ class Guard:
         return check
 
     def _end(self, module, args, output) -> None:
-        """A forward hook of the model."""
+        """Check what a call did: a forward hook of the model."""
         missing = [number for number in range(len(self.layers)) if number not in self._entered]
         if missing:
             self._refuse(f"the hooks on layers {missing} did not fire")
@@ -165,7 +167,7 @@ class Guard:
         check_scores(self.method, self._scores)
 
     def _stop(self, module, args, output) -> None:
-        """A forward hook of the model, after exceptions too. The guard holds no cache from then on."""
+        """End a call, after an exception too: a forward hook of the model. The guard holds no cache from then on."""
         self._running, self._cache = False, None
 
     def _knows(self, number: int) -> bool:

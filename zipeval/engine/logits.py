@@ -28,7 +28,7 @@ class LogitsWatch:
         self._failed = None
 
     def see(self, module, args, output) -> None:
-        """A forward hook of the model: look at the logits (B, L, V) of the last slot, without waiting for the device.
+        """Look at the logits (B, L, V) of the last slot, without waiting for the device: a forward hook of the model.
 
         A logit of minus infinity is a token that is ruled out; a row of nothing else is no distribution.
         """
