@@ -236,13 +236,8 @@ class TestMoreThanThereIs:
         "method", [FastV(keep=37), SparseVLM((40, 39, 38), (0, 1, 2)), Chain(VisionZip(tokens=9), FastV(keep=10))]
     )
     def test_inside_the_decoder(self, method):
-        inputs = ask(model_of("llava"))
-        with (
-            method.applied(model_of("llava")),
-            torch.no_grad(),
-            pytest.raises(ValueError, match="nothing would be removed"),
-        ):
-            model_of("llava")(**inputs)
+        with pytest.raises(ValueError, match="nothing would be removed"), method.applied(model_of("llava")):
+            pass
 
     def test_all_of_it_is_allowed(self):
         model = model_of("llava")

@@ -17,6 +17,7 @@ from zipeval.cli import compose
 from zipeval.engine.decoder import Kept, Prompts, keep_best
 from zipeval.engine.received import received
 from zipeval.errors import RunError
+from zipeval.evaluation import repeats
 from zipeval.methods.fastv import FastV
 from zipeval.methods.sparsevlm import SparseVLM
 from zipeval.methods.visionzip import VisionZip
@@ -108,6 +109,25 @@ def test_scores_in_the_decoder_are_finite_in_float16(method, monkeypatch):
     assert all(score.isfinite().all() for score in scores)
 
 
+def test_a_static_cache_behind_the_encoder(model):
+    """It counts on the device, so that nobody asks it for what it holds."""
+    inputs = ask(model, [[5, 9, 11], [7, 8, 21, 4]], [1, 1])
+    options = {"max_new_tokens": NEW, "do_sample": False}
+    with VisionZip(tokens=9).applied(model):
+        expected = model.generate(**inputs, **options)
+        static = model.generate(**inputs, **options, cache_implementation="static")
+    assert torch.equal(static, expected)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_draws_of_which_one_overflows(order):
+    cost = {"prompt_tokens": 9, "output_tokens": 3, "latency": 1.0, "batch": 1}
+    costs = [cost, {**cost, "output_tokens": 40, "overflow": 3}][::order]
+    sample = repeats.merged(costs, ["a", "b"])
+    assert sample["output_tokens"] == 43
+    assert [answer["text"] for answer in sample["answers"]] == ["a", "b"]
+
+
 class NoNumbers(FastV):
     """Rates every token with NaN."""
 
@@ -163,7 +183,7 @@ def test_samples_without_numbers_for_logits_have_failed(tmp_path, overrides):
     assert same == {sample["doc_id"]: sample["prediction"] for sample in stock if sample["doc_id"] in same}
 
 
-@pytest.mark.parametrize(("limit", "told"), [(8, "in all of 8 samples"), (200, "in all of 32 samples")])
+@pytest.mark.parametrize(("limit", "told"), [(8, "the first 8 samples"), (200, "the first 32 samples")])
 def test_a_run_of_nothing_but_broken_logits_ends(tmp_path, limit, told):
     def change(weights):
         weights["language_model.lm_head.weight"][5, 5] = float("nan")
@@ -174,7 +194,7 @@ def test_a_run_of_nothing_but_broken_logits_ends(tmp_path, limit, told):
     assert not [*(tmp_path / "runs").glob("*/*.json")]
 
 
-@pytest.mark.parametrize(("positions", "overflowed"), [(2048, 0), (158, 24), (10, 24)])
+@pytest.mark.parametrize(("positions", "overflowed"), [(2048, 0), (150, 24), (10, 24)])
 def test_prompts_beyond_the_models_positions_are_counted(tmp_path, positions, overflowed):
     path = changed_checkpoint(tmp_path / "weights", lambda weights: None)
     config = json.loads((path / "config.json").read_text())
@@ -183,7 +203,7 @@ def test_prompts_beyond_the_models_positions_are_counted(tmp_path, positions, ov
     record, samples = evaluate(path, tmp_path / "runs", "limit=24", "method=vanilla")
     assert record["overflowed"] == overflowed
     for sample in samples:
-        excess = sample["prompt_tokens"] + sample["output_tokens"] - positions
+        excess = sample["prompt_tokens"] - positions
         assert sample.get("overflow", 0) == max(0, excess)
     reduced, _ = evaluate(path, tmp_path / "runs", "limit=24", "method=visionzip", "tokens=16")
     assert reduced["overflowed"] == (24 if positions == 10 else 0)

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from transformers import LogitsProcessorList
 
 from zipeval import methods
 from zipeval.budget import Picture
@@ -21,7 +20,6 @@ from zipeval.engine.reuse import encoded, prefixed
 from zipeval.engine.trace import Trace, trace
 from zipeval.engine.vision import Encoded, outputs, shrunk
 from zipeval.feed import Question, collate
-from zipeval.inference.first_logits import FirstLogits
 from zipeval.inference.generation import generation_options, resolve
 
 
@@ -38,7 +36,7 @@ class Answer:
         left: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
         reread: of a conversation, `visual` of every time that its pictures were read again.
         failed: why it is no answer, where the model's logits are not numbers.
-        digest: `logit` and `logsumexp` of the first token, see zipeval/inference/first_logits.py.
+        digest: `logit` and `logsumexp` of the first token, see zipeval/engine/logits.py.
     """
 
     text: str | list[str]
@@ -79,7 +77,6 @@ class Answering:
         self.padding = self.tokenizer.pad_token_id
         ends = self.model.generation_config.eos_token_id
         self.ends = [ends] if isinstance(ends, int) else ends or []
-        self.first_logits = FirstLogits()  # of what was generated last
 
     def answer(self, batch: list[Question], options: dict) -> list[Answer]:
         """Of every question.
@@ -103,9 +100,7 @@ class Answering:
     def generated(self, inputs: dict, options: dict) -> torch.Tensor:
         """(B, L): prompts and what is generated behind them."""
         self.logits.clear()
-        self.first_logits = FirstLogits()
-        observers = LogitsProcessorList([self.first_logits])
-        return self.model.generate(**inputs, **generation_options(options), logits_processor=observers)
+        return self.model.generate(**inputs, **generation_options(options))
 
     def texts(self, new: torch.Tensor, options: dict) -> list[str]:
         """What was generated, up to what ends it."""
@@ -128,7 +123,7 @@ class Answering:
             given = joined([question.inputs for question in batch])
             places = _by_prompt(batch, self.told.places(self.model, given))
         answers, not_numbers = [], self.logits.failed(len(batch))
-        digests = self.first_logits.digests(len(batch))
+        digests = self.logits.digests(len(batch))
         for number, text in enumerate(self.texts(new, options)):
             row = number * beams if read.rows is None else read.rows[number]
             answers.append(

@@ -59,6 +59,7 @@ class ZipEval(lmms):
         self.images: dict[tuple[str, int], bytes] = {}  # (task, doc_id) -> of the first samples of a task: a JPEG file
         # Told of every batch's (request, answer) as it is answered; of what cannot be decoded it is not.
         self.keep: Callable[[list[tuple]], None] | None = None
+        self.goes_on = False  # with a task of which an earlier process answered some questions
 
     def __repr__(self) -> str:
         """Part of the key of lmms-eval's response cache: has to tell methods and budgets apart."""
@@ -93,7 +94,7 @@ class ZipEval(lmms):
         from zipeval.progress import progress
 
         answers: dict[int, GenerationResult] = {}
-        broken = 0  # samples without numbers for logits, before any that has them
+        broken = -inf if self.goes_on else 0  # samples without numbers for logits, before any that has them
         if not requests:
             return []
         requests = lmms_names.numbered(requests)
@@ -259,8 +260,8 @@ class ZipEval(lmms):
 
 
 def _overflow(answer: Answer, positions: int | None) -> dict[str, int]:
-    """Return by how many tokens a prompt and its answer are longer than the decoder has positions, if they are."""
-    excess = answer.entered[0] + answer.output_tokens - (positions or inf)
+    """Return by how many tokens a prompt is longer than the decoder has positions, if it is."""
+    excess = answer.entered[0] - (positions or inf)
     return {"overflow": excess} if excess > 0 else {}
 
 

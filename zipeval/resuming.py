@@ -45,6 +45,7 @@ def resumed(model, journal: Journal) -> Iterator[Callable[[], bool]]:
 
         with ExitStack() as patches:
             patches.enter_context(patch.object(model, "keep", keep))
+            patches.enter_context(patch.object(model, "goes_on", bool(journal.done)))
             for name in GENERATE:
                 # Of the class, not of the object: scripts that count its calls replace that.
                 generate = partial(getattr(type(model), name), model)

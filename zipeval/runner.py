@@ -509,7 +509,7 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
     record = {
         **provenance,
         "failed": len(samples) - len(read),  # their answers are empty
-        "overflowed": sum("overflow" in s for s in read),  # with their answer longer than the decoder has positions
+        "overflowed": sum("overflow" in s for s in read),  # prompts longer than the decoder has positions
         **scored,
         "from_samples": _follows(task, samples, scored["score"]),
         "visual_tokens": {

@@ -22,7 +22,7 @@ import numpy as np
 from zipeval.budget import Picture, Shape
 from zipeval.engine import hf_names
 from zipeval.engine.guard import Applied, Guard, reduced_inside
-from zipeval.engine.images import check_model
+from zipeval.engine.images import check_model, largest_picture
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
 from zipeval.engine.turns import later, still_valid
@@ -213,12 +213,13 @@ class DecoderMethod(ABC):
 
         Raises:
             ValueError: for a decoder that is too shallow, or one with sliding-window attention, and for a model that is
-                not built as LLaVA is; in a call, for settings that would remove nothing of its prompts.
+                not built as LLaVA is, and for settings that would remove nothing of an image.
             IncompatibleError: in a call, where the model does not call its decoder as the hooks expect.
         """
         check_model(model)
         decoder = hf_names.decoder(model)
         self.check(len(decoder.layers))
+        self.check_removes(largest_picture(model))
         _check_decoder(decoder.config)
         if model in reduced_inside:
             raise RuntimeError("a decoder-stage method is already applied to this model; leave its block first")
@@ -240,12 +241,12 @@ class DecoderMethod(ABC):
         if not layers or layers[0] < 1 or layers[-1] >= depth:
             raise ValueError(f"layers={list(layers)}: this decoder has layers 1 to {depth - 1} to drop tokens before")
 
-    def check_removes(self, visual: int) -> None:
-        """Raises ValueError where more visual tokens are to be left than the prompt with most of them has."""
-        if visual and self.asked is not None and self.asked > visual:
+    def check_removes(self, largest: Picture) -> None:
+        """Raises ValueError where more visual tokens are to be left than the model's largest image or video has."""
+        if self.asked is not None and self.asked > largest.tokens:
             raise ValueError(
-                f"{type(self).__name__}: {self.asked} visual tokens are to be left of a prompt, and this one has "
-                f"{visual}, so that nothing would be removed. Choose from 0 to {visual}"
+                f"{type(self).__name__}: {self.asked} visual tokens are to be left, and an image has {largest.tokens} "
+                f"here, so that nothing would be removed. Choose from 0 to {largest.tokens}"
             )
 
 
@@ -391,7 +392,6 @@ class _Calls:
             slots = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
             positions = call.positions.expand(len(hidden), -1)
             counts = [prompt.visual for prompt in self.read]
-            self.method.check_removes(max(counts))
             depth, head_dim = len(self.decoder.layers), self.decoder.layers[0].self_attn.head_dim
             self.schedules = {visual: self.method.schedule(visual, depth) for visual in {*counts}}
             self.prompts = Prompts(given, hidden, given.visual, given.valid, positions, slots, counts, head_dim)

@@ -68,7 +68,7 @@ class Guard:
         self.model, self.method, self.inside = model, method, inside
         self.layers = hf_names.decoder(model).layers
         self.lengths: list[int] = []
-        self._running = False
+        self._running = self._checked = False
         self._scores: list[torch.Tensor] = []
         self._prompts: int | None = None  # that `generate` has read so far; None outside of it
         self._most = 0.0
@@ -126,15 +126,21 @@ class Guard:
 
     def _begin(self, module, args, kwargs) -> None:
         """Begin a call: a forward pre-hook of the model."""
-        hf_names.check_arguments(self.model, self.layers[0])
+        if not self._checked:
+            hf_names.check_arguments(self.model, self.layers[0])
+            self._checked = True
         ids = args[0] if args else kwargs.get("input_ids")
         tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[1]
         self.lengths = [tokens] * len(self.layers)
-        self._running, self._entered = True, set()
         self._cache = hf_names.given_cache(kwargs)
+        # In a decoding step nothing leaves: two layers tell of all, and the step stays cheap.
+        last = len(self.layers) - 1
+        reads = hf_names.is_empty(self._cache)
+        self._looked_at = range(len(self.layers)) if reads else sorted({0, last})
+        self._running, self._entered = True, set()
         self._before = self._entries(self._cache)
         # A prompt is read where nothing is cached yet. A second one in a `generate` is a step that lost its cache.
-        if self._prompts is not None and hf_names.is_empty(self._cache):
+        if self._prompts is not None and reads:
             self._prompts += 1
             if self._prompts > self._most:
                 self._refuse("a decoding step does not go on with the cache of its prompt")
@@ -144,11 +150,13 @@ class Guard:
 
         def check(module, args, kwargs) -> None:
             self.check_model_is_called()
+            self._entered.add(number)
+            if number not in self._looked_at:
+                return
             call = hf_names.LayerCall.read(args, kwargs)
             # The model may make a cache of its own, but must not leave one behind that it was given.
             if self._cache is not None and call.cache is not self._cache:
                 self._refuse(f"the cache that the model was given does not reach layer {number}")
-            self._entered.add(number)
             length, expected = call.hidden.shape[1], self.lengths[number]
             if self._knows(number) and length != expected:
                 self._refuse(f"{length} tokens enter layer {number}, and {expected} should")
@@ -161,9 +169,10 @@ class Guard:
         if missing:
             self._refuse(f"the hooks on layers {missing} did not fire")
         after = self._entries(self._cache)
-        for number, (start, end) in enumerate(zip(self._before, after, strict=True)):
-            if self._knows(number) and end - start != self.lengths[number]:
-                self._refuse(f"layer {number} cached {end - start} tokens, and {self.lengths[number]} entered it")
+        for number in self._before.keys() & after.keys():
+            cached = after[number] - self._before[number]
+            if self._knows(number) and cached != self.lengths[number]:
+                self._refuse(f"layer {number} cached {cached} tokens, and {self.lengths[number]} entered it")
         check_scores(self.method, self._scores)
 
     def _stop(self, module, args, output) -> None:
@@ -174,12 +183,12 @@ class Guard:
         """Tell whether `lengths` counts for a layer: a method before the decoder does not know of one inside it."""
         return self.inside or number == 0 or self.model not in reduced_inside
 
-    def _entries(self, cache) -> list[int]:
-        """Return the number of entries of each layer; nothing of a static cache, which counts on the device."""
+    def _entries(self, cache) -> dict[int, int]:
+        """Return the number of entries of each layer that is looked at; none of a static cache's: the device counts."""
         if cache is None:
-            return []
-        entries = [cache.get_seq_length(number) for number in range(len(self.layers))]
-        return entries if all(isinstance(count, int) for count in entries) else []
+            return {}
+        entries = {number: cache.get_seq_length(number) for number in self._looked_at}
+        return {number: count for number, count in entries.items() if isinstance(count, int)}
 
     def _refuse(self, problem: str) -> None:
         hf_names.incompatible(f"{self.method} cannot be used on this {type(self.model).__name__}: {problem}")

@@ -1,6 +1,10 @@
-"""Logits that are not numbers: broken weights, or float16 that overflows, let a model write nothing at all or anything.
+"""What is seen of the logits that a model chooses its answers' tokens by.
 
-An empty answer is an answer to a benchmark; to POPE it is "yes". So the rows whose logits are not numbers are told.
+Logits that are not numbers, of broken weights or of float16 that overflows, let a model write nothing at all or
+anything. An empty answer is an answer to a benchmark; to POPE it is "yes". So the rows with such logits are told.
+
+Two numbers of the logits of every answer's first token tell algorithms apart that give the same answers: a method that
+merges other tokens moves every logit, and seldom the token that is the largest.
 """
 
 from __future__ import annotations
@@ -12,37 +16,53 @@ from zipeval.lazy import torch
 
 NOT_NUMBERS = "the model's logits are not numbers (NaN or infinite)"
 NO_NUMBERS = (
-    f"in all of {{}} samples, {NOT_NUMBERS}. Look at the weights, or choose another model.dtype=, such as float32 or "
-    "bfloat16. Nothing of this task was recorded."
+    f"in all of the first {{}} samples, {NOT_NUMBERS}. Look at the weights, or choose another model.dtype=, such as "
+    "float32 or bfloat16. Nothing of this task was recorded."
 )
+DIGITS = 6  # decimals that samples keep: rounding of float32 moves the fifth
 
 
 class LogitsWatch:
-    """Remembers in which rows of a batch the model's logits were not numbers, since the last `clear`."""
+    """Looks at the logits of a model's last position, since the last `clear`.
+
+    What it sees stays on the device until somebody asks, so that nothing waits in the middle of a batch.
+    """
 
     def __init__(self):
-        self._failed: torch.Tensor | None = None
+        self.clear()
 
     def clear(self) -> None:
         """Forget the batch before."""
-        self._failed = None
+        self._failed: torch.Tensor | None = None
+        self._first: torch.Tensor | None = None
 
     def see(self, module, args, output) -> None:
-        """Look at the logits (B, L, V) of the last slot, without waiting for the device: a forward hook of the model.
+        """Look at the logits (B, L, V) of the last position: a forward hook of the model.
 
-        A logit of minus infinity is a token that is ruled out; a row of nothing else is no distribution.
+        The log-sum-exp of a row is a number unless one of its logits is NaN or infinite, or all are minus infinity, by
+        which a token is ruled out.
         """
         logits = output[0] if isinstance(output, tuple) else output.logits
-        last = logits[:, -1]
-        failed = last.isnan().any(-1) | last.isposinf().any(-1) | last.isneginf().all(-1)
-        same_batch = self._failed is not None and len(self._failed) == len(failed)
-        self._failed = self._failed | failed if same_batch else failed
+        last = logits[:, -1].float()
+        total = last.logsumexp(-1)
+        failed = ~total.isfinite()
+        if self._failed is None or len(self._failed) != len(failed):
+            self._failed, self._first = failed, torch.stack([last.amax(-1), total], -1)
+        else:
+            self._failed = self._failed | failed
 
     def failed(self, prompts: int) -> list[bool]:
         """Tell of each prompt whether its logits were not numbers; beams of a prompt are its neighbours."""
         if self._failed is None:
             return [False] * prompts
         return self._failed.view(prompts, -1).any(1).tolist()
+
+    def digests(self, prompts: int) -> list[dict[str, float]]:
+        """Return of each prompt the largest logit of its first token and the log-sum-exp of all; of its first beam."""
+        if self._first is None:
+            return [{} for _ in range(prompts)]
+        rows = self._first.view(prompts, -1, 2)[:, 0].tolist()
+        return [{"logit": round(logit, DIGITS), "logsumexp": round(total, DIGITS)} for logit, total in rows]
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def merged(costs: list[Cost], texts: list[Any]) -> Cost:
         return failed or costs[0]
     first = costs[0]
     answers = [
-        {"text": text, **{name: cost[name] for name in cost if name in ALWAYS or cost[name] != first[name]}}
+        {"text": text, **{name: cost[name] for name in cost if name in ALWAYS or cost[name] != first.get(name)}}
         for text, cost in zip(texts, costs, strict=True)
     ]
     # A sample's share of its batch's seconds is `latency` / `batch`.

@@ -10,6 +10,7 @@ from typing import Any
 from zipeval.budget import Picture, Shape
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.guard import Applied
+from zipeval.engine.images import largest_picture
 from zipeval.engine.vision import VisionMethod
 from zipeval.methods import build
 
@@ -71,7 +72,13 @@ class Chain:
 
     @contextmanager
     def applied(self, model) -> Iterator[Applied]:
-        """While open, both act. The block is given what the second left of what the first left."""
+        """While open, both act. The block is given what the second left of what the first left.
+
+        Raises:
+            ValueError, IncompatibleError: as the two methods do, and where the second would remove nothing.
+        """
+        largest = largest_picture(model)
+        self.second.check_removes(replace(largest, tokens=self.first.left_of(largest)))
         with self.first.applied(model), self.second.applied(model) as applied:
             yield applied
 
