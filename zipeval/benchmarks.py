@@ -307,9 +307,9 @@ def dataset(name: str) -> str | None:
     return found if found and "/" in found else None
 
 
-def lies_beside(name: str) -> bool:
+def lies_beside(name: str, folder: Path) -> bool:
     """Return whether all data of a task lies beside it in zipeval's own folders, and so is in its hash."""
-    ours = task_files()[name][1].is_relative_to(OURS)
+    ours = folder.resolve().is_relative_to(OURS.resolve())
     return ours and not (name in BENCHMARKS and BENCHMARKS[name].sources)
 
 
@@ -330,8 +330,8 @@ def _sources(folder: Path) -> list[Path]:
 def _included(name: str, folder: Path) -> list[Path]:
     """Return the files outside of a task's folder that its YAML includes, and those that they include."""
     files = []
-    file = task_files()[name][1]
-    while found := INCLUDE.search(file.read_text(encoding="utf-8", errors="ignore")):
+    _, file = task_files().get(name, ("task", folder / f"{name}.yaml"))  # the folder of a task of somebody else's
+    while file.is_file() and (found := INCLUDE.search(file.read_text(encoding="utf-8", errors="ignore"))):
         file = (file.parent / found[1]).resolve()
         if file in files or not file.is_file():
             break

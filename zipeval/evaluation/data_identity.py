@@ -65,7 +65,7 @@ def identify(
     if questions is not None:
         digest = _hash_videos(task, str(given.videos), questions[:limit])
         identity = DataIdentity(digest, None, f"data.videos={given.videos}")
-    elif (digest := data.fingerprint(task, given.root)) or benchmarks.lies_beside(task):
+    elif (digest := data.fingerprint(task, given.root)) or benchmarks.lies_beside(task, folder):
         identity = DataIdentity(digest, None, f"data.root={given.root or 'null'}")
     else:
         identity = _identify_rows(task, folder, given.root)
