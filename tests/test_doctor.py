@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from zipeval.methods.fastv import FastV
 from zipeval.methods.visionzip import VisionZip
 
 NOWHERE = "http://127.0.0.1:9"
+# Some versions of transformers read the same inside of filelock, and are imported first.
+IMPORTERS = "|".join(re.escape(f"{name} {version(name)}") for name in ("lmms-eval", "transformers"))
 
 
 def package(folder, name, number, source):
@@ -93,13 +96,12 @@ def test_doctor_names_a_package_that_lmms_eval_does_not_work_with(newer_filelock
     *_, outside, broken = done.stdout.splitlines()
     wanted = f"filelock{stack.installed('filelock').bounds}"
     assert outside == f"version       filelock 4.3.1: zipeval asks for {wanted}, so run `pip install '{wanted}'`"
-    lmms_eval = f"lmms-eval {version('lmms-eval')}"
-    assert f"cannot import {lmms_eval} with filelock 4.3.1 (No module named 'filelock._api')" in broken
+    assert re.search(rf"cannot import ({IMPORTERS}) with filelock 4\.3\.1 \(No module named 'filelock\._api'\)", broken)
 
 
 def test_a_run_names_it_in_one_sentence(newer_filelock, tmp_path):
     told = one_sentence(zipeval("run", "limit=4", cwd=tmp_path, path=newer_filelock))
-    assert told.startswith(f"cannot import lmms-eval {version('lmms-eval')} with filelock 4.3.1 (No module named ")
+    assert re.match(rf"cannot import ({IMPORTERS}) with filelock 4\.3\.1 \(No module named ", told)
     assert "zipeval asks for filelock" in told
     assert "run `pip install 'filelock" in told
     assert told.endswith("then `zipeval doctor`.")

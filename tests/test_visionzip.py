@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import IMAGE, Watched, llava, mini_gemini, prompts, video_llava
+from tiny import IMAGE, Watched, llava, mini_gemini, pixels_name, prompts, video_llava
 
 from zipeval.engine.vision import reduced_inputs
 from zipeval.methods.random import Random
@@ -110,7 +110,10 @@ def test_frames_of_videos_equal_transcription(seed):
     dominant, contextual = 2 + seed % 7, seed % 4
     with torch.no_grad():
         made = reduced_inputs(model, inputs, VisionZip(dominant=dominant, contextual=contextual))["mm_encoder_outputs"]
-        for kind, pixels in (("video", inputs["pixel_values_videos"][0]), ("image", inputs["pixel_values"])):
+        for kind, pixels in (
+            ("video", inputs["pixel_values_videos"][0]),
+            ("image", inputs[pixels_name(model, "image")]),
+        ):
             crops = [transcription(model, crop, dominant, contextual, f"{kind}_tower")[1] for crop in pixels]
             expected = model.model.multi_modal_projector(torch.tensor(np.concatenate(crops)))
             torch.testing.assert_close(made[kind].pooler_output[0], expected, atol=1e-9, rtol=0)

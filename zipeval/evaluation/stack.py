@@ -230,7 +230,12 @@ def _distribution(module: str) -> str | None:
     from packaging.utils import canonicalize_name
 
     names = metadata.packages_distributions().get(module)
-    return canonicalize_name(names[0]) if names else None
+    if names:
+        return canonicalize_name(names[0])
+    try:  # Python 3.10 does not know the modules of a package that was built without a list of them
+        return canonicalize_name(metadata.distribution(module).name)
+    except (metadata.PackageNotFoundError, ValueError):  # ValueError: no name at all
+        return None
 
 
 def _reason(error: Exception) -> str:
