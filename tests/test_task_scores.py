@@ -149,7 +149,7 @@ def test_statistics_mirror_each_other(pairs):
     # Draws are of units in another order, so that only the number itself is the same to the digit.
     assert lower.percent == pytest.approx(higher.percent)
     expected = percent_of_bound(stats.value("t", ours), stats.value("t", bound), False)
-    assert lower.percent == pytest.approx(expected, abs=10**-stats.DIGITS)
+    assert lower.percent == pytest.approx(expected, rel=1e-9, abs=10**-stats.DIGITS)
 
 
 @pytest.mark.parametrize(
