@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zipeval.engine.hf_names import PLACEHOLDERS
 from zipeval.lazy import torch
 
 
@@ -47,7 +48,7 @@ def on_device(numbers: list, device: torch.device) -> torch.Tensor:
 def visual_slots(ids: torch.Tensor, config) -> torch.Tensor:
     """(B, S) bool: placeholders of images and videos in `ids`, for a model of `config`."""
     slots = torch.zeros_like(ids, dtype=torch.bool)
-    for name in ("image_token_id", "video_token_id"):
+    for name in PLACEHOLDERS:
         if (token := getattr(config, name, None)) is not None:
             slots |= ids == token  # a number, not a tensor made of it: decoding steps come by here
     return slots
