@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from zipeval.runner import run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm.sh"
 METHODS, BUDGETS = ("visionzip", "fastv", "sparsevlm"), (48, 16)
-EACH = ["limit=200", "batch_size=2", "runner.workers=1"]  # for some seconds, in which a job can be queued again
+EACH = ["limit=200", "batch_size=2", "runner.workers=1"]  # for some seconds, in which a job can be stopped
 SWEEP = [f"method={','.join(METHODS)}", f"tokens={','.join(map(str, BUDGETS))}", *EACH, "sweep.group_by=none"]
 ON_SLURM = ["+launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
 ON_RAY = ["+launcher=ray", "hydra.launcher.ray.remote.num_gpus=0"]
@@ -71,15 +72,33 @@ def slurm(tmp_path):
     subprocess.run([SCRIPT, "stop", tmp_path / "slurm"], check=True, timeout=150)
 
 
-def answering(directory, others=()):
-    """The cell and the Slurm job of a run that is among its questions, and not one of the other cells."""
+def held(directory, others=()):
+    """Stops a job in the middle of a run and returns (cell, job, process id).
+
+    The process is stopped, so that the run cannot end before Slurm is told what to do with the job.
+    """
     for _ in range(1800):
         for cell, state in states(directory).items():
-            runs = directory.glob(f"results/runs/{cell.partition('-')[2]}-*")
-            if cell not in others and any(answered(path, "zipeval_shapes") for path in runs):
-                return cell, state["job"]
+            runs = [*directory.glob(f"results/runs/{cell.partition('-')[2]}-*")]
+            if cell in others or not any(answered(path, "zipeval_shapes") for path in runs):
+                continue
+            os.kill(state["pid"], signal.SIGSTOP)
+            if not any((path / "zipeval_shapes.json").exists() for path in runs):
+                return cell, state["job"], state["pid"]
+            os.kill(state["pid"], signal.SIGCONT)  # it was about to end
         time.sleep(0.1)
     raise TimeoutError(told(directory))
+
+
+def killed(pid):
+    """Keeps a job stopped until Slurm kills it: Slurm wakes it first and waits, and so short a run could end then."""
+    for _ in range(6000):
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"process {pid} was not killed")
 
 
 @pytest.mark.cluster
@@ -87,11 +106,13 @@ def test_jobs_of_slurm_that_are_queued_again_go_on(slurm, plain, tmp_path):
     """One is requeued by hand; another is told that its time is over, or that it is preempted, which are one signal."""
     launcher = started(tmp_path, *ON_SLURM, *SWEEP)
     try:
-        requeued, first = answering(tmp_path)
+        requeued, first, pid = held(tmp_path)
         slurm("scontrol", "requeue", first)
-        _, second = answering(tmp_path, [requeued])
+        killed(pid)
+        _, second, pid = held(tmp_path, [requeued])
         # By itself scancel would not return: it repeats what cannot be sent to a job that is being queued again.
         slurm("timeout", "2", "scancel", "--signal=USR2", second, check=False)
+        os.kill(pid, signal.SIGCONT)
         assert launcher.wait(timeout=400) == 0, told(tmp_path)
     finally:
         launcher.kill()
