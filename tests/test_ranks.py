@@ -72,6 +72,31 @@ def test_two_processes_make_the_records_of_one(miniatures, tmp_path):
     assert ": 2/2, " not in done.stderr
 
 
+# Rank 1 must not hash data, which the first one has hashed.
+WATCHED = """
+from zipeval import ranks
+from zipeval.cli import main
+from zipeval.evaluation import data_identity
+
+def refuse(*given):
+    raise KeyError("hashed in another rank")
+
+if not ranks.first():
+    data_identity.identify = data_identity.known = refuse
+main()
+"""
+
+
+def test_only_the_first_process_hashes_data(miniatures, tmp_path):
+    script = tmp_path / "watched.py"
+    script.write_text(WATCHED)
+    settings = [f"data.root={miniatures}", "tasks=[gqa]", "method=vanilla", "limit=2", f"results={tmp_path}/runs"]
+    for told in ("exact_match", "finished before, kept"):
+        done = torchrun(str(script), "run", *settings)
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
+
+
 @pytest.mark.parametrize(
     "who, place, raised",
     [

@@ -12,9 +12,11 @@ from test_contract import METHODS, make
 from tiny import llava, prompts, single
 from transformers import AutoTokenizer, DynamicCache
 
-from zipeval import records
+from zipeval import chat_model, records
+from zipeval.answering import Answering
 from zipeval.cli import compose
 from zipeval.engine.decoder import Kept, Prompts, keep_best
+from zipeval.engine.guard import Guard
 from zipeval.engine.received import received
 from zipeval.errors import RunError
 from zipeval.evaluation import repeats
@@ -207,3 +209,61 @@ def test_prompts_beyond_the_models_positions_are_counted(tmp_path, positions, ov
         assert sample.get("overflow", 0) == max(0, excess)
     reduced, _ = evaluate(path, tmp_path / "runs", "limit=24", "method=visionzip", "tokens=16")
     assert reduced["overflowed"] == (24 if positions == 10 else 0)
+
+
+def test_later_rounds_beyond_the_models_positions_are_counted(tmp_path):
+    """The first question fits; with the history of the others before it, the last one does not."""
+    path = changed_checkpoint(tmp_path / "weights", lambda weights: None)
+    turns = ["tasks=[zipeval_shapes_turns]", "limit=2", "method=vanilla"]
+    plain, (first, _) = evaluate(path, tmp_path / "runs", *turns)
+    assert plain["overflowed"] == 0
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = first["prompt_tokens"] + 2
+    (path / "config.json").write_text(json.dumps(config))
+    record, samples = evaluate(path, tmp_path / "runs", *turns)
+    assert record["overflowed"] == 2
+    assert min(sample["overflow"] for sample in samples) > 2
+
+
+def test_a_call_that_raises_leaves_no_scores_behind(model):
+    """By which the next call would be judged."""
+    inputs, guard = ask(model, [[5, 9, 11]], [1]), Guard(model, "VisionZip", inside=False)
+
+    def fail(*given):
+        guard.check_later([torch.tensor(True)])
+        raise KeyError("layer")
+
+    with guard.watching(), torch.no_grad():
+        hook = guard.layers[1].register_forward_pre_hook(fail)
+        with pytest.raises(KeyError):
+            model(**inputs)
+        hook.remove()
+        model(**inputs)
+
+
+def test_a_sample_of_which_one_draw_failed_tells_of_the_others():
+    cost = {"prompt_tokens": 9, "output_tokens": 3, "latency": 1.0, "batch": 1}
+    sample = repeats.merged([cost, {"error": "not numbers", "batch": 1}], ["a", ""])
+    assert sample["error"] == "not numbers"
+    assert [answer["text"] for answer in sample["answers"]] == ["a", ""]
+    assert sample["answers"][0]["output_tokens"] == 3
+
+
+def test_a_run_that_goes_on_is_not_ended_by_samples_that_failed_before(tmp_path, monkeypatch):
+    path = changed_checkpoint(tmp_path / "weights", embedding_of_color)
+    settings = ["limit=24", "method=vanilla", "batch_size=1"]
+    answer, calls = Answering.answer, []
+
+    def until_the_last_but_one(self, *given):
+        calls.append(given)
+        if len(calls) == 23:
+            raise KeyError("stop")
+        return answer(self, *given)
+
+    monkeypatch.setattr(Answering, "answer", until_the_last_but_one)
+    with pytest.raises(KeyError):
+        evaluate(path, tmp_path / "runs", *settings)
+    monkeypatch.setattr(Answering, "answer", answer)
+    monkeypatch.setattr(chat_model, "ENOUGH", 1)  # of those that were asked, the failed ones come first now
+    record, samples = evaluate(path, tmp_path / "runs", *settings)
+    assert 0 < record["failed"] < len(samples) == 24

@@ -35,6 +35,7 @@ class Answer:
         output_tokens: up to and including the first end token.
         left: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
         reread: of a conversation, `visual` of every time that its pictures were read again.
+        later_prompts: of a conversation, the tokens of each of these prompts, which hold all rounds before.
         failed: why it is no answer, where the model's logits are not numbers.
         digest: `logit` and `logsumexp` of the first token, see zipeval/engine/logits.py.
     """
@@ -46,6 +47,7 @@ class Answer:
     output_tokens: int
     left: dict[str, list[list[int]]]
     reread: list[list[int]] = field(default_factory=list)
+    later_prompts: list[int] = field(default_factory=list)
     failed: str | None = None
     digest: dict[str, float] = field(default_factory=dict, compare=False)  # rounding moves it
 

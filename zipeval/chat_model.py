@@ -260,8 +260,8 @@ class ZipEval(lmms):
 
 
 def _overflow(answer: Answer, positions: int | None) -> dict[str, int]:
-    """Return by how many tokens a prompt is longer than the decoder has positions, if it is."""
-    excess = answer.entered[0] - (positions or inf)
+    """Return by how many tokens the longest prompt of an answer exceeds the decoder's positions, if it does."""
+    excess = max([answer.entered[0], *answer.later_prompts]) - (positions or inf)
     return {"overflow": excess} if excess > 0 else {}
 
 

@@ -74,6 +74,7 @@ def converse(
             answer,
             text=[*said, *(its.text for its in again)],
             reread=[its.visual for its in again],
+            later_prompts=[its.entered[0] for its in again],
             failed=reason,
         )
         for answer, said, again, reason in zip(answers, texts, others, failed, strict=True)

@@ -348,13 +348,18 @@ def _answer(model, task: str, folder: Path, directory: Path) -> None:
 
 
 def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[Session, dict[str, dict | None]]:
-    """The session and by task the record of an earlier run, if there is one; the data of the others are there."""
+    """The session and by task the record of an earlier run, if there is one; the data of the others are there.
+
+    Only the first rank looks at records, whose data it hashes; the others are told what is left to do.
+    """
     # Where no run has a record this one has none either, and is refused before torch is imported.
     new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
     for task in new:
         data.require(task, config.data.root)
         _generation(task)
     session = Session(config)
+    if not ranks.first():
+        return session, {}
     found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
     for task, record in found.items():
         if record is None and task not in new:
@@ -401,7 +406,11 @@ def _made_with(session: Session, task: str, folder: Path, data_hash: str | None)
 
 
 def _journal(session: Session, task: str, folder: Path, directory: Path) -> journal.Journal:
-    made_with = _made_with(session, task, folder, session.data_identity(task, folder).data_hash)
+    """Open a task's journal, in all ranks; the first one says what its answers are made with."""
+    made_with = None
+    if ranks.first():  # a hash of all data is the work of minutes, and the same in every rank
+        made_with = _made_with(session, task, folder, session.data_identity(task, folder).data_hash)
+    made_with = ranks.exchange(made_with)[0]
     return journal.Journal(directory, task, made_with, _begun(session))
 
 
@@ -586,10 +595,7 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
                 cli_args=argparse.Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
             )
     except RetryError as error:  # how lmms-eval reports a data set that does not load
-        reason = str(error.last_attempt.exception()).split("\n")[0]
-        raise UsageError(
-            f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
-        ) from error
+        raise lmms_names.not_loaded(task, error.last_attempt.exception()) from error
 
 
 def _follows(task: str, samples: list[dict], score: float | None) -> bool:

@@ -176,8 +176,11 @@ class Guard:
         check_scores(self.method, self._scores)
 
     def _stop(self, module, args, output) -> None:
-        """End a call, after an exception too: a forward hook of the model. The guard holds no cache from then on."""
-        self._running, self._cache = False, None
+        """End a call, after an exception too: a forward hook of the model.
+
+        The guard holds no cache from then on, and no scores by which a later call would be judged.
+        """
+        self._running, self._cache, self._scores = False, None, []
 
     def _knows(self, number: int) -> bool:
         """Tell whether `lengths` counts for a layer: a method before the decoder does not know of one inside it."""

@@ -298,12 +298,18 @@ def loading(task: str) -> Iterator[None]:
 
     try:
         yield
-    except (RetryError, OSError, ValueError) as error:
-        cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
-        reason = str(cause).split("\n")[0]
-        raise UsageError(
-            f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
-        ) from error
+    except RetryError as error:
+        raise not_loaded(task, error.last_attempt.exception()) from error
+    except (OSError, ValueError) as error:
+        raise not_loaded(task, error) from error
+
+
+def not_loaded(task: str, cause: BaseException) -> UsageError:
+    """Return the error that tells of a task whose data set does not load."""
+    reason = str(cause).split("\n")[0]
+    return UsageError(
+        f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
+    )
 
 
 @contextmanager

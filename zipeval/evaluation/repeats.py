@@ -26,20 +26,23 @@ def merged(costs: list[Cost], texts: list[Any]) -> Cost:
     """Return what a sample cost.
 
     That of its only answer; of several the first one's prompt, all tokens and seconds, and every answer with its own.
-    A sample of which some prompt could not be decoded has failed.
+    A sample has failed where one of its answers has, since no score is right that counts an answer that is not there;
+    the record then tells of the others all the same.
 
     Args:
         costs: those of its requests.
         texts: their answers, before any filter.
     """
+    if len(costs) == 1:
+        return costs[0]
     failed = next((cost for cost in costs if "error" in cost), None)
-    if len(costs) == 1 or failed:
-        return failed or costs[0]
-    first = costs[0]
+    first = failed or costs[0]
     answers = [
         {"text": text, **{name: cost[name] for name in cost if name in ALWAYS or cost[name] != first.get(name)}}
         for text, cost in zip(texts, costs, strict=True)
     ]
+    if failed:
+        return {**failed, "answers": answers}
     # A sample's share of its batch's seconds is `latency` / `batch`.
     seconds = sum(cost["latency"] / cost["batch"] for cost in costs) * first["batch"]
     return {
