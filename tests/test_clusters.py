@@ -26,7 +26,12 @@ from zipeval.runner import run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm.sh"
 METHODS, BUDGETS = ("visionzip", "fastv", "sparsevlm"), (48, 16)
-EACH = ["limit=200", "batch_size=2", "runner.workers=1"]  # for some seconds, in which a job can be stopped
+EACH = [
+    "limit=200",
+    "batch_size=2",
+    "runner.workers=1",
+    "bound=none",
+]  # for some seconds, in which a job can be stopped
 SWEEP = [f"method={','.join(METHODS)}", f"tokens={','.join(map(str, BUDGETS))}", *EACH, "sweep.group_by=none"]
 ON_SLURM = ["+launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
 ON_RAY = ["+launcher=ray", "hydra.launcher.ray.remote.num_gpus=0"]

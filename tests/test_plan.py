@@ -37,8 +37,8 @@ def lines(name):
 
 
 def plan(monkeypatch, capsys, *arguments):
-    """What `zipeval plan` prints."""
-    monkeypatch.setattr(sys, "argv", ["zipeval", "plan", *arguments])
+    """What `zipeval plan` prints, of these runs without upper bounds."""
+    monkeypatch.setattr(sys, "argv", ["zipeval", "plan", *arguments, "bound=none"])
     capsys.readouterr()
     main()
     return capsys.readouterr().out
@@ -164,7 +164,10 @@ def test_a_plan_foretells_what_is_measured(monkeypatch, capsys, tmp_path):
     sweep = ["method=fastv,visionzip", "tokens=48,16"]
     before = plan(monkeypatch, capsys, *sweep)
     assert {*hours(before).values()} == {"-"}
-    assert "4 of 4 runs are not measured. `zipeval run -m method=fastv,visionzip tokens=48,16 limit=128`" in before
+    assert (
+        "4 of 4 runs are not measured. `zipeval run -m method=fastv,visionzip tokens=48,16 bound=none limit=128`"
+        in before
+    )
     (path,) = runner.run(compose(["method=fastv", "tokens=16", "limit=4", "batch_size=2"]))
     record = records.read(path)
     said = plan(monkeypatch, capsys, *sweep, "limit=4")

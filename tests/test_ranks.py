@@ -108,7 +108,7 @@ def test_only_the_first_process_hashes_data(miniatures, tmp_path):
 def test_what_fails_in_one_rank_ends_all_with_one_message(who, place, raised, tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
-    settings = ["run", "method=visionzip", "tokens=16", "limit=2", f"results={tmp_path}/runs"]
+    settings = ["run", "method=visionzip", "tokens=16", "limit=2", "bound=none", f"results={tmp_path}/runs"]
     done = torchrun(str(script), *settings, WHO=str(who), PLACE=place, RAISED=raised)
     assert done.returncode == 1  # torchrun's own
     assert f"exitcode  : {2 if raised == 'refused' else 1} " in done.stderr
@@ -118,7 +118,7 @@ def test_what_fails_in_one_rank_ends_all_with_one_message(who, place, raised, tm
 
 def test_a_sweep_goes_on_after_what_all_ranks_refuse(tmp_path):
     """With a single question, which is of the second rank's share."""
-    sweep = ["run", "-m", "method=visionzip", "tokens=9999,16", "limit=1", f"results={tmp_path}/runs"]
+    sweep = ["run", "-m", "method=visionzip", "tokens=9999,16", "limit=1", "bound=none", f"results={tmp_path}/runs"]
     done = torchrun("-m", "zipeval", *sweep)
     assert done.stderr.count("tokens=9999: ") == 1
     ((_, samples, pictures),) = kept(tmp_path / "runs").values()

@@ -74,7 +74,7 @@ def asked(tmp_path, monkeypatch):
 
 def command(*arguments):
     """A process that does what `zipeval` does, with the method above."""
-    script = WORKING.format(tests=str(Path(__file__).parent), arguments=["run", *arguments])
+    script = WORKING.format(tests=str(Path(__file__).parent), arguments=["run", *arguments, "bound=none"])
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -224,7 +224,7 @@ def test_a_run_whose_preprocessing_raises_in_a_worker_ends_and_goes_on(tmp_path,
         "from zipeval.cli", "import test_resuming; test_resuming.raise_in_preparation()\nfrom zipeval.cli"
     )
     settings = [*METHOD, f"limit={LIMIT}", f"batch_size={BATCH}", f"results={tmp_path}/runs"]
-    arguments = ["run", *settings]
+    arguments = ["run", *settings, "bound=none"]
     process = subprocess.Popen(
         [sys.executable, "-c", script.format(tests=str(Path(__file__).parent), arguments=arguments)],
         stderr=subprocess.PIPE,
@@ -324,7 +324,7 @@ def test_two_ranks_go_on_from_what_both_have(tmp_path, asked):
     """Of a run that was stopped with an answer of either rank; one process alone ends it, with pictures and all."""
     settings = ["method=visionzip", "tokens=16", f"limit={LIMIT}", "batch_size=4"]
     run(compose([*settings, f"results={tmp_path}/whole"]))
-    sweep = [*TORCHRUN, "-m", "zipeval", "run", *settings, f"results={tmp_path}/two"]
+    sweep = [*TORCHRUN, "-m", "zipeval", "run", *settings, "bound=none", f"results={tmp_path}/two"]
     with subprocess.Popen(sweep, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
         wait_for(lambda: any(answers(tmp_path / "two", 1)) and any(answers(tmp_path / "two", 0)))
         os.killpg(process.pid, signal.SIGKILL)

@@ -46,7 +46,7 @@ made, _ = expand(sys.argv[1:])
 sweep.begin(made)
 sweep.Job(made)(made.cells[0])
 """
-SETTINGS = ["-m", "method=visionzip", "tokens=48,16,32", "limit=3", "batch_size=1"]
+SETTINGS = ["-m", "method=visionzip", "tokens=48,16,32", "limit=3", "batch_size=1", "bound=none"]
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def test_the_same_command_leaves_alone_what_another_process_is_at(tmp_path, monk
 
 def test_a_torn_state_is_told_beside_the_others(tmp_path, monkeypatch, capsys):
     failing(monkeypatch, {})
-    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1,2", "limit=4")
+    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1,2", "limit=4", "bound=none")
     (path,) = tmp_path.glob("results/runs/sweeps/*/000-*.json")
     path.write_text('{"status": "do')
     said = status(monkeypatch, capsys, "tiny")
@@ -147,7 +147,7 @@ def test_a_torn_state_is_told_beside_the_others(tmp_path, monkeypatch, capsys):
 def test_what_has_no_end_is_left(error, left, tmp_path, monkeypatch, capsys):
     """Only a run that was refused before anything started never will be answered."""
     failing(monkeypatch, {2: error} if error else {})
-    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=2", "limit=0,4")
+    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=2", "limit=0,4", "bound=none")
     said = status(monkeypatch, capsys, "tiny")
     assert ("Nothing is left to be answered." not in said) == left
     assert cells(said)["001-tiny_llava-visionzip-2"][1:3] == ["-" if left else "0", "4"]
@@ -183,7 +183,7 @@ def test_a_number_that_another_process_has_now():
 
 def test_what_failed_is_told_with_its_reason(tmp_path, monkeypatch, capsys):
     failing(monkeypatch, {2: RunError("two [red] failed")})
-    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1,2,3", "limit=0,4")
+    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1,2,3", "limit=0,4", "bound=none")
     said = status(monkeypatch, capsys, "tiny")
     assert said[0].endswith(": 6 runs, 2 done, 1 failed, 3 refused")
     assert "003-tiny_llava-visionzip-2: two [red] failed" in said

@@ -27,7 +27,7 @@ hydra:
 
 
 def planned(*arguments):
-    return expand(["-m", *arguments])[0]
+    return expand(["-m", *arguments, "bound=none"])[0]
 
 
 def run(monkeypatch, directory, *arguments):
@@ -217,7 +217,7 @@ def test_what_one_run_fails_with_is_told_and_the_others_go_on(
     failures, code, expected, group_by, tmp_path, monkeypatch, capsys
 ):
     failing(monkeypatch, failures)
-    settings = ["-m", "method=visionzip", "tokens=1,2,3", f"sweep.group_by={group_by}"]
+    settings = ["-m", "method=visionzip", "tokens=1,2,3", f"sweep.group_by={group_by}", "bound=none"]
     assert run(monkeypatch, tmp_path, *settings) == code
     assert statuses(tmp_path) == expected
     said = capsys.readouterr().err
@@ -232,7 +232,7 @@ def test_what_one_run_fails_with_is_told_and_the_others_go_on(
 @pytest.mark.parametrize("group_by", sweep.GROUPINGS)
 def test_a_sweep_that_is_told_to_stop_begins_nothing_else(group_by, tmp_path, monkeypatch, capsys):
     seen = failing(monkeypatch, {2: Stopped("two is stopped")})
-    settings = ["-m", "method=visionzip", "tokens=1,2,3", f"sweep.group_by={group_by}"]
+    settings = ["-m", "method=visionzip", "tokens=1,2,3", f"sweep.group_by={group_by}", "bound=none"]
     assert run(monkeypatch, tmp_path, *settings) == 130
     assert seen == [1, 2]
     assert statuses(tmp_path) == ["done", "stopped"]
@@ -241,7 +241,7 @@ def test_a_sweep_that_is_told_to_stop_begins_nothing_else(group_by, tmp_path, mo
 
 def test_what_is_refused_before_it_starts_is_told_with_the_rest(tmp_path, monkeypatch, capsys):
     seen = failing(monkeypatch, {})
-    assert run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1", "limit=0,2") == 2
+    assert run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1", "limit=0,2", "bound=none") == 2
     assert seen == [1]
     assert statuses(tmp_path) == ["refused", "done"]
     assert "zipeval: limit=0: expected" in capsys.readouterr().err
@@ -264,7 +264,7 @@ def test_a_job_that_died_is_told(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("torn", ["", '{"status": "done', "{}", "null"])
 def test_a_torn_state_is_as_none(torn, tmp_path, monkeypatch):
-    settings = ["-m", "method=visionzip", "tokens=1,2"]
+    settings = ["-m", "method=visionzip", "tokens=1,2", "bound=none"]
     failing(monkeypatch, {})
     assert run(monkeypatch, tmp_path, *settings) == 0
     next(tmp_path.glob("results/runs/sweeps/*/000-*.json")).write_text(torn)
@@ -291,7 +291,17 @@ def test_a_bug_in_one_of_several_ranks_ends_it(tmp_path, monkeypatch):
 
 def test_a_killed_sweep_continues(tmp_path):
     """SIGKILL while its second run is under way."""
-    command = [sys.executable, "-m", "zipeval", "run", "-m", "method=visionzip", "tokens=48,16", "limit=3"]
+    command = [
+        sys.executable,
+        "-m",
+        "zipeval",
+        "run",
+        "-m",
+        "method=visionzip",
+        "tokens=48,16",
+        "limit=3",
+        "bound=none",
+    ]
     script = (
         "import os, signal, sys\nfrom zipeval import cli, runner\nevaluate = runner.run\n"
         "def run(config):\n    if config.tokens == 16:\n        os.kill(os.getpid(), signal.SIGKILL)\n"

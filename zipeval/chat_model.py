@@ -194,6 +194,7 @@ class ZipEval(lmms):
             for visual in (answer.visual, *answer.reread):
                 self._check_budget(request, answer.pictures, visual)
             self.measured[RequestKey.of(request)] = {
+                "pictures": question.picture_hashes,
                 "crops": [picture.crops for picture in answer.pictures],
                 "visual_tokens": answer.visual,
                 "prompt_tokens": answer.entered[0],

@@ -7,10 +7,10 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from zipeval import __version__, ranks
+from zipeval import __version__, command_help, ranks
 from zipeval.errors import RunError, Stopped, UsageError, did_you_mean
 
 HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
@@ -30,6 +30,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                [epochs=1] [lr=1e-3] [batch_size=16] [accumulate=N]
                                                    train the projector for so few tokens (VisionZip‡)
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
+                      [sample=N [task=TASK]]       one of its questions, and the answers of it and of the upper bound
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
   zipeval analyze redundancy [model=MODEL] [images=DIR] [limit=N] out=DIR
@@ -48,7 +49,7 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
                                                    what there is to choose from
   zipeval doctor                                   what will work on this machine and what will not
 
-zipeval run --help shows every setting.
+`zipeval COMMAND --help` shows what a command takes, and what it means.
 """
 GROUPS = {
     "model": "models",
@@ -93,6 +94,9 @@ def _execute() -> int:
     try:
         if command not in COMMANDS:
             raise UsageError(f"{command}: no such command.{did_you_mean(command, COMMANDS)}")
+        if {"-h", "--help"} & {*arguments}:
+            print(command_help.text(command), end="")
+            return 0
         COMMANDS[command](arguments)
         ranks.leave()
     except (UsageError, RunError) as error:
@@ -130,12 +134,12 @@ def run(arguments: list[str]) -> None:
     refused: list[UsageError | RunError] = []
 
     def job(config) -> None:
-        from zipeval.sweep import evaluate
+        from zipeval.config import with_tasks
 
-        config = OmegaConf.to_object(config)
+        config = with_tasks(OmegaConf.to_object(config))
         try:
             _check_projector(config)
-            evaluate(config)
+            _evaluate(config)
         except (UsageError, RunError) as error:  # Hydra would tell of it too
             refused.append(error)
 
@@ -145,6 +149,44 @@ def run(arguments: list[str]) -> None:
         raise explain(error, arguments) from error
     if refused:
         raise refused[0]
+
+
+def _evaluate(config) -> None:
+    """Evaluate a run and its upper bound, and print their table.
+
+    Raises:
+        UsageError, RunError: as the runs do. A run that cannot be is refused before its upper bound is evaluated.
+    """
+    from zipeval import runner
+    from zipeval.evaluation.upper_bound import describe, upper_bound
+    from zipeval.sweep import evaluate
+
+    bound, evaluated = upper_bound(config), []
+    if bound:
+        runner.check_feasible(config)
+        if ranks.first():
+            print(describe(config), file=sys.stderr)
+        evaluated = evaluate(bound)
+    evaluated += evaluate(config)
+    if config.bound == "auto":
+        _print_tables(config.results, evaluated)
+
+
+def _print_tables(results: str, evaluated: list[str]) -> None:
+    """Print the percentages of what a command evaluated, in the first process, and what to do next.
+
+    Args:
+        evaluated: paths of the records.
+    """
+    from zipeval.render import render
+    from zipeval.tables import tables
+
+    if not evaluated:  # ranks other than the first
+        return
+    elsewhere = [] if results == "results/runs" else [f"results={results}"]
+    print("\n" + render(tables(results, paths=evaluated)))
+    next_command = shlex.join(["zipeval", "table", *elsewhere, "statistics=true"])
+    print(f"\nNext: `{next_command}` adds 95% intervals; `{shlex.join(['zipeval', 'report', *elsewhere])}` shows more.")
 
 
 def _check_projector(config) -> None:
@@ -179,6 +221,8 @@ def expand(arguments: list[str]):
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from zipeval.config import with_tasks
+    from zipeval.evaluation.upper_bound import with_upper_bounds
     from zipeval.sweep import GROUPINGS
     from zipeval.sweep import plan as plan_sweep
 
@@ -199,11 +243,11 @@ def expand(arguments: list[str]):
             parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params + asked)
             _check_swept(parsed)
             (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-            composed = [(its, OmegaConf.to_object(hydra_compose("run", search + its))) for its in runs]
+            composed = [(its, with_tasks(OmegaConf.to_object(hydra_compose("run", search + its)))) for its in runs]
             label = next((o.value() for o in parsed if o.key_or_group in SWEEPS), None)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments) from error
-    return plan_sweep(label, _command(arguments), composed, group_by), launching
+    return plan_sweep(label, _command(arguments), with_upper_bounds(composed), group_by), launching
 
 
 def _check_swept(overrides: list) -> None:
@@ -226,7 +270,7 @@ def _launch(sweep, launching: list[str]) -> None:
     import hydra
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    from zipeval.sweep import Job, begin, end, lost
+    from zipeval.sweep import Job, begin, end, evaluated, lost
 
     for choice in launching:
         if choice.endswith(("launcher=slurm", "launcher=submitit_slurm")) and not shutil.which("srun"):
@@ -246,6 +290,8 @@ def _launch(sweep, launching: list[str]) -> None:
         raise lost(sweep, str(error).strip().splitlines()[0]) from error
     if ranks.first():
         end(sweep)
+        if all(cell.config.bound == "auto" for cell in sweep.cells):
+            _print_tables(sweep.results, evaluated(sweep))
 
 
 def _launchers_errors() -> tuple[type[Exception], ...]:
@@ -282,7 +328,7 @@ def status(arguments: list[str]) -> None:
     from zipeval.status import status as show
 
     names = [a for a in arguments if "=" not in a]
-    given = settings("status", [a for a in arguments if "=" in a], ("results",))
+    given = settings("status", [a for a in arguments if "=" in a])
     if len(names) > 1:
         raise UsageError(f"status {' '.join(names)}: name one sweep, or none to list all.")
     show(names[0] if names else None, given.get("results", "results/runs"))
@@ -386,7 +432,7 @@ def table(arguments: list[str]) -> None:
     from zipeval.render import render
     from zipeval.tables import tables
 
-    given = settings("table", arguments, ("results", "task", "table", "source", "format", "statistics"))
+    given = settings("table", arguments)
     results, source, layout = given.get("results"), given.get("source", "records"), given.get("table")
     statistics = choice(given, "statistics", ("false", "true")) == "true"
     if choice({"source": source}, "source", ("records", "paper")) == "paper" and not layout:
@@ -403,12 +449,16 @@ def table(arguments: list[str]) -> None:
     print(render(found, given.get("format", "markdown")))
 
 
-def settings(command: str, arguments: list[str], known: tuple[str, ...]) -> dict[str, str]:
+def settings(command: str, arguments: list[str], known: Collection[str] = ()) -> dict[str, str]:
     """The NAME=VALUE of a command that Hydra has no part in.
+
+    Args:
+        known: the names that it takes; by default those that its help shows.
 
     Raises:
         UsageError: for a name that it does not know.
     """
+    known = known or command_help.COMMANDS[command].settings
     given = dict(a.partition("=")[::2] for a in arguments)
     for name in given.keys() - set(known):
         raise UsageError(f"{name}: no such setting of `zipeval {command}`.{did_you_mean(name, known)}")
@@ -429,23 +479,34 @@ def choice(given: dict[str, str], name: str, known: tuple[str, ...]) -> str:
 
 def show(arguments: list[str]) -> None:
     """`zipeval show RUN_ID`."""
-    from zipeval.show import show as print_run
+    from zipeval import show as shown
 
+    arguments = _without_dashes(arguments)
     names = [a for a in arguments if "=" not in a]
-    given = settings("show", [a for a in arguments if "=" in a], ("results",))
+    given = settings("show", [a for a in arguments if "=" in a])
     if len(names) != 1:
         raise UsageError(
             f"{' '.join(['show', *names])}: name one run, `zipeval show RUN_ID`, or the beginning of its name."
         )
-    print_run(names[0], given.get("results", "results/runs"))
+    results = given.get("results", "results/runs")
+    if "sample" in given:
+        if not given["sample"].isdecimal():
+            raise UsageError(f"sample={given['sample']}: expected the number of a sample, such as sample=17.")
+        shown.show_sample(names[0], results, int(given["sample"]), given.get("task"))
+    elif "task" in given:
+        raise UsageError(f"task={given['task']}: it needs sample=, the number of one of its samples.")
+    else:
+        shown.show(names[0], results)
 
 
 def report(arguments: list[str]) -> None:
     """`zipeval report`."""
     from zipeval.report import report as make
 
-    given = settings("report", arguments, ("results", "out", "plots"))
+    given = settings("report", arguments)
     out, plots = given.get("out", "report.html"), given.get("plots")
+    if not out.endswith((".html", ".htm")):
+        raise UsageError(f"out={out}: a report is a page. Name a file that ends with .html, such as out=report.html.")
     written = make(
         given.get("results", "results/runs"), Path(out).expanduser(), Path(plots).expanduser() if plots else None
     )
@@ -461,7 +522,7 @@ def analyze(arguments: list[str]) -> None:
                 f"{argument}: `zipeval analyze` has no use for it, it looks at the model as it is. Leave it out."
             )
     own = [a for a in arguments[1:] if a not in model]
-    given = settings("analyze redundancy", own, ("images", "limit", "out", "model"))
+    given = settings("analyze", own)
     if arguments[:1] != ["redundancy"] or not given.get("out"):
         raise UsageError(
             f"{' '.join(['analyze', *arguments])}: say what of and where to, "
@@ -483,8 +544,7 @@ def analyze(arguments: list[str]) -> None:
 
 def visualize(arguments: list[str]) -> None:
     """`zipeval visualize IMAGE QUESTION`."""
-    own = ("method", "tokens", "out")
-    known = (*own, "model", "budget", "packing", "seed", "projector")
+    own, known = ("method", "tokens", "out"), command_help.COMMANDS["visualize"].settings
     image, question, *rest = [*arguments, "", ""]
     if not question or any(a.partition("=")[0] in known for a in (image, question)):
         raise UsageError(
@@ -492,7 +552,7 @@ def visualize(arguments: list[str]) -> None:
             "`zipeval visualize photo.jpg 'What is this?'`."
         )
     of_model, of_method = ([a for a in rest if a.startswith(f"{group}.")] for group in ("model", "method"))
-    given = settings("visualize", [a for a in rest if a and a not in (*of_model, *of_method)], known)
+    given = settings("visualize", [a for a in rest if a and a not in (*of_model, *of_method)])
     if "," in given.get("tokens", ""):
         raise UsageError(f"tokens={given['tokens']}: a picture is of one budget. Run it for each.")
     named = [*dict.fromkeys(given.get("method", "").split(","))]
@@ -527,7 +587,7 @@ def baseline(arguments: list[str]) -> None:
     """`zipeval baseline`."""
     from zipeval.baseline import write
 
-    given = settings("baseline", arguments, ("results", "out"))
+    given = settings("baseline", arguments)
     if given.get("out") == "":
         raise UsageError("out=: name the file to write, such as out=results/baselines/shapes.json.")
     out = Path(given.get("out", "results/baselines/shapes.json")).expanduser()
@@ -541,8 +601,7 @@ def check(arguments: list[str]) -> None:
     """`zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
     from zipeval import gate
 
-    known = ("against", "max_drop", "allow_other_code", "junit", "format", "results")
-    given = settings("check", _without_dashes(arguments), known)
+    given = settings("check", _without_dashes(arguments))
     for name, value in given.items():
         if not value:
             raise UsageError(f"--{name.replace('_', '-')}: needs a value. `zipeval --help` shows what there is.")
@@ -707,10 +766,12 @@ def compose(overrides: list[str]):
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from zipeval.config import with_tasks
+
     _register_schema()
     try:
         with initialize_config_module("zipeval.configs", version_base="1.3"):
-            return OmegaConf.to_object(hydra_compose("run", overrides))
+            return with_tasks(OmegaConf.to_object(hydra_compose("run", overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
 
@@ -748,8 +809,20 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
     return _told(cause, arguments)
 
 
+def _ambiguous(cause: BaseException, arguments: list[str]) -> UsageError | None:
+    """Return what to say of several values without -m; None for another refusal of Hydra's."""
+    for argument in arguments:
+        if f"Ambiguous value for argument '{argument}'" in str(cause):
+            name, _, value = argument.partition("=")
+            brackets = f", or write '{name}=[{value}]' for one run with all of them" if name == "tasks" else ""
+            return UsageError(f"{argument}: several values make a sweep. Add -m: `zipeval run -m ...`{brackets}.")
+    return None
+
+
 def _told(cause: BaseException, arguments: list[str]) -> UsageError:
     """What an override was refused for, of which nothing more is known than what Hydra says."""
+    if ambiguous := _ambiguous(cause, arguments):
+        return ambiguous
     reason = str(cause).splitlines()[0]
     for launcher, extra in LAUNCHERS.items():
         if f"'hydra/launcher/{launcher}'" in reason:

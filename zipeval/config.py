@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -28,7 +29,8 @@ class ModelConfig:
     Attributes:
         name: as on the command line and in tables.
         family: the file below zipeval/models/ that knows this architecture.
-        hub: Hugging Face id; `revision` pins a commit of it.
+        hub: Hugging Face id.
+        revision: a commit of it; None: the newest.
         embedded: folder below zipeval/embedded/ for checkpoints that ship with the package.
         path: a local directory in the Hugging Face layout, used instead of either.
         dtype: auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16 or float16.
@@ -111,13 +113,15 @@ class RunConfig:
         budget: what `tokens` counts in methods that act inside the language model: see zipeval/budget.py.
         packing: how a method before the language model packs LLaVA-NeXT's tiles: published (VisionZip's, without row
             ends) or newline (with them).
-        tasks: lmms-eval task names.
+        projector: file of method=visionzip_tuned; None: where `zipeval tune` leaves it.
+        tasks: lmms-eval task names; None: those of the suite that fits the model, see `fitting_suite`.
         limit: samples of each task, all by default.
         batch_size: prompts in one generate call; auto: as many as fit. Halved where memory runs out.
         runner: see RunnerConfig.
         seed: of everything random.
         judge: see JudgeConfig.
         data: see DataConfig.
+        bound: auto: evaluate the upper bound too, where its records are missing; none: leave it out.
         results: directory below which every run gets its own.
         logger: null, or wandb: see zipeval/logger.py.
     """
@@ -128,18 +132,23 @@ class RunConfig:
     budget: str = "paper"
     packing: str = "published"
     projector: str | None = None
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] | None = None
     limit: int | None = None
     batch_size: Any = "auto"
     seed: int = 0
     runner: RunnerConfig = field(default_factory=RunnerConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    bound: str = "auto"
     results: str = "results/runs"
     logger: str | None = None
 
 
+VIDEO_FAMILIES = ("video_llava",)  # whose papers' benchmarks are videos
 PACKINGS = ("published", "newline")
+BOUNDS = ("auto", "none")
+# Of a run's configuration, what its answers do not depend on: with another batch size the same sweep continues.
+CIRCUMSTANCES = ("results", "logger", "batch_size", "runner", "bound")
 REUSES = ("none", "features", "prefix")
 CHOICES = {
     "budget": BUDGETS,
@@ -151,6 +160,7 @@ CHOICES = {
     "model.quantization": ("none", "8bit", "4bit"),
     "model.device_map": (None, "auto"),
     "runner.reuse": REUSES,
+    "bound": BOUNDS,
     "logger": (None, "wandb"),
 }
 
@@ -164,6 +174,7 @@ def check(config: RunConfig) -> RunConfig:
     Raises:
         UsageError: for a value out of range.
     """
+    config = with_tasks(config)
     _check_numbers(config)
     for name, choices in CHOICES.items():
         value = reduce(getattr, name.split("."), config)
@@ -178,6 +189,28 @@ def check(config: RunConfig) -> RunConfig:
     if not config.tasks:
         raise UsageError("tasks=[]: name at least one task, such as tasks=[zipeval_shapes], or a suite=.")
     return _with_projector(_with_budget(_with_judge(config)))
+
+
+def with_tasks(config: RunConfig) -> RunConfig:
+    """Return a configuration that names its tasks: where it names none, those of the suite that fits its model."""
+    if config.tasks is not None:
+        return config
+    from omegaconf import OmegaConf
+
+    import zipeval.configs
+
+    file = Path(zipeval.configs.__path__[0], "suite", f"{fitting_suite(config.model)}.yaml")
+    return replace(config, tasks=list(OmegaConf.load(file).tasks))
+
+
+def fitting_suite(model: ModelConfig) -> str:
+    """Return the suite that a model is evaluated on when none is named.
+
+    The embedded checkpoints know nothing but the shapes that they were trained on; other models know no shapes.
+    """
+    if model.embedded:
+        return "shapes"
+    return "quick_video" if model.family in VIDEO_FAMILIES else "quick"
 
 
 def _check_numbers(config: RunConfig) -> None:
@@ -258,6 +291,11 @@ def _nodes(name: str, method: dict) -> Iterator[tuple[str, dict]]:
             yield from _nodes(f"{name}.{option}", value)
 
 
+def run_identity(config: RunConfig) -> str:
+    """Return what two runs of a sweep are told apart by, before any checkpoint is looked at."""
+    return json.dumps({k: v for k, v in asdict(config).items() if k not in CIRCUMSTANCES}, sort_keys=True)
+
+
 def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
     """A readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
 
@@ -284,7 +322,7 @@ def recorded(config: RunConfig, judged: bool = False) -> dict:
     """The part of a configuration that its records keep, the judge where the task has one."""
     kept = asdict(config)
     # A record is per task, whoever else is told of it; the method has the projector.
-    for name in ("tasks", "results", "logger", "projector"):
+    for name in ("tasks", "results", "logger", "projector", "bound"):
         kept.pop(name)
     if judged:
         kept["judge"]["url"] = public_url(config.judge.url)

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from zipeval import benchmarks
 from zipeval.benchmarks import Source
-from zipeval.errors import UsageError
+from zipeval.errors import NotHereError, UsageError
 from zipeval.hub import reachable
 from zipeval.utils import content_hash
 
@@ -44,11 +44,11 @@ def fingerprint(task: str, root: str | None) -> str | None:
 
 
 def require(task: str, root: str | None) -> None:
-    """Raises UsageError where a task's data is damaged, or neither here nor can be downloaded; says how to get it."""
+    """Raises NotHereError where a task's data is damaged, or neither here nor can be downloaded; says how to get it."""
     for source in sources(task):
         state, reason = examine(source, root)
         if state != PRESENT and (copy_of(source.dataset, root) or not reachable()):
-            raise UsageError(f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}.")
+            raise NotHereError(f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}.")
 
 
 def examine(source: Source, root: str | None) -> tuple[str, str]:

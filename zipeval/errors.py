@@ -10,6 +10,10 @@ class UsageError(Exception):
     """A refused request; exit code 2. Its message names the argument, the value and the next command."""
 
 
+class NotHereError(UsageError):
+    """Weights or data that a run needs are not on this machine and cannot be fetched."""
+
+
 class Held(UsageError):
     """Another process answers this task."""
 

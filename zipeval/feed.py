@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from zipeval.engine.images import PIXELS, joined
 from zipeval.engine.ragged import left_padded
 from zipeval.errors import MediaError, RunError, UsageError
+from zipeval.media import picture_hash
 
 AHEAD = 64  # questions that the workers are ahead, together
 MOST_WORKERS = 8
@@ -44,6 +45,7 @@ class Question:
         number: which of the requests it is.
         inputs: the processor's, of this prompt alone; empty if its image or video cannot be decoded.
         kinds: image or video, of each of its pictures in reading order.
+        picture_hashes: of its pictures, likewise, as they were decoded.
         keys: of its pictures, likewise: equal for what the encoder cannot tell apart. Empty if nobody asked.
         error: why it cannot be decoded.
     """
@@ -51,6 +53,7 @@ class Question:
     number: int
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     kinds: list[str] = field(default_factory=list)
+    picture_hashes: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     error: str | None = None
 
@@ -112,9 +115,13 @@ class _Questions(Dataset):
             messages = self.session.decoded(self.messages(number))
         except MediaError as error:
             return Question(number, error=str(error))
-        parts = [part["type"] for message in messages for part in message["content"]]
-        inputs = dict(self.session.inputs([messages]))
-        question = Question(number, inputs, [kind for kind in parts if kind in PIXELS])
+        pictures = [part for message in messages for part in message["content"] if part["type"] in PIXELS]
+        question = Question(
+            number,
+            inputs=dict(self.session.inputs([messages])),
+            kinds=[part["type"] for part in pictures],
+            picture_hashes=[picture_hash(part["url"]) for part in pictures],
+        )
         if self.keyed:
             question.keys = [_digest(kind, its) for kind, its in question.pictures()]
         return question

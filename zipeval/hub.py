@@ -6,14 +6,14 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from zipeval.config import ModelConfig
-from zipeval.errors import UsageError
+from zipeval.errors import NotHereError
 
 
 def snapshot(config: ModelConfig) -> Path:
     """The snapshot in the Hugging Face cache, downloaded first where the hub can be reached.
 
     Raises:
-        UsageError: if the hub does not give it; says why.
+        NotHereError: if the hub does not give it; says why.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
@@ -22,7 +22,7 @@ def snapshot(config: ModelConfig) -> Path:
     try:
         return Path(snapshot_download(**wanted))
     except (HTTPError, HFValidationError, OSError) as error:
-        raise UsageError(_explain(error, config)) from error
+        raise NotHereError(_explain(error, config)) from error
 
 
 def reachable() -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -91,9 +91,11 @@ def agreed() -> Iterator[None]:
 
 def leave() -> None:
     """Wait for the others, as an exit code other than 0 makes torchrun end them, and close what connects us."""
-    if here().count > 1:
-        _exchange(None, None)
-        _joined().destroy_process_group()
+    if here().count == 1:
+        return
+    with suppress(RuntimeError):  # one that waited no longer has gone already: there is nobody left to wait for
+        _joined().barrier()
+    _joined().destroy_process_group()
 
 
 @contextmanager

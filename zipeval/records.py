@@ -28,8 +28,10 @@ from uuid import uuid4
 
 from zipeval.errors import RunError, UsageError
 
-SCHEMA = 5
-READABLE = (4, SCHEMA)  # of 4, records have no directions, digests nor `from_samples`
+SCHEMA = 6
+# Of 4, records have no directions, digests nor `from_samples`. Of 4 and 5, samples have no `question`, `choices` and
+# `pictures`.
+READABLE = (4, 5, SCHEMA)
 ELSEWHERE = ("configs", "tasks", "published")  # in a checkout
 PACKAGES = (
     "zipeval",

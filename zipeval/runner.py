@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from numbers import Real
 from pathlib import Path
 from statistics import fmean
@@ -18,9 +18,11 @@ from zipeval import benchmarks, data, journal, logger, methods, models, projecto
 from zipeval.budget import Picture, Shape
 from zipeval.config import REUSES, RunConfig, check, recorded, run_id
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
-from zipeval.errors import BudgetError, Held, MediaError, RunError, Stopped, UsageError
+from zipeval.errors import BudgetError, Held, MediaError, NotHereError, RunError, Stopped, UsageError
 from zipeval.evaluation import data_identity, lmms_names, repeats, stack, task_scores
+from zipeval.evaluation.answer_choices import answer_choices
 from zipeval.evaluation.data_identity import DataIdentity
+from zipeval.evaluation.upper_bound import describe
 from zipeval.inference import generation
 from zipeval.lock import locked
 from zipeval.placement import machine, place
@@ -233,10 +235,43 @@ class Session:
         return self.load()[1].batch_decode(ids, skip_special_tokens=True)
 
 
-@ranks.agreed()
-def run(config: RunConfig) -> list[Path]:
-    """Evaluate what is not finished yet; returns the paths of all the run's records, of several ranks in the first."""
-    config = check(config)
+def check_feasible(config: RunConfig) -> None:
+    """Refuse a run that cannot be, as far as that shows before its weights are loaded.
+
+    Raises:
+        UsageError: as `run` does. For a model that is not on this machine, it tells of data sets that are not here
+            either, and of what would be evaluated.
+    """
+    try:
+        _prepare(check(config))
+    except NotHereError as error:
+        if config.model.embedded:
+            raise
+        raise UsageError("\nzipeval: ".join(_missing(config))) from error
+
+
+def _missing(config: RunConfig) -> list[str]:
+    """Return what has to be fetched before a run, and what the run evaluates then."""
+    checks = [partial(models.find, config.model)]
+    checks += [partial(data.require, task, config.data.root) for task in config.tasks]
+    missing = []
+    for check_one in checks:
+        try:
+            check_one()
+        except NotHereError as error:
+            missing.append(str(error))
+    return [*missing, f"With these, this command evaluates {describe(config)}."]
+
+
+def _prepare(config: RunConfig) -> tuple[Session, dict[str, dict | None], dict[str, Path], Path]:
+    """Return a run's session, its records of before, and the folders of its tasks and results; loads no weights.
+
+    Args:
+        config: in its normal form.
+
+    Raises:
+        UsageError: for what cannot run.
+    """
     logger.check(config.logger)
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
     for task in config.tasks:
@@ -244,6 +279,14 @@ def run(config: RunConfig) -> list[Path]:
     data.check_root(config.data.root)
     results = records.prepare(config.results)
     session, found = _open(config, folders, results)
+    return session, found, folders, results
+
+
+@ranks.agreed()
+def run(config: RunConfig) -> list[Path]:
+    """Evaluate what is not finished yet; returns the paths of all the run's records, of several ranks in the first."""
+    config = check(config)
+    session, found, folders, results = _prepare(config)
     judge = _tried_judge(session, found) if ranks.first() else None
     unanswered = ranks.exchange([task for task, record in found.items() if not record])[0]
     if not ranks.first():
@@ -606,7 +649,7 @@ def _follows(task: str, samples: list[dict], score: float | None) -> bool:
 
 
 def _sample(task: str, logged: dict, measured: dict, metric: str | None = None, higher_is_better: bool = True) -> dict:
-    """Return what is kept of a sample: the answer, its scores and what they came of, not the document.
+    """Return what is kept of a sample: question, answer, scores and what they came of, not the document.
 
     Args:
         metric: of which the sample's `score` is the value.
@@ -615,10 +658,13 @@ def _sample(task: str, logged: dict, measured: dict, metric: str | None = None, 
     sample = {
         "doc_id": logged["doc_id"],
         "question_hash": hashlib.sha256(json.dumps(question, default=str).encode()).hexdigest()[:16],
+        "question": lmms_names.question(logged),
         "target": logged["target"],
         "prediction": lmms_names.prediction(logged),
         **measured,
     }
+    if choices := answer_choices(logged["doc"]):
+        sample["choices"] = choices
     if task in PROTOCOLS:
         return pending(task, sample, logged["doc"])
     if known and known.sample:

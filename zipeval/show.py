@@ -15,9 +15,10 @@ from zipeval.console import NOTHING
 from zipeval.console import add as _add
 from zipeval.console import console as new_console
 from zipeval.console import table as _table
-from zipeval.errors import UsageError, closest
+from zipeval.errors import UsageError, closest, did_you_mean
 from zipeval.reporting.remarks import LOWER
 from zipeval.reporting.scored_samples import read_scored
+from zipeval.tables import UPPER_BOUND, upper_bound_of
 
 PROVENANCE = ("run_id", "model_revision", "git", "code", "machine", "versions", "resolved", "config")
 OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
@@ -51,6 +52,82 @@ def show(name: str, results: str) -> None:
     for table in (_scores(found), _tasks(found), _provenance(found)):
         console.print()
         console.print(table)
+
+
+def show_sample(name: str, results: str, doc_id: int, task: str | None = None) -> None:
+    """Print one sample of a run, and what the upper bound answers to it.
+
+    Args:
+        name: of the run, or as much of its beginning as no other run has.
+        results: directory of runs.
+        doc_id: number of the sample.
+        task: of the sample, where the run has several.
+
+    Raises:
+        UsageError: if there is no such run, task or sample.
+    """
+    directory = find(name, results)
+    record = _record_of_task(directory, task)
+    sample = _sample(record, doc_id)
+    lines = [("run", directory.name), ("task", record["task"]), ("sample", doc_id)]
+    for field in ("question", "choices", "target", "prediction", "score", "error", "unscored"):
+        if field in sample:
+            lines.append((field, _plain(sample[field])))
+    bound = upper_bound_of(record, results)
+    if bound and bound["run_id"] != record["run_id"]:
+        lines += [(f"{UPPER_BOUND}'s {field}", text) for field, text in _answer(_sample(bound, doc_id))]
+    if "visual_tokens" in sample:
+        lines.append(("visual tokens", _runs_of_equal(sample["visual_tokens"])))
+    lines += [(field, _plain(sample[field])) for field in ("prompt_tokens", "output_tokens") if field in sample]
+    picture = directory / f"{record['task']}.images" / f"{doc_id}.jpg"
+    lines.append(("pictures", ", ".join(sample.get("pictures", [])) or None))
+    lines.append(("picture file", picture if picture.exists() else None))
+    table = _table("sample", "", left=("sample", ""))
+    for field, text in lines:
+        _add(table, field, text)
+    new_console().print(table)
+
+
+def _record_of_task(directory: Path, task: str | None) -> dict:
+    """Return the record of a run's task; of its only one, if none is named."""
+    paths = {path.stem: path for path in sorted(directory.glob("*.json"))}
+    if task is None and len(paths) > 1:
+        raise UsageError(f"show {directory.name}: it has {len(paths)} tasks. Add task=, one of {', '.join(paths)}.")
+    if task is not None and task not in paths:
+        raise UsageError(f"task={task}: {directory.name} has no record of it.{did_you_mean(task, paths)}")
+    return records.read(paths[task] if task else next(iter(paths.values())))
+
+
+def _sample(record: dict, doc_id: int) -> dict:
+    """Return a sample by its number."""
+    samples = {sample["doc_id"]: sample for sample in read_scored(record)}
+    if doc_id not in samples:
+        numbers = f"from {min(samples)} to {max(samples)}"
+        raise UsageError(f"sample={doc_id}: {record['path']} has no such sample. Its numbers go {numbers}.")
+    return samples[doc_id]
+
+
+def _answer(sample: dict) -> list[tuple[str, str | None]]:
+    """Return what was answered, and what it is worth."""
+    return [("prediction", _plain(sample["prediction"])), ("score", _plain(sample.get("score")))]
+
+
+def _plain(value: Any) -> str | None:
+    """Return a value as text: a string as it is, all else as JSON; None for nothing."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _runs_of_equal(counts: list[int]) -> str:
+    """Return the visual tokens of every layer in short: `144 in layers 0-2, 16 in layers 3-5`."""
+    parts, first = [], 0
+    for layer in range(1, len(counts) + 1):
+        if layer == len(counts) or counts[layer] != counts[first]:
+            layers = f"layers {first}-{layer - 1}" if layer - 1 > first else f"layer {first}"
+            parts.append(f"{counts[first]} in {layers}")
+            first = layer
+    return ", ".join(parts)
 
 
 def find(name: str, results: str) -> Path:

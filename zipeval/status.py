@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from zipeval import console, records
-from zipeval.config import DataConfig, JudgeConfig, ModelConfig, RunConfig, RunnerConfig
+from zipeval.config import CIRCUMSTANCES, DataConfig, JudgeConfig, ModelConfig, RunConfig, RunnerConfig
 from zipeval.errors import UsageError, closest
 from zipeval.journal import answered
 from zipeval.protocols import PROTOCOLS
 from zipeval.samples import Pace, count, of_run, pace
 from zipeval.sweep import (
-    CIRCUMSTANCES,
     DONE,
     FAILED,
     FOLDER,

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from zipeval import __version__, ranks, records
-from zipeval.config import RunConfig, check, public_url
+from zipeval.config import RunConfig, check, public_url, run_identity, with_tasks
 from zipeval.errors import RunError, Stopped, UsageError
 from zipeval.lock import holder
 
@@ -31,8 +31,6 @@ FOLDER, PLAN = "sweeps", "plan.json"
 GROUPINGS = ("model", "none")
 RUNNING, DONE, FAILED, REFUSED, STOPPED = "running", "done", "failed", "refused", "stopped"
 RAISED = {FAILED: RunError, REFUSED: UsageError, STOPPED: Stopped}
-# Of the configuration, what a cell's records do not depend on: the same command with another batch size continues.
-CIRCUMSTANCES = ("results", "logger", "batch_size", "runner")
 ADJUSTED = 60  # seconds by which a clock that is set moves the birth of a process; no number is given again so soon
 
 
@@ -104,7 +102,7 @@ def plan(label: str | None, command: str, composed: list[tuple[list[str], RunCon
     groups: dict[str, int] = {}
     for overrides, config in composed:
         cell = _cell(overrides, config)
-        key = _identity(cell.config)
+        key = run_identity(cell.config)
         if key in cells:
             continue
         if cell.refusal is None:
@@ -127,6 +125,7 @@ def _cell(overrides: list[str], config: RunConfig) -> Cell:
             f"judge.url={public_url(url)}: a sweep's plan is a file, and what is secret in the address would stand in "
             "it. Leave it out, or run one setting after another, without -m."
         )
+    config = with_tasks(config)
     try:
         config = check(config)
     except UsageError as error:
@@ -134,10 +133,6 @@ def _cell(overrides: list[str], config: RunConfig) -> Cell:
     parts = (config.model.name, config.method["name"], config.tokens)
     name = "-".join(str(part) for part in parts if part is not None)
     return Cell(name, overrides, config, refusal=refusal)
-
-
-def _identity(config: RunConfig) -> str:
-    return json.dumps({k: v for k, v in asdict(config).items() if k not in CIRCUMSTANCES}, sort_keys=True)
 
 
 def begin(sweep: Sweep) -> None:
@@ -219,6 +214,12 @@ def end(sweep: Sweep) -> None:
         errors.append(lost(sweep, f"{open_ends} of {len(sweep.cells)} runs have no end"))
     if errors:
         _raise(errors)
+
+
+def evaluated(sweep: Sweep) -> list[str]:
+    """Return the paths of a sweep's records, of those of its cells that are done."""
+    states = [read_state(sweep.directory / f"{cell.name}.json") for cell in sweep.cells]
+    return [path for state in states if state for path in state["records"]]
 
 
 def _elsewhere(sweep: Sweep, cell: Cell, state: dict[str, Any]) -> str:

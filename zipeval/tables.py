@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -117,6 +117,7 @@ def tables(
     columns: list[str] | None = None,
     statistics: bool = False,
     methods: Sequence[str] = (),
+    paths: Collection[str] | None = None,
 ) -> list[Table]:
     """One for each setting in which models ran.
 
@@ -127,6 +128,7 @@ def tables(
         columns: of these benchmarks only, in this order.
         statistics: compare every run with its upper bound, sample by sample.
         methods: of these only, at each budget by itself, and in place of vanilla the first of them is the upper bound.
+        paths: of the records at these places only.
 
     Raises:
         UsageError: without records, without their upper bound, or with two records for one cell.
@@ -139,6 +141,7 @@ def tables(
                 and model in (None, record["config"]["model"]["name"])
                 and (columns is None or heading(record) in columns)
                 and (not methods or record["config"]["method"]["name"] in methods)
+                and (paths is None or record["path"] in paths)
             ):
                 settings.setdefault(_setting(record) + _budget(record) * bool(methods), []).append(record)
         except KeyError as error:
@@ -153,6 +156,18 @@ def tables(
     made = [_table(rs, task, columns, results, bound) for of in settings.values() for rs in _by_judge(of)]
     # Samples tell the main number only, which is the first of a task's.
     return [_compared(table, table.columns[:1] if task else table.columns) for table in made] if statistics else made
+
+
+def upper_bound_of(record: Record, results: str) -> Record | None:
+    """Return the record of the upper bound of another record: of the same setting, task and data; None without one."""
+    for candidate in records.read_all(results):
+        if (
+            candidate["config"]["method"]["name"] == UPPER_BOUND
+            and _setting(candidate) == _setting(record)
+            and all(candidate.get(name) == record.get(name) for name in ("task", "task_hash", "data_hash"))
+        ):
+            return candidate
+    return None
 
 
 def _setting(record: Record) -> tuple:
@@ -241,7 +256,8 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
     model, fingerprint, _, *held, limit = _setting(found[0])
     held += {judge: None for record in found if (judge := _judge(record))}
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
-    notes = [note for record in found for note in _notes(record)]
+    notes = list(dict.fromkeys(note for record in found for note in _fit_notes(record)))
+    notes += [note for record in found for note in _notes(record)]
     notes += [note for task, bound in bounds.items() for note in _overflow_notes(task, bound, len(by_row) > 1)]
     notes += [OF_TURNS] * any(task in BENCHMARKS and BENCHMARKS[task].turns for task in bounds)
     return Table(about, list(picks), rows, notes, first)
@@ -259,6 +275,23 @@ def _notes(record: Record) -> Iterator[str]:
         yield (
             f"{row}: INCOMPLETE, {record['unscored']} {total} have no verdict and do not count. The command that "
             "made it asks the judge for those."
+        )
+
+
+def _fit_notes(record: Record) -> Iterator[str]:
+    """Say where a model was asked about pictures that are not made for it."""
+    model, task = record["config"]["model"], record["task"]
+    shapes = task.startswith("zipeval_shapes")
+    if shapes and not model.get("embedded"):
+        yield (
+            f"{task}: drawn shapes, made for the embedded checkpoints. Its scores say little about {model['name']}; "
+            "suite=quick is of real pictures."
+        )
+    # With a path, the weights are the user's own.
+    if not shapes and task in BENCHMARKS and model.get("embedded") and not model.get("path"):
+        yield (
+            f"{BENCHMARKS[task].column}: {model['name']} was trained on drawn shapes only. Its scores on real pictures "
+            "say nothing about a method."
         )
 
 
