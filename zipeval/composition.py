@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from zipeval.config_directories import check_config_dir, check_unique, config_files
 from zipeval.errors import UsageError, did_you_mean
 
 GROUPS = {
@@ -20,16 +19,17 @@ ADDED = (*SWEEPS, "launcher")  # to a configuration that has none
 
 
 def config_dir_override(directory: str | None) -> list[str]:
-    """Hydra's --config-dir as an override."""
+    """Return --config-dir as an override that Hydra's compose takes."""
     if directory is None:
         return []
-    if not Path(directory).is_dir():
-        raise UsageError(f"--config-dir {directory}: no such directory.")
-    return [f"hydra.searchpath=[{Path(directory).absolute().as_uri()}]"]
+    return [f"hydra.searchpath=[{check_config_dir(directory).as_uri()}]"]
 
 
-def compose(overrides: list[str]):
-    """A RunConfig from overrides, without a command line.
+def compose(overrides: list[str], config_dir: str | None = None):
+    """Return the RunConfig that overrides make, without a command line.
+
+    Args:
+        config_dir: directory of further configurations, as --config-dir names it.
 
     Raises:
         UsageError: as `zipeval run` would.
@@ -41,22 +41,51 @@ def compose(overrides: list[str]):
     from omegaconf.errors import OmegaConfBaseException
 
     register_schema()
+    check_names(overrides, config_dir)
+    _check_single(overrides)
+    elsewhere = config_dir_override(config_dir)
     try:
         with initialize_config_module("zipeval.configs", version_base="1.3"):
-            return OmegaConf.to_object(hydra_compose("run", overrides))
+            return OmegaConf.to_object(hydra_compose("run", [*elsewhere, *overrides]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, overrides) from error
+        raise explain(error, overrides, config_dir) from error
 
 
-def explain(error: Exception, arguments: list[str]) -> UsageError:
-    """Hydra's refusal of some overrides in a sentence that names the argument, its value and the next command."""
+def check_names(overrides: list[str], config_dir: str | None = None) -> None:
+    """Refuse the name of a configuration that two directories bring, such as a second method=visionzip.
+
+    Raises:
+        UsageError: names both.
+    """
+    for override in overrides:
+        name, assigned, value = override.lstrip("+~").partition("=")
+        group = name.partition("@")[0]
+        if assigned and group in GROUPS:
+            for choice in value.split(","):
+                check_unique(group, choice, config_dir)
+
+
+def _check_single(overrides: list[str]) -> None:
+    """Raise UsageError for several values of a group: only a sweep takes them."""
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name in GROUPS and "," in value:
+            raise UsageError(f"{override}: expected one {name}. Run this for each.")
+
+
+def explain(error: Exception, arguments: list[str], config_dir: str | None = None) -> UsageError:
+    """Return Hydra's refusal of some overrides as a sentence that names the argument, its value and the next command.
+
+    Args:
+        config_dir: directory of further configurations, as --config-dir names it.
+    """
     from dataclasses import fields
 
     from zipeval.config import DataConfig, JudgeConfig, ModelConfig, RunConfig, RunnerConfig
 
     nodes = {"model": ModelConfig, "judge": JudgeConfig, "data": DataConfig, "runner": RunnerConfig}
     settings = [f.name for f in fields(RunConfig)]
-    elsewhere = any(a.startswith(("--config-dir", "-cd")) for a in arguments)
+    elsewhere = any("hydra.searchpath=" in argument for argument in arguments)
     for argument in arguments:
         name, assigned, value = argument.lstrip("+~").partition("=")
         if not assigned or name.startswith(("-", "hydra", "sweep.")):
@@ -64,7 +93,7 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
         group = name.partition("@")[0]  # method@method.first=visionzip
         top, _, option = name.partition(".")
         if group in GROUPS:
-            known = [path.stem for path in choices(group)]
+            known = [file.name for file in config_files(group, config_dir)]
             for choice in value.split(","):
                 if choice not in known and not elsewhere:
                     return UsageError(f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}")
@@ -82,7 +111,7 @@ def explain(error: Exception, arguments: list[str]) -> UsageError:
 
 
 def _told(cause: BaseException, arguments: list[str]) -> UsageError:
-    """What an override was refused for, of which nothing more is known than what Hydra says."""
+    """Return what an override was refused for, of which nothing more is known than what Hydra says."""
     reason = str(cause).splitlines()[0]
     for launcher, extra in LAUNCHERS.items():
         if f"'hydra/launcher/{launcher}'" in reason:
@@ -93,14 +122,12 @@ def _told(cause: BaseException, arguments: list[str]) -> UsageError:
 
 
 def register_schema() -> None:
+    """Tell Hydra of the schema of a run, and of the configurations that installed packages bring."""
     from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
 
     from zipeval.config import RunConfig
+    from zipeval.utils.hydra_search_path import InstalledConfigurations
 
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
-
-
-def choices(group: str) -> list[Path]:
-    import zipeval.configs
-
-    return sorted(Path(zipeval.configs.__path__[0], group).glob("*.yaml"))
+    Plugins.instance().register(InstalledConfigurations)

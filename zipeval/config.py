@@ -21,24 +21,29 @@ from zipeval.protocols import PROTOCOLS
 from zipeval.videoqa import SETS
 
 
+# `zipeval run --help` prints what the docstrings of these classes say of each setting, and CHOICES below, so that they
+# are explained here and nowhere else. In parentheses: what stands for the value.
 @dataclass
 class ModelConfig:
     """Which weights, and how they are loaded.
 
     Attributes:
-        name: as on the command line and in tables.
-        family: the file below zipeval/models/ that knows this architecture.
-        hub: Hugging Face id; `revision` pins a commit of it.
-        embedded: folder below zipeval/embedded/ for checkpoints that ship with the package.
-        path: a local directory in the Hugging Face layout, used instead of either.
-        dtype: auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16 or float16.
-        device: auto, cpu, cuda or cuda:N.
-        attn_implementation: auto (FlashAttention 2 on CUDA where installed, else SDPA), sdpa, eager, flash_attention_2.
-        prompt: hf (the checkpoint's template), vicuna_v1 (LLaVA's, with a system prompt) or llava_v1 (Video-LLaVA's).
-        image_aspect: pad (to a square, with the mean colour, as LLaVA does) or crop (to the middle square, as
-            transformers does); anyres for models that cut an image in tiles, and only for them.
-        quantization: none, or 8bit or 4bit (NF4) for the language model's layers, by bitsandbytes.
-        device_map: null, or auto to spread the layers over all GPUs.
+        name: the model's name on the command line and in tables, set by model=NAME.
+        family: the file below zipeval/models/ that knows the model's architecture.
+        hub (ORGANISATION/NAME): the weights' place on the Hugging Face hub.
+        revision (COMMIT): the commit of `hub` that is read.
+        embedded (FOLDER): folder below zipeval/embedded/ for weights that ship with the package.
+        path (DIR): a local directory of weights in the Hugging Face layout, used instead of `hub` or `embedded`.
+        dtype: what numbers the weights are held in; auto is bfloat16 on CUDA and float32 on CPU.
+        device (auto|cpu|cuda|cuda:N): where the model runs; auto is CUDA where there is some.
+        attn_implementation: how attention is computed; auto is FlashAttention 2 on CUDA where it is installed, else
+            SDPA.
+        prompt: the template around a question; hf is the checkpoint's own, vicuna_v1 is LLaVA's, which has a system
+            prompt, llava_v1 is Video-LLaVA's.
+        image_aspect: how a picture becomes a square; pad fills it up with the mean colour as LLaVA does, crop cuts out
+            the middle as transformers does, anyres is for models that cut pictures in tiles, and only for them.
+        quantization: in how many bits bitsandbytes holds the language model's layers.
+        device_map: auto spreads the layers over all GPUs, null leaves them on one device.
     """
 
     name: str = MISSING
@@ -58,11 +63,12 @@ class ModelConfig:
 
 @dataclass
 class JudgeConfig:
-    """The model that scores the answers of tasks in which words have to be compared.
+    """The model that scores answers which have to be read: those of MMB, MM-Vet, LLaVA-B and the video tasks.
 
     Attributes:
-        url: of an OpenAI-compatible server, with its /v1. The key is read from the environment, see zipeval/judge.py.
-        model: as that server names it.
+        url (URL): address of an OpenAI-compatible server, such as http://localhost:8000/v1. Its key, if it needs one,
+            is read from the environment as OPENAI_API_KEY. The port is not part of a record's identity.
+        model (NAME): the judge's name on that server.
     """
 
     url: str | None = None
@@ -74,8 +80,8 @@ class DataConfig:
     """Where data are read from.
 
     Attributes:
-        root: directory of local copies of data sets, ORGANISATION/NAME in the hub's layout, read in place of the hub's.
-        videos: directory of the video question answering sets: see zipeval/videoqa.py.
+        root (DIR): directory of local copies of data sets, ORGANISATION/NAME in the hub's layout; null reads the hub's.
+        videos (DIR): directory of the video tasks' questions and videos, see docs/benchmarks.md.
     """
 
     root: str | None = None
@@ -87,11 +93,12 @@ class RunnerConfig:
     """How answers are made fast; what they are does not depend on it.
 
     Attributes:
-        reuse: what questions about one picture share: none, features (the encoder's output) or prefix (also the cache
-            of the prompt up to its last visual token, where the method does not look at the question).
-        workers: processes that decode and prepare pictures ahead; null: one less than the machine has cores, at most 8.
-        cache_gib: of host memory for the encoder's output, which the other runs of a sweep then share.
-        compile: whether the blocks of encoder and decoder run compiled, see zipeval/engine/compiled.py.
+        reuse: what questions about one picture share; features is the encoder's output, prefix is also the cache of the
+            prompt up to its last visual token, where the method does not look at the question.
+        workers (N): processes that decode and prepare pictures ahead; null is one less than the machine has cores, and
+            at most 8.
+        cache_gib (NUMBER): GiB of host memory for the encoder's output, which the other runs of a sweep then share.
+        compile: whether the blocks of encoder and decoder run compiled by torch.compile.
     """
 
     reuse: str = "none"
@@ -105,21 +112,24 @@ class RunConfig:
     """One run: a model under a method on some tasks.
 
     Attributes:
-        model: see ModelConfig.
-        method: `name`, `_target_` (the class) and that class's options, `tokens` among them if it has a budget.
-        tokens: visual tokens that an image is left with.
-        budget: what `tokens` counts in methods that act inside the language model: see zipeval/budget.py.
-        packing: how a method before the language model packs LLaVA-NeXT's tiles: published (VisionZip's, without row
-            ends) or newline (with them).
-        tasks: lmms-eval task names.
-        limit: samples of each task, all by default.
-        batch_size: prompts in one generate call; auto: as many as fit. Halved where memory runs out.
-        runner: see RunnerConfig.
-        seed: of everything random.
-        judge: see JudgeConfig.
-        data: see DataConfig.
-        results: directory below which every run gets its own.
-        logger: null, or wandb: see zipeval/logger.py.
+        model (NAME): which weights, one of `zipeval list models`.
+        method (NAME): what removes visual tokens, one of `zipeval list methods`.
+        tokens (N): visual tokens that an image is left with; null for methods without a budget, such as vanilla.
+        budget: what `tokens` counts in methods that act inside the language model: paper is what was published, mean is
+            the mean over its layers, final is what enters its last layer.
+        packing: how a method before the language model packs LLaVA-NeXT's tiles; published is VisionZip's way without
+            row ends, newline keeps them.
+        projector (FILE): the tuned projector of method=visionzip_tuned; null is where `zipeval tune` leaves it.
+        tasks ([TASK,...]): what is asked, names of `zipeval list tasks`; a suite names several.
+        limit (N): samples of each task; null is all.
+        batch_size (N|auto): prompts in one generate call; auto is as many as fit. It is halved where memory runs out.
+        seed (N): what everything random starts from.
+        runner: how answers are made fast.
+        judge: the model that scores answers which have to be read.
+        data: where data are read from.
+        results (DIR): directory below which each run gets its own.
+        logger: wandb writes what is in the records to Weights & Biases too; its settings are in the environment, such
+            as WANDB_PROJECT and WANDB_MODE.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,4 +1,4 @@
-"""The command line: the only package that knows argv. Each command is a function of its arguments."""
+"""The command line: the only package that knows argv. Each command is declared beside the function that runs it."""
 
 from zipeval.cli.main import main as main
 from zipeval.cli.measure import bench as bench

@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 
 from zipeval import __version__, ranks
-from zipeval.cli.measure import analyze, bench, visualize
+from zipeval.cli import completion, contract, measure, regression, resources, results, run, tune
+from zipeval.cli.arguments import Command
 from zipeval.cli.output import hush
-from zipeval.cli.regression import baseline, check
-from zipeval.cli.resources import convert, data, doctor, list_choices
-from zipeval.cli.results import report, show, status, table
-from zipeval.cli.run import plan, run
-from zipeval.cli.tune import tune
 from zipeval.errors import RunError, Stopped, UsageError, did_you_mean
 
-HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
-
-  zipeval run model=MODEL method=METHOD tokens=N   evaluate; -m sweeps, e.g. zipeval run -m tokens=48,32,16
-  zipeval plan OVERRIDES                           what `zipeval run -m OVERRIDES` comes to: runs, samples,
-                                                   tokens and, as far as measured, hours; +table=paper_table1
-  zipeval status [SWEEP] [results=DIR]             how far runs and sweeps are, and how long they will still take
-  zipeval table [results=DIR] [task=TASK]          scores and % of the upper bound; with task=, all its metrics
-                [statistics=true] [format=latex]   with intervals; also csv, html, json
-                [table=paper/table1 [source=paper]]  in the paper's layout, beside its numbers; or those alone
-  zipeval bench model=MODEL method=METHOD,METHOD tokens=N [batch=1,8] [init=random]
-                [new_tokens=N] [prompt_tokens=N] [repeats=N] [results=DIR]
-                                                   speed and memory beside vanilla's; no data, with init=random no
-                                                   weights either
-  zipeval tune model=MODEL method=visionzip tokens=N data=FILE.json images=DIR [out=DIR] [fraction=0.1]
-               [epochs=1] [lr=1e-3] [batch_size=16] [accumulate=N]
-                                                   train the projector for so few tokens (VisionZip‡)
-  zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
-  zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
-                 [plots=DIR]                       and the plots as PDF and SVG files
-  zipeval analyze redundancy [model=MODEL] [images=DIR] [limit=N] out=DIR
-                                                   how concentrated the attention that visual tokens receive is, layer
-                                                   by layer, as CSV and plots
-  zipeval visualize IMAGE QUESTION [model=MODEL] [method=METHOD,METHOD] [tokens=N] [projector=FILE]
-                                     [out=FILE.svg|pdf|png]
-                                                   which tokens of an image methods keep, and what is then answered
-  zipeval baseline [results=DIR] [out=FILE]        what records hold, as a small file to commit
-  zipeval check --against FILE [--max-drop 1.0] [--allow-other-code] [--junit FILE] [--format text|github] [results=DIR]
-                                                   records beside that file: 0 as good, 1 regression, 2 cannot compare;
-                                                   of 20 samples one may have another answer, from 200 up one in 100
-  zipeval convert mini_gemini SRC DST              an official checkpoint into the Hugging Face layout
-  zipeval data check suite=SUITE [data.root=DIR]   which data sets are there, and how to get the others
-  zipeval list models|methods|tasks|suites|tables|experiments|launchers
-                                                   what there is to choose from
-  zipeval doctor                                   what will work on this machine and what will not
-
-zipeval run --help shows every setting.
-"""
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+USAGE_WIDTH = 48  # columns of a command's usage, with its summary to the right
+
+COMMANDS: dict[str, tuple[Command, Callable[[list[str]], None]]] = {
+    command.name: (command, function)
+    for command, function in (
+        (run.RUN, run.run),
+        (run.PLAN, run.plan),
+        (results.STATUS, results.status),
+        (results.TABLE, results.table),
+        (results.SHOW, results.show),
+        (results.REPORT, results.report),
+        (measure.BENCH, measure.bench),
+        (tune.TUNE, tune.tune),
+        (measure.ANALYZE, measure.analyze),
+        (measure.VISUALIZE, measure.visualize),
+        (regression.BASELINE, regression.baseline),
+        (regression.CHECK, regression.check),
+        (contract.TEST_METHOD, contract.test_method),
+        (resources.LIST, resources.list_choices),
+        (resources.DATA, resources.data),
+        (resources.CONVERT, resources.convert),
+        (resources.DOCTOR, resources.doctor),
+        (completion.COMPLETION, completion.completion),
+    )
+}
 
 
 def main() -> None:
@@ -71,16 +57,22 @@ def main() -> None:
 def _execute() -> int:
     """Run the command that was asked for; returns the exit code."""
     command, arguments = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if command == "help" and arguments:
+        command, arguments = arguments[0], ["--help"]
     if command in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(overview(), end="")
         return 0
     if command == "--version":
         print(__version__)
         return 0
+    if command == completion.CANDIDATES:
+        completion.print_candidates(arguments, {name: declared for name, (declared, _) in COMMANDS.items()})
+        return 0
     try:
         if command not in COMMANDS:
             raise UsageError(f"{command}: no such command.{did_you_mean(command, COMMANDS)}")
-        COMMANDS[command](arguments)
+        _, function = COMMANDS[command]
+        function(arguments)
         ranks.leave()
     except (UsageError, RunError) as error:
         if ranks.first():
@@ -93,21 +85,17 @@ def _execute() -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "run": run,
-    "plan": plan,
-    "status": status,
-    "bench": bench,
-    "tune": tune,
-    "table": table,
-    "show": show,
-    "report": report,
-    "analyze": analyze,
-    "visualize": visualize,
-    "baseline": baseline,
-    "check": check,
-    "convert": convert,
-    "list": list_choices,
-    "data": data,
-    "doctor": doctor,
-}
+def overview() -> str:
+    """Return the text of `zipeval --help`: each command with its usage and summary."""
+    width = max(80, min(shutil.get_terminal_size().columns, 120)) - 1
+    lines = [f"zipeval {__version__}: honest measurement of visual-token reduction", ""]
+    for command, _ in COMMANDS.values():
+        usage = f"zipeval {command.name} {command.usage}".rstrip()
+        left = textwrap.wrap(usage, USAGE_WIDTH - 3, subsequent_indent="      ", break_on_hyphens=False)
+        right = textwrap.wrap(command.summary, width - USAGE_WIDTH)
+        for number in range(max(len(left), len(right))):
+            usage_line = left[number] if number < len(left) else ""
+            summary_line = right[number] if number < len(right) else ""
+            lines.append(f"  {usage_line:<{USAGE_WIDTH - 2}}{summary_line}".rstrip())
+    lines += ["", "`zipeval COMMAND --help` explains its settings, `zipeval run --help` all of a run."]
+    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""`zipeval run` and `zipeval plan`."""
+"""`zipeval run` and `zipeval plan`: Hydra composes the configuration, and launches the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -6,21 +6,105 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
+from functools import partial
 
 from zipeval import ranks
-from zipeval.cli.arguments import choice, settings
+from zipeval.cli.arguments import Command, Section, Setting, asks_for_help
 from zipeval.cli.output import hide_bars
-from zipeval.composition import SWEEPS, config_dir_override, explain, register_schema
-from zipeval.errors import RunError, UsageError
+from zipeval.cli.run_settings import ADDED_GROUPS, method_settings, names, run_settings
+from zipeval.composition import SWEEPS, check_names, config_dir_override, explain, register_schema
+from zipeval.errors import RunError, UsageError, did_you_mean
 
 OF_SWEEPS = ("launcher=", "hydra/launcher=", "hydra.launcher.", "sweep.")
+OPTIONS = (
+    Setting("multirun", "a sweep: run every combination of values", flag=True, option=True, short="-m"),
+    Setting("config_dir", "directory of further configurations, with method/NAME.yaml in it", "DIR", option=True),
+    Setting("cfg", "print the configuration and stop", "job", choices=("job",), option=True),
+)
+NODES = {  # of the configuration, and what stands above their settings in the help
+    "model": "how the model is loaded",
+    "runner": "how answers are made fast; what they are does not depend on it",
+    "judge": "the model that scores answers which have to be read: MMB, MM-Vet, LLaVA-B and the video tasks",
+    "data": "where data are read from",
+}
+
+
+def groupings() -> tuple[str, ...]:
+    """Return what the runs of one job of a sweep may share."""
+    from zipeval.sweep import GROUPINGS
+
+    return GROUPINGS
+
+
+def sweep_settings() -> tuple[Setting, ...]:
+    """Return the settings of sweeps only."""
+    added = [Setting(f"+{group}", meaning, "NAME", choices=names(group)) for group, meaning in ADDED_GROUPS.items()]
+    group_by = Setting("sweep.group_by", "what the runs of one job share", default="model", choices=groupings)
+    return (*added, group_by)
+
+
+def _sections(arguments: list[str]) -> list[Section]:
+    """Return the settings of a run by their nodes.
+
+    Args:
+        arguments: the options of a method that is named among them are shown, too.
+    """
+    settings = run_settings()
+    sections = [Section("settings, as NAME=VALUE", tuple(s for s in settings if "." not in s.name))]
+    for node, meaning in NODES.items():
+        within = tuple(setting for setting in settings if setting.name.startswith(f"{node}."))
+        sections.append(Section(f"{node}: {meaning}", within))
+    sections.append(Section("settings of sweeps, with -m", sweep_settings()))
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("method=")]
+    for method in named[-1].split(",") if named else ():
+        options = method_settings(method, config_dir_of(arguments))
+        sections.append(Section(f"options of method={method}", tuple(options)))
+    return [section for section in sections if section.settings]
+
+
+def config_dir_of(arguments: list[str]) -> str | None:
+    """Return what --config-dir names, without Hydra."""
+    for number, argument in enumerate(arguments):
+        name, assigned, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            return value if assigned else next(iter(arguments[number + 1 :]), None)
+    return None
+
+
+RUN = Command(
+    "run",
+    "model=MODEL method=METHOD tokens=N [-m] [NAME=VALUE ...]",
+    "Evaluate a model under a method on benchmarks; -m makes it a sweep.",
+    "`zipeval list models|methods|tasks|suites|tables|experiments|launchers` shows what there is to choose from. With "
+    "method=NAME before it, --help also explains the options of that method, which are set by method.OPTION=VALUE.",
+    settings=OPTIONS,
+    heading="options",
+    more_sections=partial(_sections, []),
+    examples=(
+        ("zipeval run model=llava15 method=visionzip tokens=64 tasks=[pope]", "one run"),
+        ("zipeval run -m model=llava15 method=vanilla,visionzip,fastv tokens=192,128,64", "every combination"),
+        ("zipeval run method=fastv --help", "the options of a method, too"),
+    ),
+)
+PLAN = replace(
+    RUN,
+    name="plan",
+    usage="model=MODEL,... method=METHOD,... tokens=N,... [NAME=VALUE ...]",
+    summary="Say what `zipeval run -m` with the same settings comes to: runs, samples, tokens and hours.",
+    about="Nothing is started. Hours are known as far as records tell how long samples take.",
+    settings=OPTIONS[1:2],
+    examples=(("zipeval plan +table=paper_table1", "the paper's Table 1"),),
+)
 
 
 @ranks.agreed()
 def run(arguments: list[str]) -> None:
     """`zipeval run`: Hydra composes the configuration, or those of a sweep and launches its jobs."""
+    if asks_for_help(arguments):
+        print(replace(RUN, more_sections=partial(_sections, arguments)).help(), end="")
+        return
     import hydra
-    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -28,14 +112,14 @@ def run(arguments: list[str]) -> None:
     register_schema()
     hide_bars()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
+    given, arguments = _hydra_arguments(RUN, arguments)
     sys.argv = ["zipeval run", *arguments]
-    given = get_args_parser().parse_args(arguments)
-    shown = given.help or given.hydra_help or given.cfg or given.info
+    check_names(given.overrides, given.config_dir)
+    shown = given.hydra_help or given.cfg or given.info
     if not shown and (given.multirun or any(map(_makes_a_sweep, given.overrides))):
         return _launch(*expand(arguments))
-    idle = [o for o in given.overrides if o.lstrip("+~").startswith(OF_SWEEPS)]
-    if idle and not shown:
-        raise UsageError(f"{idle[0]}: this is how a sweep is launched, and without -m this is none. Add -m.")
+    if not shown:
+        _check_single_run(given.overrides, arguments)
 
     refused: list[UsageError | RunError] = []
 
@@ -52,9 +136,57 @@ def run(arguments: list[str]) -> None:
     try:
         hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="run")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, arguments) from error
+        raise explain(error, arguments, given.config_dir) from error
     if refused:
         raise refused[0]
+
+
+def _hydra_arguments(command: Command, arguments: list[str]):
+    """Return (what Hydra's parser reads, the arguments with their options first, as it wants them).
+
+    Raises:
+        UsageError: for an option that there is not.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    given, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    for option in unknown:
+        if option.startswith("-"):
+            hint = did_you_mean(option, [setting.dashed for setting in command.own_settings])
+            raise UsageError(f"{option}: no such option of `zipeval {command.name}`.{hint}")
+    if given.shell_completion:
+        raise UsageError("--shell-completion: this is not Hydra's here. `zipeval completion bash` prints a script.")
+    overrides = given.overrides
+    return given, [*(argument for argument in arguments if argument not in overrides), *overrides]
+
+
+def _check_single_run(overrides: list[str], arguments: list[str]) -> None:
+    """Refuse what only a sweep takes.
+
+    Raises:
+        UsageError: for the setting of a launcher, and for one with several values.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        if override.lstrip("+~").startswith(OF_SWEEPS):
+            raise UsageError(f"{override}: this is how a sweep is launched, and without -m this is none. Add -m.")
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:  # explained where the configuration is composed
+        return
+    for override in parsed:
+        if override.is_sweep_override():
+            _refuse_several(override.input_line, arguments)
+
+
+def _refuse_several(override: str, arguments: list[str]) -> None:
+    """Raise UsageError for an override with several values in a single run."""
+    name, _, values = override.partition("=")
+    if name == "tasks":
+        raise UsageError(f"{override}: write tasks=[{values}] for one run on all of them, or add -m for a run on each.")
+    raise UsageError(f"{override}: several values are a sweep. Add -m: `{_command(arguments)}`.")
 
 
 def _check_projector(config) -> None:
@@ -81,7 +213,6 @@ def expand(arguments: list[str]):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra._internal.utils import get_args_parser
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -89,15 +220,15 @@ def expand(arguments: list[str]):
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from zipeval.sweep import GROUPINGS
     from zipeval.sweep import plan as plan_sweep
 
     register_schema()
-    given = get_args_parser().parse_args(arguments)
+    given, _ = _hydra_arguments(RUN, arguments)
+    check_names(given.overrides, given.config_dir)
     overrides = [*config_dir_override(given.config_dir), *given.overrides]
     launching = [o for o in overrides if o.lstrip("+~").startswith(("hydra", "launcher="))]
     own = [o for o in overrides if o.startswith("sweep.")]
-    group_by = choice(settings("run -m", own, ("sweep.group_by",)), "sweep.group_by", GROUPINGS)
+    group_by = _group_by(own)
     asked = [o for o in overrides if o not in own + launching]
     search = [o for o in launching if o.startswith("hydra.searchpath=")]
     try:
@@ -112,8 +243,20 @@ def expand(arguments: list[str]):
             composed = [(its, OmegaConf.to_object(hydra_compose("run", search + its))) for its in runs]
             label = next((o.value() for o in parsed if o.key_or_group in SWEEPS), None)
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, arguments) from error
+        raise explain(error, arguments, given.config_dir) from error
     return plan_sweep(label, _command(arguments), composed, group_by), launching
+
+
+def _group_by(overrides: list[str]) -> str:
+    """Return what the runs of one job share, of the overrides that start with `sweep.`."""
+    setting = sweep_settings()[-1]
+    value = setting.default
+    for override in overrides:
+        name, _, text = override.partition("=")
+        if name != setting.name:
+            raise UsageError(f"{name}: no such setting of `zipeval run -m`.{did_you_mean(name, [setting.name])}")
+        value = setting.parse(text)
+    return value
 
 
 def _check_swept(overrides: list) -> None:
@@ -169,8 +312,9 @@ def _launchers_errors() -> tuple[type[Exception], ...]:
 
 def plan(arguments: list[str]) -> None:
     """`zipeval plan`: of what `zipeval run -m` would do."""
-    from dataclasses import replace
-
+    if asks_for_help(arguments):
+        print(replace(PLAN, more_sections=partial(_sections, arguments)).help(), end="")
+        return
     from zipeval.plan import STAND_INS, show
 
     missing = [name for name in STAND_INS if not any(a.lstrip("+").startswith(f"{name}=") for a in arguments)]
