@@ -165,6 +165,7 @@ CHOICES = {
 }
 
 
+PORT = re.compile(r"^(https?://(?:\[[^\]]*\]|[^/:\[]*)):\d+(?=/|$)")  # group 1: what stands before it
 ADDRESS = re.compile(r"https?://([^/@?#\s]*@)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[^@?#\s]*)?")
 
 
@@ -231,6 +232,16 @@ def public_url(url: str) -> str:
     return re.sub(r"^(https?://)?.*@|[?#].*", r"\1", url)
 
 
+def judge_identity(judge: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return which judge a configuration names, whatever port its server listens at.
+
+    A server that is started again, or on another node of a cluster's tunnel, is the same judge at another port.
+    """
+    if judge is None or judge["url"] is None:
+        return judge
+    return {**judge, "url": PORT.sub(r"\1", judge["url"])}
+
+
 def _with_budget(config: RunConfig) -> RunConfig:
     options = {k: v for k, v in config.method.items() if k not in ("name", "_target_", "seed")}
     if "tokens" not in options:
@@ -268,14 +279,17 @@ def _nodes(name: str, method: dict) -> Iterator[tuple[str, dict]]:
             yield from _nodes(f"{name}.{option}", value)
 
 
-def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
-    """A readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
+def run_id(config: RunConfig, resolved: dict, judged: bool = False, port: bool = False) -> str:
+    """Return a readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
 
     Args:
         resolved: what `auto`, the paths of weights and the budget came to.
         judged: the judge is part of it.
+        port: and so is the port that its server listens at, as in names of before.
     """
     identity = recorded(config, judged)
+    if judged and not port:
+        identity["judge"] = judge_identity(identity["judge"])
     # A record is per task and holds hashes of its data, wherever they lie; how fast answers come does not change them.
     for name in ("data", "batch_size", "runner"):
         identity.pop(name)

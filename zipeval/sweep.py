@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from zipeval import __version__, ranks, records
-from zipeval.config import RunConfig, check, public_url
+from zipeval.config import RunConfig, check, judge_identity, public_url
 from zipeval.errors import RunError, Stopped, UsageError
 from zipeval.lock import holder
 
@@ -137,7 +137,9 @@ def _cell(overrides: list[str], config: RunConfig) -> Cell:
 
 
 def _identity(config: RunConfig) -> str:
-    return json.dumps({k: v for k, v in asdict(config).items() if k not in CIRCUMSTANCES}, sort_keys=True)
+    identity = {name: value for name, value in asdict(config).items() if name not in CIRCUMSTANCES}
+    identity["judge"] = judge_identity(identity["judge"])
+    return json.dumps(identity, sort_keys=True)
 
 
 def begin(sweep: Sweep) -> None:
