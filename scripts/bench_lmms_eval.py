@@ -21,7 +21,7 @@ from types import ModuleType
 
 from zipeval import benchmarks
 from zipeval.chat_model import ZipEval
-from zipeval.cli import compose
+from zipeval.composition import compose
 from zipeval.runner import Session, _lmms_eval, _without_bar
 
 

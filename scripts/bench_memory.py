@@ -25,7 +25,7 @@ from pyarrow import parquet
 import zipeval.progress
 from zipeval import benchmarks
 from zipeval.chat_model import ZipEval
-from zipeval.cli import compose
+from zipeval.composition import compose
 from zipeval.runner import Session, evaluate
 
 TASK, EVERY = "zipeval_shapes", 1000

@@ -29,7 +29,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import zipeval.methods
 from zipeval.budget import Shape
-from zipeval.cli import compose
+from zipeval.composition import compose
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.methods import build
 from zipeval.methods.visionzip import VisionZip

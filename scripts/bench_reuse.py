@@ -54,7 +54,7 @@ def requests(documents, texts: list[str]) -> list:
 def answer(overrides: list[str], documents, texts: list[str]) -> tuple[float, list[str]]:
     """Seconds, and the answers."""
     from zipeval.chat_model import ZipEval
-    from zipeval.cli import compose
+    from zipeval.composition import compose
     from zipeval.runner import Session
 
     model = ZipEval(Session(compose(overrides)))

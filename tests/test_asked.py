@@ -133,7 +133,7 @@ def test_one_sample_is_shown_beside_the_upper_bound(shown, tmp_path):
     ("arguments", "message"),
     [
         (["tiny_llava-vanilla", "sample=77"], "sample=77: .* from 0 to 5"),
-        (["tiny_llava-vanilla", "sample=x"], "sample=x: expected the number of a sample"),
+        (["tiny_llava-vanilla", "sample=x"], "sample=x: expected a whole number"),
         (["tiny_llava-vanilla", "task=zipeval_shapes"], "task=zipeval_shapes: it needs sample="),
         (
             ["tiny_llava-vanilla", "sample=1", "task=zipeval_shape"],

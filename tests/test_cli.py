@@ -218,7 +218,7 @@ def test_a_refused_job_of_a_sweep_gives_its_memory_back(monkeypatch, tmp_path):
         (["list", "suites"], "shapes"),
         (["list", "tasks"], "zipeval_shapes"),
         (["list", "experiments"], "Use with +experiment=NAME."),
-        (["run", "--help"], "batch_size= "),
+        (["run", "--help"], "batch_size=N|auto"),
         (["doctor"], "tiny_llava   "),
     ],
     ids=str,

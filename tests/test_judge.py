@@ -8,14 +8,16 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from judge_server import serving
 from test_media import write_video
 
 from zipeval import answering, judge, models, records
+from zipeval import tables as tables_module
 from zipeval.cli import compose, main
-from zipeval.config import JudgeConfig, public_url
+from zipeval.config import JudgeConfig, judge_identity, public_url, run_id
 from zipeval.errors import RunError, Stopped, UsageError
 from zipeval.judge import Judge, JudgeError
 from zipeval.protocols import VideoQA
@@ -460,6 +462,76 @@ def test_another_judge_is_another_record_where_a_judge_is_asked(videos, tmp_path
     moved = shutil.copytree(videos, tmp_path / "moved")
     assert ids(f"data.videos={moved}") == (judged, not_judged)
     assert public_url("http://u:p@h:8/v1") == "http://h:8/v1"
+
+
+def test_a_port_is_not_part_of_a_judges_identity():
+    """Wherever the port stands; user names and paths, and what merely looks like one, stay apart."""
+    same = ["http://h:8000/v1", "http://h:9/v1", "http://h/v1"]
+    assert {judge_identity({"url": url, "model": "m"})["url"] for url in same} == {"http://h/v1"}
+    for url in ("http://[::1]/v1", "http://h/v1:8000/x", "https://h/v1"):
+        assert judge_identity({"url": url, "model": "m"})["url"] == url
+    assert judge_identity({"url": "http://[::1]:80/v1", "model": "m"})["url"] == "http://[::1]/v1"
+    assert judge_identity(None) is None
+
+
+def test_a_judge_at_another_port_is_the_same_run(asked, monkeypatch):
+    """Its record is kept, with the port that it was made at; one that waits for verdicts is gone on with."""
+    with serving(by_number([YES, (500, "")])) as server:
+        (path,) = run(asked(server, MSVD, "limit=2", "method=vanilla"))
+        first_url = server.url
+    assert read(path)[0]["unscored"] == 1
+    with serving(lambda prompt: YES) as other:
+        assert other.url != first_url
+        monkeypatch.setattr(models, "load", no_model)
+        assert run(asked(other, MSVD, "limit=2", "method=vanilla")) == [path]
+        assert read(path)[0]["unscored"] == 0
+        other.prompts.clear()
+        assert run(asked(other, MSVD, "limit=2", "method=vanilla")) == [path]
+        assert not other.prompts
+    assert read(path)[0]["config"]["judge"]["url"] == first_url
+
+
+def test_a_record_of_before_keeps_its_name(asked, tmp_path, monkeypatch):
+    """Its name has the port: the command that names this port finds it, and no other command does."""
+    with serving(lambda prompt: YES) as server:
+        config = asked(server, MSVD, "limit=1", "method=vanilla")
+        (path,) = run(config)
+        session = Session(config)
+        former = run_id(session.config, session.resolved, judged=True, port=True)
+        assert former != path.parent.name == session.record_id("zipeval_msvd_qa")
+        path.parent.rename(path.parent.with_name(former))
+        monkeypatch.setattr(models, "load", no_model)
+        assert [made.parent.name for made in run(config)] == [former]
+        url = server.url.rpartition(":")[0]
+        elsewhere = Session(replace(session.config, judge=replace(session.config.judge, url=f"{url}:1/v1")))
+        assert elsewhere.record_id("zipeval_msvd_qa") == path.parent.name
+
+
+def test_methods_scored_at_two_ports_stand_in_one_table(asked, tmp_path):
+    """The heading then names the judge without a port. Another model, or another host, is another judge."""
+    with serving(lambda prompt: YES) as one, serving(lambda prompt: YES) as other:
+        run(asked(one, MSVD, "limit=1", "method=vanilla"))
+        run(asked(other, MSVD, "limit=1"))
+        shown = render(tables(f"{tmp_path}/runs"))
+        assert "judge=m at http://127.0.0.1/v1" in shown
+        assert shown.count("100.0 (100.0%)") == 2
+    records_of_both = [*records.read_all(f"{tmp_path}/runs")]
+    by_judge = tables_module._by_judge
+    assert [len(group) for group in by_judge(records_of_both)] == [2]
+    for change in ({"model": "n"}, {"url": "http://elsewhere:8000/v1"}):
+        first, second = records_of_both
+        judge = {**second["config"]["judge"], **change}
+        changed = {**second, "config": {**second["config"], "judge": judge}}
+        assert [len(group) for group in by_judge([first, changed])] == [1, 1]
+
+
+def test_records_of_before_of_one_cell_at_two_ports_stand_in_two_tables(asked, tmp_path):
+    with serving(lambda prompt: YES) as server:
+        run(asked(server, MSVD, "limit=1", "method=vanilla"))
+    (record,) = records.read_all(f"{tmp_path}/runs")
+    judge = {**record["config"]["judge"], "url": "http://127.0.0.1:1/v1"}
+    again = {**record, "config": {**record["config"], "judge": judge}}
+    assert [len(group) for group in tables_module._by_judge([record, again])] == [1, 1]
 
 
 def test_tables_do_not_mix_judges_and_name_theirs(asked, tmp_path):

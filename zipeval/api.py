@@ -22,7 +22,7 @@ def load(name: str, **settings: Any):
     Raises:
         UsageError: for what cannot be loaded; says what to do.
     """
-    from zipeval.cli import compose
+    from zipeval.composition import compose
     from zipeval.placement import place
 
     for setting in settings:
@@ -44,7 +44,7 @@ def method(name: str, model, tokens: int | None = None, budget: str = "paper", *
     Raises:
         UsageError: for a budget that cannot be met, and for a model of another family.
     """
-    from zipeval.cli import compose
+    from zipeval.composition import compose
 
     shape = shape_of(getattr(model, "config", model))
     seed = [f"seed={options.pop('seed')}"] if "seed" in options else []

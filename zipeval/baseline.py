@@ -31,6 +31,7 @@ import numpy as np
 
 from zipeval import records, stats, tables
 from zipeval.benchmarks import BENCHMARKS
+from zipeval.config import judge_identity
 from zipeval.errors import UsageError
 from zipeval.reporting import scored_samples
 
@@ -125,6 +126,7 @@ def _check(line: dict[str, Any]) -> None:
         numbers = measured if isinstance(measured, list) else [measured]
         if not numbers or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
             raise ValueError(f"`measured` of {name}: {key} is {measured}")
+    line["same"]["judge"] = judge_identity(line["same"].get("judge"))  # earlier ones have the port of its server
     line["same"].setdefault("projector", None)  # of which earlier ones do not tell: they have none
     lengths = {len(line["scores"]), *(len(line[key]) / WIDTH for key in CODED if line[key] is not None)}
     if line["digests"] is not None:
@@ -226,7 +228,7 @@ def _same(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
         "device": resolved["device"].partition(":")[0],
         **{name: resolved[name] for name in ("dtype", "attn_implementation", "quantization", "device_map")},
         **{name: config["model"][name] for name in ("family", "prompt", "image_aspect")},
-        "judge": config.get("judge"),
+        "judge": judge_identity(config.get("judge")),
     }
 
 

@@ -36,12 +36,12 @@ class Settings:
     """What is measured.
 
     Attributes:
-        init: checkpoint (the model's weights) or random (none are needed).
-        batch: sizes.
-        new_tokens: of an answer.
-        prompt_tokens: of text in a prompt; one at least is behind the picture.
-        repeats: rounds.
-        results: directory of the records.
+        init: whose weights are timed; checkpoint is the model's, random needs none.
+        batch (N,...): numbers of prompts in one call.
+        new_tokens (N): tokens of an answer.
+        prompt_tokens (N): tokens of text in a prompt; at least one is behind the picture.
+        repeats (N): rounds, in each of which everything is timed once.
+        results (DIR): directory of the records.
     """
 
     init: str = INITS[0]

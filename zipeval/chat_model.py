@@ -46,7 +46,7 @@ class ZipEval(lmms):
     def __init__(self, session=None, batch_size=None, max_batch_size=None, device=None, **overrides):
         super().__init__()
         if session is None:
-            from zipeval.cli import compose
+            from zipeval.composition import compose
             from zipeval.runner import Session
 
             overrides |= {"batch_size": batch_size} if batch_size else {}

@@ -22,25 +22,29 @@ from zipeval.protocols import PROTOCOLS
 from zipeval.videoqa import SETS
 
 
+# `zipeval run --help` prints what the docstrings of these classes say of each setting, and CHOICES below, so that they
+# are explained here and nowhere else. In parentheses: what stands for the value.
 @dataclass
 class ModelConfig:
     """Which weights, and how they are loaded.
 
     Attributes:
-        name: as on the command line and in tables.
-        family: the file below zipeval/models/ that knows this architecture.
-        hub: Hugging Face id.
-        revision: a commit of it; None: the newest.
-        embedded: folder below zipeval/embedded/ for checkpoints that ship with the package.
-        path: a local directory in the Hugging Face layout, used instead of either.
-        dtype: auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16 or float16.
-        device: auto, cpu, cuda or cuda:N.
-        attn_implementation: auto (FlashAttention 2 on CUDA where installed, else SDPA), sdpa, eager, flash_attention_2.
-        prompt: hf (the checkpoint's template), vicuna_v1 (LLaVA's, with a system prompt) or llava_v1 (Video-LLaVA's).
-        image_aspect: pad (to a square, with the mean colour, as LLaVA does) or crop (to the middle square, as
-            transformers does); anyres for models that cut an image in tiles, and only for them.
-        quantization: none, or 8bit or 4bit (NF4) for the language model's layers, by bitsandbytes.
-        device_map: null, or auto to spread the layers over all GPUs.
+        name: the model's name on the command line and in tables, set by model=NAME.
+        family: the file below zipeval/models/ that knows the model's architecture.
+        hub (ORGANISATION/NAME): the weights' place on the Hugging Face hub.
+        revision (COMMIT): the commit of `hub` that is read.
+        embedded (FOLDER): folder below zipeval/embedded/ for weights that ship with the package.
+        path (DIR): a local directory of weights in the Hugging Face layout, used instead of `hub` or `embedded`.
+        dtype: what numbers the weights are held in; auto is bfloat16 on CUDA and float32 on CPU.
+        device (auto|cpu|cuda|cuda:N): where the model runs; auto is CUDA where there is some.
+        attn_implementation: how attention is computed; auto is FlashAttention 2 on CUDA where it is installed, else
+            SDPA.
+        prompt: the template around a question; hf is the checkpoint's own, vicuna_v1 is LLaVA's, which has a system
+            prompt, llava_v1 is Video-LLaVA's.
+        image_aspect: how a picture becomes a square; pad fills it up with the mean colour as LLaVA does, crop cuts out
+            the middle as transformers does, anyres is for models that cut pictures in tiles, and only for them.
+        quantization: in how many bits bitsandbytes holds the language model's layers.
+        device_map: auto spreads the layers over all GPUs, null leaves them on one device.
     """
 
     name: str = MISSING
@@ -60,11 +64,12 @@ class ModelConfig:
 
 @dataclass
 class JudgeConfig:
-    """The model that scores the answers of tasks in which words have to be compared.
+    """The model that scores answers which have to be read: those of MMB, MM-Vet, LLaVA-B and the video tasks.
 
     Attributes:
-        url: of an OpenAI-compatible server, with its /v1. The key is read from the environment, see zipeval/judge.py.
-        model: as that server names it.
+        url (URL): address of an OpenAI-compatible server, such as http://localhost:8000/v1. Its key, if it needs one,
+            is read from the environment as OPENAI_API_KEY. The port is not part of a record's identity.
+        model (NAME): the judge's name on that server.
     """
 
     url: str | None = None
@@ -76,8 +81,8 @@ class DataConfig:
     """Where data are read from.
 
     Attributes:
-        root: directory of local copies of data sets, ORGANISATION/NAME in the hub's layout, read in place of the hub's.
-        videos: directory of the video question answering sets: see zipeval/videoqa.py.
+        root (DIR): directory of local copies of data sets, ORGANISATION/NAME in the hub's layout; null reads the hub's.
+        videos (DIR): directory of the video tasks' questions and videos, see docs/benchmarks.md.
     """
 
     root: str | None = None
@@ -89,11 +94,12 @@ class RunnerConfig:
     """How answers are made fast; what they are does not depend on it.
 
     Attributes:
-        reuse: what questions about one picture share: none, features (the encoder's output) or prefix (also the cache
-            of the prompt up to its last visual token, where the method does not look at the question).
-        workers: processes that decode and prepare pictures ahead; null: one less than the machine has cores, at most 8.
-        cache_gib: of host memory for the encoder's output, which the other runs of a sweep then share.
-        compile: whether the blocks of encoder and decoder run compiled, see zipeval/engine/compiled.py.
+        reuse: what questions about one picture share; features is the encoder's output, prefix is also the cache of the
+            prompt up to its last visual token, where the method does not look at the question.
+        workers (N): processes that decode and prepare pictures ahead; null is one less than the machine has cores, and
+            at most 8.
+        cache_gib (NUMBER): GiB of host memory for the encoder's output, which the other runs of a sweep then share.
+        compile: whether the blocks of encoder and decoder run compiled by torch.compile.
     """
 
     reuse: str = "none"
@@ -107,23 +113,27 @@ class RunConfig:
     """One run: a model under a method on some tasks.
 
     Attributes:
-        model: see ModelConfig.
-        method: `name`, `_target_` (the class) and that class's options, `tokens` among them if it has a budget.
-        tokens: visual tokens that an image is left with.
-        budget: what `tokens` counts in methods that act inside the language model: see zipeval/budget.py.
-        packing: how a method before the language model packs LLaVA-NeXT's tiles: published (VisionZip's, without row
-            ends) or newline (with them).
-        projector: file of method=visionzip_tuned; None: where `zipeval tune` leaves it.
-        tasks: lmms-eval task names; None: those of the suite that fits the model, see `fitting_suite`.
-        limit: samples of each task, all by default.
-        batch_size: prompts in one generate call; auto: as many as fit. Halved where memory runs out.
-        runner: see RunnerConfig.
-        seed: of everything random.
-        judge: see JudgeConfig.
-        data: see DataConfig.
-        bound: auto: evaluate the upper bound too, where its records are missing; none: leave it out.
-        results: directory below which every run gets its own.
-        logger: null, or wandb: see zipeval/logger.py.
+        model (NAME): which weights, one of `zipeval list models`.
+        method (NAME): what removes visual tokens, one of `zipeval list methods`.
+        tokens (N): visual tokens that an image is left with; null for methods without a budget, such as vanilla.
+        budget: what `tokens` counts in methods that act inside the language model: paper is what was published, mean is
+            the mean over its layers, final is what enters its last layer.
+        packing: how a method before the language model packs LLaVA-NeXT's tiles; published is VisionZip's way without
+            row ends, newline keeps them.
+        projector (FILE): the tuned projector of method=visionzip_tuned; null is where `zipeval tune` leaves it.
+        tasks ([TASK,...]): what is asked, names of `zipeval list tasks`; a suite names several, and null is the suite
+            that fits the model.
+        limit (N): samples of each task; null is all.
+        batch_size (N|auto): prompts in one generate call; auto is as many as fit. It is halved where memory runs out.
+        seed (N): what everything random starts from.
+        runner: how answers are made fast.
+        judge: the model that scores answers which have to be read.
+        data: where data are read from.
+        bound: auto evaluates the upper bound too, the model without reduction, where its records are missing; none
+            leaves it out.
+        results (DIR): directory below which each run gets its own.
+        logger: wandb writes what is in the records to Weights & Biases too; its settings are in the environment, such
+            as WANDB_PROJECT and WANDB_MODE.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -165,6 +175,7 @@ CHOICES = {
 }
 
 
+PORT = re.compile(r"^(https?://(?:\[[^\]]*\]|[^/:\[]*)):\d+(?=/|$)")  # group 1: what stands before it
 ADDRESS = re.compile(r"https?://([^/@?#\s]*@)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[^@?#\s]*)?")
 
 
@@ -254,6 +265,16 @@ def public_url(url: str) -> str:
     return re.sub(r"^(https?://)?.*@|[?#].*", r"\1", url)
 
 
+def judge_identity(judge: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return which judge a configuration names, whatever port its server listens at.
+
+    A server that is started again, or on another node of a cluster's tunnel, is the same judge at another port.
+    """
+    if judge is None or judge["url"] is None:
+        return judge
+    return {**judge, "url": PORT.sub(r"\1", judge["url"])}
+
+
 def _with_budget(config: RunConfig) -> RunConfig:
     options = {k: v for k, v in config.method.items() if k not in ("name", "_target_", "seed")}
     if "tokens" not in options:
@@ -293,17 +314,22 @@ def _nodes(name: str, method: dict) -> Iterator[tuple[str, dict]]:
 
 def run_identity(config: RunConfig) -> str:
     """Return what two runs of a sweep are told apart by, before any checkpoint is looked at."""
-    return json.dumps({k: v for k, v in asdict(config).items() if k not in CIRCUMSTANCES}, sort_keys=True)
+    identity = {name: value for name, value in asdict(config).items() if name not in CIRCUMSTANCES}
+    identity["judge"] = judge_identity(identity["judge"])
+    return json.dumps(identity, sort_keys=True)
 
 
-def run_id(config: RunConfig, resolved: dict, judged: bool = False) -> str:
-    """A readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
+def run_id(config: RunConfig, resolved: dict, judged: bool = False, port: bool = False) -> str:
+    """Return a readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
 
     Args:
         resolved: what `auto`, the paths of weights and the budget came to.
         judged: the judge is part of it.
+        port: and so is the port that its server listens at, as in names of before.
     """
     identity = recorded(config, judged)
+    if judged and not port:
+        identity["judge"] = judge_identity(identity["judge"])
     # A record is per task and holds hashes of its data, wherever they lie; how fast answers come does not change them.
     for name in ("data", "batch_size", "runner"):
         identity.pop(name)

@@ -119,7 +119,7 @@ def _hub():
 
 def _embedded():
     from zipeval import models
-    from zipeval.cli import compose
+    from zipeval.composition import compose
 
     try:
         found = models.find(compose(["model=tiny_llava"]).model)

@@ -148,8 +148,17 @@ class Session:
         return run_id(self.config, self.resolved)
 
     def record_id(self, task: str) -> str:
-        """Of everything that a task's record depends on, its judge too."""
-        return run_id(self.config, self.resolved, judged=True) if task in PROTOCOLS else self.run_id
+        """Return the name of everything that a task's record depends on, its judge too.
+
+        Records of before had the port of the judge's server in their name. Where there is such a one, for the port
+        that is named now, it keeps its name: it is finished, or gone on with.
+        """
+        if task not in PROTOCOLS:
+            return self.run_id
+        name, former = (run_id(self.config, self.resolved, judged=True, port=port) for port in (False, True))
+        results = Path(self.config.results).expanduser()
+        has_begun = {run: any((results / run).glob(f"{task}.*json*")) for run in (name, former)}
+        return former if has_begun[former] and not has_begun[name] else name
 
     def task_hash(self, task: str, folder: Path) -> str:
         """Of the task's definition and of its questions."""

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from zipeval import console, records
-from zipeval.config import CIRCUMSTANCES, DataConfig, JudgeConfig, ModelConfig, RunConfig, RunnerConfig
+from zipeval.config import (
+    CIRCUMSTANCES,
+    DataConfig,
+    JudgeConfig,
+    ModelConfig,
+    RunConfig,
+    RunnerConfig,
+    judge_identity,
+)
 from zipeval.errors import UsageError, closest
 from zipeval.journal import answered
 from zipeval.protocols import PROTOCOLS
@@ -171,7 +179,10 @@ def _config(written: dict) -> RunConfig:
 def _identity(config: dict, task: str | None = None) -> str:
     """Of a record's configuration; with `task`, what that of its record would be."""
     skipped = {*CIRCUMSTANCES, "tasks", "projector"} | ({"judge"} if task and task not in PROTOCOLS else set())
-    return json.dumps({name: value for name, value in config.items() if name not in skipped}, sort_keys=True)
+    identity = {name: value for name, value in config.items() if name not in skipped}
+    if "judge" in identity:
+        identity["judge"] = judge_identity(identity["judge"])
+    return json.dumps(identity, sort_keys=True)
 
 
 def _status(state: dict[str, Any], held: dict[Path, dict]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zipeval import records
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.budget import BUDGETS
-from zipeval.config import PACKINGS, ModelConfig
+from zipeval.config import PACKINGS, ModelConfig, judge_identity
 from zipeval.errors import UsageError
 from zipeval.records import incomplete
 from zipeval.reporting.percentages import percent_of_bound
@@ -186,15 +186,50 @@ def _budget(record: Record) -> tuple:
     return record["config"]["tokens"], record["config"]["budget"]
 
 
-def _by_judge(found: list[Record]) -> list[list[Record]]:
-    """Once for each judge that scored some of them, with those that no judge scored."""
-    judges = {_judge(record): None for record in found if _judge(record)}
-    return [[r for r in found if _judge(r) in (None, judge)] for judge in judges] or [found]
+def _by_judge(records: list[Record]) -> list[list[Record]]:
+    """Return the records once for each judge that scored some of them, with those that no judge scored.
+
+    A judge is a model at an address, whatever the port. Records of before may tell of the same cell twice, scored at
+    two ports: these may have been two judges, so that they stand in two tables, as they always did.
+    """
+    not_judged = [record for record in records if _judge(record) is None]
+    judges: dict[str, list[Record]] = {}
+    for record in records:
+        if _judge(record) is not None:
+            judges.setdefault(_judge(record), []).append(record)
+    groups = []
+    for judged in judges.values():
+        cells = {(key(record), record["task"]) for record in judged}
+        is_twice = len(cells) < len(judged)
+        groups += _by_address(judged) if is_twice else [judged]
+    return [[*group, *not_judged] for group in groups] or [records]
+
+
+def _by_address(records: list[Record]) -> list[list[Record]]:
+    """Return records by the whole address of their judge."""
+    addresses: dict[str, list[Record]] = {}
+    for record in records:
+        addresses.setdefault(record["config"]["judge"]["url"], []).append(record)
+    return [*addresses.values()]
 
 
 def _judge(record: Record) -> str | None:
-    judge = record["config"].get("judge")
+    """Return the name of the judge that scored a record."""
+    judge = judge_identity(record["config"].get("judge"))
     return judge and f"judge={judge['model']} at {judge['url']}"
+
+
+def _judges(records: list[Record]) -> list[str]:
+    """Return the judges of a table as its heading names them: with the port, where all records have one."""
+    addresses: dict[str, set[str]] = {}
+    for record in records:
+        if _judge(record) is not None:
+            addresses.setdefault(_judge(record), set()).add(record["config"]["judge"]["url"])
+    names = []
+    for judge, urls in addresses.items():
+        model = judge.partition(" at ")[0]
+        names.append(f"{model} at {urls.pop()}" if len(urls) == 1 else judge)
+    return names
 
 
 def key(record: Record) -> tuple[str, int | None]:
@@ -254,7 +289,7 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
             )
         )
     model, fingerprint, _, *held, limit = _setting(found[0])
-    held += {judge: None for record in found if (judge := _judge(record))}
+    held += _judges(found)
     about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
     notes = list(dict.fromkeys(note for record in found for note in _fit_notes(record)))
     notes += [note for record in found for note in _notes(record)]

@@ -40,15 +40,14 @@ class Settings:
     """How the projector is trained; the defaults are the paper's where it says, and else LLaVA-1.5's projector stage.
 
     Attributes:
-        data: JSON file, a list of {id, image, conversations: [{from: human or gpt, value}]}.
-        images: directory that its images are below.
-        out: directory of the result; None: where VisionZip‡ looks for it.
-        fraction: of the conversations about an image, drawn by the run's seed.
-        epochs: passes over them.
-        lr: the highest learning rate; it rises over the first 3% of the steps and falls as a cosine.
-        batch_size: conversations that one process reads at once.
-        accumulate: such batches to one step; None: as many as make at most 256 conversations over
-            all processes.
+        data (FILE.json): instructions, a list of {id, image, conversations: [{from: human or gpt, value}]}.
+        images (DIR): directory that their images are below.
+        out (DIR): directory of the result; without it, where VisionZip‡ looks for it.
+        fraction (SHARE): share of the conversations about an image that is used, drawn by the seed.
+        epochs (N): passes over them.
+        lr (NUMBER): the highest learning rate; it rises over the first 3% of the steps and falls as a cosine.
+        batch_size (N): conversations that one process reads at once.
+        accumulate (N): batches to one step; without it, as many as make at most 256 conversations over all processes.
     """
 
     data: str = ""

@@ -63,7 +63,7 @@ def answer(method: str) -> Answer:
     """
     from zipeval.benchmarks import task_folder
     from zipeval.chat_model import ZipEval
-    from zipeval.cli import compose
+    from zipeval.composition import compose
     from zipeval.evaluation.lmms_names import RequestArgs
     from zipeval.runner import Session, evaluate
 

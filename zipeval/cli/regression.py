@@ -1,0 +1,96 @@
+"""`zipeval baseline` and `zipeval check`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from zipeval.cli.arguments import RESULTS, SWITCH, Command, Setting, path, switch
+from zipeval.cli.output import hush
+from zipeval.errors import UsageError
+
+FILE = "results/baselines/shapes.json"
+
+
+def _file_to_write(name: str, value: str) -> Path:
+    if not value:
+        raise UsageError(f"{name}=: name the file to write, such as {name}={FILE}.")
+    return path(name, value)
+
+
+BASELINE = Command(
+    "baseline",
+    "[results=DIR] [out=FILE]",
+    "Write what records hold as a small file to commit, for `zipeval check`.",
+    settings=(RESULTS, Setting("out", "the file to write", "FILE", _file_to_write, FILE)),
+)
+
+
+def baseline(arguments: list[str]) -> None:
+    """`zipeval baseline`."""
+    from zipeval.baseline import write
+
+    given = BASELINE.parse(arguments)
+    count = write(given.results, given.out)
+    command = shlex.join(["zipeval", "check", "--against", str(given.out), f"results={given.results}"])
+    print(f"{given.out} holds {count} record{'s' if count > 1 else ''}: commit it. `{command}` compares.")
+
+
+def _percent(name: str, value: str) -> float:
+    """Return percent of a score.
+
+    Raises:
+        UsageError: for a number that is none.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 100:
+        raise UsageError(f"{name}={value}: expected percent of a score, from 0 to 100, such as --max-drop 1.0.")
+    return number
+
+
+CHECK = Command(
+    "check",
+    "--against FILE [--max-drop 1.0] [--allow-other-code] [--junit FILE] [--format text|github] [results=DIR]",
+    "Compare records with a baseline: exit code 0 as good, 1 regression, 2 cannot compare.",
+    "Of 20 samples one may have another answer, from 200 up one in 100.",
+    settings=(
+        Setting("against", "the baseline, as `zipeval baseline` wrote it", "FILE", path),
+        Setting("max_drop", "by how many percent a score may be lower", "PERCENT", _percent, "1.0"),
+        Setting(
+            "allow_other_code",
+            "compare records that another version of zipeval made",
+            read=switch,
+            default=False,
+            choices=SWITCH,
+            flag=True,
+        ),
+        Setting("junit", "write the outcome as JUnit XML, too", "FILE", path),
+        Setting("format", "github adds annotations for GitHub Actions", default="text", choices=("text", "github")),
+        RESULTS,
+    ),
+    examples=((f"zipeval check --against {FILE} --max-drop 0.5", ""),),
+)
+
+
+def check(arguments: list[str]) -> None:
+    """`zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
+    from zipeval import gate
+
+    given = CHECK.parse(arguments)
+    if given.against is None:
+        raise UsageError(f"check: name a baseline, `zipeval check --against {FILE}`.")
+    verdicts = gate.check(given.against, given.results, given.max_drop, given.allow_other_code)
+    try:
+        print(gate.text(verdicts))
+        if given.format == "github":
+            print(gate.annotations(verdicts))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `zipeval check | head`: the exit code is what counts
+        hush()
+    if given.junit is not None:
+        gate.write_junit(verdicts, given.junit)
+    gate.conclude(verdicts, given.against, given.results)

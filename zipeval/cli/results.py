@@ -1,0 +1,171 @@
+"""Commands about results: `zipeval status`, `table`, `show` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zipeval.cli.arguments import RESULTS, SWITCH, Command, Operand, Setting, number, path, switch, text
+from zipeval.cli.run_settings import task_names
+from zipeval.errors import UsageError
+
+
+def formats() -> list[str]:
+    """Return the formats of a table."""
+    from zipeval.render import FORMATS
+
+    return [*FORMATS]
+
+
+def layouts() -> list[str]:
+    """Return the published tables."""
+    from zipeval.paper import TABLES
+
+    return [f"paper/{name}" for name in sorted(TABLES)]
+
+
+def run_ids() -> list[str]:
+    """Return the runs in the usual directory of results."""
+    return sorted({record.parent.name for record in Path(RESULTS.default).glob("*/*.json")})
+
+
+def sweep_names() -> list[str]:
+    """Return the sweeps in the usual directory of results."""
+    return sorted(plan.parent.name for plan in Path(RESULTS.default).glob("sweeps/*/plan.json"))
+
+
+STATUS = Command(
+    "status",
+    "[SWEEP] [results=DIR]",
+    "Say how far runs and sweeps are, and how long they will still take.",
+    "Without a sweep it lists all sweeps and runs.",
+    operands=(Operand("SWEEP", "name of a sweep, or the beginning of it", suggestions=sweep_names, required=False),),
+    misused="name one sweep, or none to list all.",
+    settings=(RESULTS,),
+)
+
+
+def status(arguments: list[str]) -> None:
+    """`zipeval status [SWEEP]`."""
+    from zipeval.status import status as show
+
+    given = STATUS.parse(arguments)
+    show(given.operands[0] if given.operands else None, given.results)
+
+
+TABLE = Command(
+    "table",
+    "[results=DIR] [task=TASK] [NAME=VALUE ...]",
+    "Print scores and their percentages of the upper bound.",
+    "All records of a directory, one table for each model and way to run it. The upper bound is method=vanilla.",
+    settings=(
+        Setting("results", "directory of the records", "DIR", default_text="results/runs"),
+        Setting("task", "one benchmark, with all its metrics", "TASK", text, choices=task_names),
+        Setting(
+            "statistics",
+            "add 95% intervals and which differences are significant",
+            read=switch,
+            default=False,
+            choices=SWITCH,
+        ),
+        Setting("format", "how the table is written", default="markdown", choices=formats),
+        Setting("table", "the layout of one of the paper's tables, beside its numbers", "NAME", text, choices=layouts),
+        Setting(
+            "source",
+            "with table=: your records beside the paper's numbers, or the paper's alone",
+            default="records",
+            choices=("records", "paper"),
+        ),
+    ),
+    examples=(
+        ("zipeval table task=pope", "accuracy, F1 and the other metrics of POPE"),
+        ("zipeval table statistics=true format=latex", "for a paper"),
+        ("zipeval table table=paper/table1 source=paper", "what VisionZip's Table 1 printed"),
+    ),
+)
+
+
+def table(arguments: list[str]) -> None:
+    """`zipeval table`."""
+    from zipeval import paper
+    from zipeval.render import render
+    from zipeval.tables import tables
+
+    given = TABLE.parse(arguments)
+    if given.source == "paper" and not given.table:
+        raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
+    name = (given.table or "").removeprefix("paper/")
+    _check_idle(given, name in paper.SPEED)
+    if not given.table:
+        shown = tables(given.results or paper.RESULTS, given.task, statistics=given.statistics)
+    elif given.source == "paper":
+        shown = [paper.published(name)]
+    else:
+        shown = paper.measured(name, given.results, given.statistics)
+    print(render(shown, given.format))
+
+
+def _check_idle(given, is_speed: bool) -> None:
+    """Raise UsageError for a setting that has no part in the layout that is asked for."""
+    idle = []
+    if given.table and given.task:
+        idle.append(f"task={given.task}")
+    if given.source == "paper" and given.results:
+        idle.append(f"results={given.results}")
+    if given.statistics and (given.source == "paper" or is_speed):
+        idle.append("statistics=true")
+    for setting in idle:
+        raise UsageError(f"{setting}: table={given.table} source={given.source} has no use for it. Leave it out.")
+
+
+SHOW = Command(
+    "show",
+    "RUN_ID [sample=N] [results=DIR]",
+    "Print scores and provenance of a run, or one of its samples.",
+    "Provenance is everything that its scores depend on: weights, data, code, versions, machine and configuration.",
+    operands=(Operand("RUN_ID", "name of a run, or the beginning of it", suggestions=run_ids),),
+    misused="name one run, `zipeval show RUN_ID`, or the beginning of its name.",
+    settings=(
+        RESULTS,
+        Setting("sample", "one sample: its question, and the answers of this run and of the upper bound", "N", number),
+        Setting("task", "the task of the sample, where the run has several", "TASK", text),
+    ),
+    examples=(("zipeval show tiny_llava-visionzip-16 sample=17", "one question"),),
+)
+
+
+def show(arguments: list[str]) -> None:
+    """`zipeval show RUN_ID`."""
+    from zipeval import show as shown
+
+    given = SHOW.parse(arguments)
+    if given.sample is not None:
+        shown.show_sample(given.operands[0], given.results, given.sample, given.task)
+    elif given.task:
+        raise UsageError(f"task={given.task}: it needs sample=, the number of one of its samples.")
+    else:
+        shown.show(given.operands[0], given.results)
+
+
+REPORT = Command(
+    "report",
+    "[results=DIR] [out=FILE.html] [plots=DIR]",
+    "Write all results on one page, with plots and the tokens that are kept.",
+    "The page is a single HTML file and needs no network.",
+    settings=(
+        RESULTS,
+        Setting("out", "the page; its name ends in .html", "FILE.html", path, "report.html"),
+        Setting("plots", "directory for the plots as PDF and SVG files; without it none are written", "DIR", path),
+    ),
+)
+
+
+def report(arguments: list[str]) -> None:
+    """`zipeval report`."""
+    from zipeval.report import report as make
+
+    given = REPORT.parse(arguments)
+    if given.out.suffix not in (".html", ".htm"):
+        plots = ", or plots=DIR for PDF files" if given.out.suffix == ".pdf" else ""
+        raise UsageError(f"out={given.out}: the report is a web page. Name a file that ends in .html{plots}.")
+    written = make(given.results, given.out, given.plots)
+    print("\n".join(map(str, written)))

@@ -1,0 +1,365 @@
+"""`zipeval run` and `zipeval plan`: Hydra composes the configuration, and launches the jobs of a sweep."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from functools import partial
+
+from zipeval import ranks
+from zipeval.cli.arguments import Command, Section, Setting, asks_for_help
+from zipeval.cli.output import hide_bars
+from zipeval.cli.run_settings import ADDED_GROUPS, method_settings, names, run_settings
+from zipeval.composition import SWEEPS, check_names, config_dir_override, explain, register_schema
+from zipeval.errors import RunError, UsageError, did_you_mean
+
+OF_SWEEPS = ("launcher=", "hydra/launcher=", "hydra.launcher.", "sweep.")
+OPTIONS = (
+    Setting("multirun", "a sweep: run every combination of values", flag=True, option=True, short="-m"),
+    Setting("config_dir", "directory of further configurations, with method/NAME.yaml in it", "DIR", option=True),
+    Setting("cfg", "print the configuration and stop", "job", choices=("job",), option=True),
+)
+NODES = {  # of the configuration, and what stands above their settings in the help
+    "model": "how the model is loaded",
+    "runner": "how answers are made fast; what they are does not depend on it",
+    "judge": "the model that scores answers which have to be read: MMB, MM-Vet, LLaVA-B and the video tasks",
+    "data": "where data are read from",
+}
+
+
+def groupings() -> tuple[str, ...]:
+    """Return what the runs of one job of a sweep may share."""
+    from zipeval.sweep import GROUPINGS
+
+    return GROUPINGS
+
+
+def sweep_settings() -> tuple[Setting, ...]:
+    """Return the settings of sweeps only."""
+    added = [Setting(f"+{group}", meaning, "NAME", choices=names(group)) for group, meaning in ADDED_GROUPS.items()]
+    group_by = Setting("sweep.group_by", "what the runs of one job share", default="model", choices=groupings)
+    return (*added, group_by)
+
+
+def _sections(arguments: list[str]) -> list[Section]:
+    """Return the settings of a run by their nodes.
+
+    Args:
+        arguments: the options of a method that is named among them are shown, too.
+    """
+    settings = run_settings()
+    sections = [Section("settings, as NAME=VALUE", tuple(s for s in settings if "." not in s.name))]
+    for node, meaning in NODES.items():
+        within = tuple(setting for setting in settings if setting.name.startswith(f"{node}."))
+        sections.append(Section(f"{node}: {meaning}", within))
+    sections.append(Section("settings of sweeps, with -m", sweep_settings()))
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("method=")]
+    for method in named[-1].split(",") if named else ():
+        options = method_settings(method, config_dir_of(arguments))
+        sections.append(Section(f"options of method={method}", tuple(options)))
+    return [section for section in sections if section.settings]
+
+
+def config_dir_of(arguments: list[str]) -> str | None:
+    """Return what --config-dir names, without Hydra."""
+    for number, argument in enumerate(arguments):
+        name, assigned, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            return value if assigned else next(iter(arguments[number + 1 :]), None)
+    return None
+
+
+RUN = Command(
+    "run",
+    "model=MODEL method=METHOD tokens=N [-m] [NAME=VALUE ...]",
+    "Evaluate a method and, where it is missing, the upper bound, and print the percentages; -m makes it a sweep.",
+    "`zipeval list models|methods|tasks|suites|tables|experiments|launchers` shows what there is to choose from. With "
+    "method=NAME before it, --help also explains the options of that method, which are set by method.OPTION=VALUE.",
+    settings=OPTIONS,
+    heading="options",
+    more_sections=partial(_sections, []),
+    examples=(
+        ("zipeval run model=llava15 method=visionzip tokens=64 tasks=[pope]", "one run"),
+        ("zipeval run -m model=llava15 method=vanilla,visionzip,fastv tokens=192,128,64", "every combination"),
+        ("zipeval run method=fastv --help", "the options of a method, too"),
+    ),
+)
+PLAN = replace(
+    RUN,
+    name="plan",
+    usage="model=MODEL,... method=METHOD,... tokens=N,... [NAME=VALUE ...]",
+    summary="Say what `zipeval run -m` with the same settings comes to: runs, samples, tokens and hours.",
+    about="Nothing is started. Hours are known as far as records tell how long samples take.",
+    settings=OPTIONS[1:2],
+    examples=(("zipeval plan +table=paper_table1", "the paper's Table 1"),),
+)
+
+
+@ranks.agreed()
+def run(arguments: list[str]) -> None:
+    """`zipeval run`: Hydra composes the configuration, or those of a sweep and launches its jobs."""
+    if asks_for_help(arguments):
+        print(replace(RUN, more_sections=partial(_sections, arguments)).help(), end="")
+        return
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_schema()
+    hide_bars()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
+    given, arguments = _hydra_arguments(RUN, arguments)
+    sys.argv = ["zipeval run", *arguments]
+    check_names(given.overrides, given.config_dir)
+    shown = given.hydra_help or given.cfg or given.info
+    if not shown and (given.multirun or any(map(_makes_a_sweep, given.overrides))):
+        return _launch(*expand(arguments))
+    if not shown:
+        _check_single_run(given.overrides, arguments)
+
+    refused: list[UsageError | RunError] = []
+
+    def job(config) -> None:
+        from zipeval.config import with_tasks
+
+        config = with_tasks(OmegaConf.to_object(config))
+        try:
+            _check_projector(config)
+            _evaluate(config)
+        except (UsageError, RunError) as error:  # Hydra would tell of it too
+            refused.append(error)
+
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="run")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, arguments, given.config_dir) from error
+    if refused:
+        raise refused[0]
+
+
+def _hydra_arguments(command: Command, arguments: list[str]):
+    """Return (what Hydra's parser reads, the arguments with their options first, as it wants them).
+
+    Raises:
+        UsageError: for an option that there is not.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    given, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    for option in unknown:
+        if option.startswith("-"):
+            hint = did_you_mean(option, [setting.dashed for setting in command.own_settings])
+            raise UsageError(f"{option}: no such option of `zipeval {command.name}`.{hint}")
+    if given.shell_completion:
+        raise UsageError("--shell-completion: this is not Hydra's here. `zipeval completion bash` prints a script.")
+    overrides = given.overrides
+    return given, [*(argument for argument in arguments if argument not in overrides), *overrides]
+
+
+def _check_single_run(overrides: list[str], arguments: list[str]) -> None:
+    """Refuse what only a sweep takes.
+
+    Raises:
+        UsageError: for the setting of a launcher, and for one with several values.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        if override.lstrip("+~").startswith(OF_SWEEPS):
+            raise UsageError(f"{override}: this is how a sweep is launched, and without -m this is none. Add -m.")
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:  # explained where the configuration is composed
+        return
+    for override in parsed:
+        if override.is_sweep_override():
+            _refuse_several(override.input_line, arguments)
+
+
+def _refuse_several(override: str, arguments: list[str]) -> None:
+    """Raise UsageError for an override with several values in a single run."""
+    name, _, values = override.partition("=")
+    if name == "tasks":
+        raise UsageError(f"{override}: write tasks=[{values}] for one run on all of them, or add -m for a run on each.")
+    raise UsageError(f"{override}: several values are a sweep. Add -m: `{_command(arguments)}`.")
+
+
+def _evaluate(config) -> None:
+    """Evaluate a run and its upper bound, and print their table.
+
+    Raises:
+        UsageError, RunError: as the runs do. A run that cannot be is refused before its upper bound is evaluated.
+    """
+    from zipeval import runner
+    from zipeval.evaluation.upper_bound import describe, upper_bound
+    from zipeval.sweep import evaluate
+
+    bound, evaluated = upper_bound(config), []
+    if bound:
+        runner.check_feasible(config)
+        if ranks.first():
+            print(describe(config), file=sys.stderr)
+        evaluated = evaluate(bound)
+    evaluated += evaluate(config)
+    if config.bound == "auto":
+        _print_tables(config.results, evaluated)
+
+
+def _print_tables(results: str, evaluated: list[str]) -> None:
+    """Print the percentages of what a command evaluated, in the first process, and what to do next.
+
+    Args:
+        evaluated: paths of the records.
+    """
+    from zipeval.render import render
+    from zipeval.tables import tables
+
+    if not evaluated:  # ranks other than the first
+        return
+    elsewhere = [] if results == "results/runs" else [f"results={results}"]
+    print("\n" + render(tables(results, paths=evaluated)))
+    intervals = shlex.join(["zipeval", "table", *elsewhere, "statistics=true"])
+    report = shlex.join(["zipeval", "report", *elsewhere])
+    print(f"\nNext: `{intervals}` adds 95% intervals; `{report}` shows more.")
+
+
+def _check_projector(config) -> None:
+    """Raises UsageError for one that a run has no use for; in a sweep, vanilla stands beside those that have."""
+    from zipeval.config import check
+
+    if config.projector and check(config).projector is None:
+        raise UsageError(
+            f"projector={config.projector}: method={config.method['name']} has none. Leave it out, or set "
+            "method=visionzip_tuned."
+        )
+
+
+def _makes_a_sweep(override: str) -> bool:
+    return override.startswith(tuple(f"+{group}=" for group in SWEEPS)) or override == "hydra.mode=MULTIRUN"
+
+
+def expand(arguments: list[str]):
+    """(the sweep of `zipeval run -m`, overrides of Hydra's that launch it), by Hydra's rules; nothing is started.
+
+    Raises:
+        UsageError: for a name that does not exist, and as zipeval.sweep.plan.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from zipeval.config import with_tasks
+    from zipeval.evaluation.upper_bound import with_upper_bounds
+    from zipeval.sweep import plan as plan_sweep
+
+    register_schema()
+    given, _ = _hydra_arguments(RUN, arguments)
+    check_names(given.overrides, given.config_dir)
+    overrides = [*config_dir_override(given.config_dir), *given.overrides]
+    launching = [o for o in overrides if o.lstrip("+~").startswith(("hydra", "launcher="))]
+    own = [o for o in overrides if o.startswith("sweep.")]
+    group_by = _group_by(own)
+    asked = [o for o in overrides if o not in own + launching]
+    search = [o for o in launching if o.startswith("hydra.searchpath=")]
+    try:
+        with initialize_config_module("zipeval.configs", version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            hydra_compose("sweep", launching)  # or a launcher that does not exist would be told later
+            whole = hydra.compose_config("run", search + asked, RunMode.MULTIRUN, with_log_configuration=False)
+            params = [f"{name}={values}" for name, values in (whole.hydra.sweeper.params or {}).items()]
+            parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params + asked)
+            _check_swept(parsed)
+            (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+            composed = [(its, with_tasks(OmegaConf.to_object(hydra_compose("run", search + its)))) for its in runs]
+            label = next((o.value() for o in parsed if o.key_or_group in SWEEPS), None)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, arguments, given.config_dir) from error
+    return plan_sweep(label, _command(arguments), with_upper_bounds(composed), group_by), launching
+
+
+def _group_by(overrides: list[str]) -> str:
+    """Return what the runs of one job share, of the overrides that start with `sweep.`."""
+    setting = sweep_settings()[-1]
+    value = setting.default
+    for override in overrides:
+        name, _, text = override.partition("=")
+        if name != setting.name:
+            raise UsageError(f"{name}: no such setting of `zipeval run -m`.{did_you_mean(name, [setting.name])}")
+        value = setting.parse(text)
+    return value
+
+
+def _check_swept(overrides: list) -> None:
+    """Raises UsageError where there is nothing to sweep over, or more than one file that says over what."""
+    named = [o.input_line for o in overrides if o.key_or_group in SWEEPS]
+    if len(named) > 1 or any(o.key_or_group in SWEEPS and o.is_sweep_override() for o in overrides):
+        raise UsageError(f"{' '.join(named)}: one table or experiment is one sweep. Run each by itself.")
+    for its in overrides:
+        if its.is_sweep_override() and not any(True for _ in its.sweep_iterator()):
+            raise UsageError(f"{its.input_line}: there is nothing in it. Name at least one value.")
+
+
+def _command(arguments: list[str]) -> str:
+    """That runs the sweep, for a shell."""
+    return shlex.join(["zipeval", "run", "-m", *(a for a in arguments if a not in ("-m", "--multirun"))])
+
+
+def _launch(sweep, launching: list[str]) -> None:
+    """Run a sweep's jobs, wherever Hydra's launcher does, and tell what became of them."""
+    import hydra
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    from zipeval.sweep import Job, begin, end, evaluated, lost
+
+    for override in launching:
+        if override.endswith(("launcher=slurm", "launcher=submitit_slurm")) and not shutil.which("srun"):
+            raise UsageError(
+                f"{override}: this machine has no srun. Run this where Slurm is, or try its jobs here: +launcher=local."
+            )
+    if ranks.first():
+        begin(sweep)
+        count = f"{len(sweep.cells)} runs in {len(sweep.groups)} jobs"
+        print(f"sweep {sweep.name}: {count}. `{sweep.status_command}` shows how far they are.", file=sys.stderr)
+    own = {"hydra.sweep.dir": str(sweep.directory), "hydra.job.name": sweep.name}
+    own = [f"{name}={QuotedString(value, Quote.single).with_quotes()}" for name, value in own.items()]
+    sys.argv = ["zipeval run", "-m", *launching, *own, f"group={','.join(map(str, sweep.groups))}"]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="sweep")(Job(sweep))()
+    except _launchers_errors() as error:
+        raise lost(sweep, str(error).strip().splitlines()[0]) from error
+    if ranks.first():
+        end(sweep)
+        if all(cell.config.bound == "auto" for cell in sweep.cells):
+            _print_tables(sweep.results, evaluated(sweep))
+
+
+def _launchers_errors() -> tuple[type[Exception], ...]:
+    """What the launchers that are in use raise where a job cannot be started, or ends without a word."""
+    known = {
+        "submitit.core.utils": ("FailedJobError", "FailedSubmissionError", "UncompletedJobError"),
+        "ray.exceptions": ("RayError",),
+    }
+    return tuple(getattr(sys.modules[m], name) for m, names in known.items() if m in sys.modules for name in names)
+
+
+def plan(arguments: list[str]) -> None:
+    """`zipeval plan`: of what `zipeval run -m` would do."""
+    if asks_for_help(arguments):
+        print(replace(PLAN, more_sections=partial(_sections, arguments)).help(), end="")
+        return
+    from zipeval.plan import STAND_INS, show
+
+    missing = [name for name in STAND_INS if not any(a.lstrip("+").startswith(f"{name}=") for a in arguments)]
+    sweep, _ = expand([*(f"{name}={STAND_INS[name]}" for name in missing), *arguments])
+    show(replace(sweep, command=_command(arguments)), missing)

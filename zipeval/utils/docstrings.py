@@ -1,0 +1,43 @@
+"""What docstrings say of attributes, for `--help`: so that a setting is explained in one place."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+
+HEADING = "Attributes:"
+# `results (DIR): directory of the records.`; what is in parentheses stands for the value.
+ENTRY = re.compile(r"(?P<name>\w+)(?: \((?P<value>.+?)\))?: (?P<meaning>.*)")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute as its class's docstring describes it.
+
+    Attributes:
+        value: what stands for its value; empty where the docstring does not say.
+        meaning: a phrase or sentence, without a full stop at its end.
+    """
+
+    value: str
+    meaning: str
+
+
+def attributes(documented: type) -> dict[str, Attribute]:
+    """Return what the `Attributes:` of a class's docstring say, by name."""
+    lines = inspect.getdoc(documented).partition(f"\n{HEADING}\n")[2].splitlines()
+    entries: dict[str, Attribute] = {}
+    name = ""
+    for line in lines:
+        entry = ENTRY.fullmatch(line.strip())
+        is_continuation = line.startswith(" " * 8)
+        if entry and not is_continuation:
+            name = entry["name"]
+            entries[name] = Attribute(entry["value"] or "", entry["meaning"])
+        elif is_continuation:
+            known = entries[name]
+            entries[name] = Attribute(known.value, f"{known.meaning} {line.strip()}")
+        else:  # the next section
+            break
+    return {name: Attribute(known.value, known.meaning.rstrip(".")) for name, known in entries.items()}
