@@ -32,6 +32,8 @@ HELP = f"""zipeval {__version__}: honest measurement of visual-token reduction
   zipeval show RUN_ID [results=DIR]                scores and provenance of a run; its first letters do
   zipeval report [results=DIR] [out=FILE.html]     all of it on one page, with plots and the tokens that are kept
                  [plots=DIR]                       and the plots as PDF and SVG files
+  zipeval view [results=DIR] [port=N] [host=NAME]  the same page live: every question, picture and answer; also while
+                                                   a sweep runs
   zipeval analyze redundancy [model=MODEL] [images=DIR] [limit=N] out=DIR
                                                    how concentrated the attention that visual tokens receive is, layer
                                                    by layer, as CSV and plots
@@ -452,6 +454,19 @@ def report(arguments: list[str]) -> None:
     print("\n".join(map(str, written)))
 
 
+def view(arguments: list[str]) -> None:
+    """`zipeval view`."""
+    from zipeval.reporting.server import LOCAL_HOSTS, serve
+
+    given = settings("view", arguments, ("results", "port", "host"))
+    port = given.get("port", "0")
+    if not port.isdecimal() or int(port) > 65535:
+        raise UsageError(
+            f"port={port}: expected a number up to 65535, such as port=8000; without it a free one is taken."
+        )
+    serve(given.get("results", "results/runs"), given.get("host", LOCAL_HOSTS[0]), int(port))
+
+
 def analyze(arguments: list[str]) -> None:
     """`zipeval analyze redundancy`."""
     model = [a for a in arguments[1:] if a.startswith(("model=", "model."))]
@@ -684,6 +699,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "table": table,
     "show": show,
     "report": report,
+    "view": view,
     "analyze": analyze,
     "visualize": visualize,
     "baseline": baseline,

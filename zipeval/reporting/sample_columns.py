@@ -1,0 +1,132 @@
+"""Read what a browser of samples shows of them, fast and small: a column for each field. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zipeval import records
+from zipeval.reporting.scored_samples import check_score, parse_samples
+
+Record = dict[str, Any]
+NEWLINE = ord("\n")
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """A file with the samples of a record, of which single ones can be read.
+
+    Attributes:
+        path: of the file.
+        starts: where each line starts, and where the last one ends.
+    """
+
+    path: Path
+    starts: np.ndarray
+
+    def read(self, rows: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Yield the samples in some lines, whole."""
+        with self.path.open("rb") as file:
+            for row in rows:
+                start, end = self.starts[row : row + 2].tolist()
+                file.seek(start)
+                yield json.loads(file.read(end - start))
+
+
+@dataclass(frozen=True)
+class SampleColumns:
+    """The samples of a record, field by field.
+
+    Attributes:
+        documents: their ids, as text.
+        hashes: of what was asked, and of the target.
+        questions: what was asked; None in records of before schema 6.
+        choices: of those that have some, else None.
+        targets: the right answers.
+        kinds: of questions, empty where they have none.
+        predictions: the answers.
+        scores: nan where there is none.
+        failures: row -> whether it was not read or has no verdict, of samples where that is so.
+        file: where all else is.
+    """
+
+    documents: list[str]
+    hashes: list[str]
+    questions: list[str | None]
+    choices: list[tuple[str, ...] | None]
+    targets: list[str]
+    kinds: list[str]
+    predictions: list[str]
+    scores: np.ndarray
+    failures: dict[int, str]
+    file: SampleFile
+
+
+def read_columns(record: Record) -> SampleColumns:
+    """Read the samples of a record whose score is theirs.
+
+    Raises:
+        UsageError: if they changed since the record was written, are not there, or come to another score.
+    """
+    path = Path(record["path"])
+    content = records.read_sample_lines(path.parent, record)
+    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == NEWLINE) + 1
+    file = SampleFile(path.parent / record["samples"]["file"], np.concatenate([[0], ends]))
+    samples = parse_samples(content, positions=False)
+    check_score(record, samples)
+    scores = [np.nan if sample["score"] is None else sample["score"] for sample in samples]
+    texts: dict[Any, Any] = {}  # equal texts are kept once: most answers of a benchmark are
+
+    def once(text: Any) -> Any:
+        return texts.setdefault(text, text)
+
+    return SampleColumns(
+        documents=[once(str(sample["doc_id"])) for sample in samples],
+        hashes=[sample["question_hash"] for sample in samples],
+        questions=[once(sample.get("question")) for sample in samples],
+        choices=[once(_choices(sample)) for sample in samples],
+        targets=[once(_text(sample["target"])) for sample in samples],
+        kinds=[once(_kind(record, sample)) for sample in samples],
+        predictions=[once(_text(sample["prediction"])) for sample in samples],
+        scores=np.array(scores, float),
+        failures=dict(_failures(samples)),
+        file=file,
+    )
+
+
+def _text(value: Any) -> str:
+    """Return a target or an answer as text; a list of several is separated by semicolons."""
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _choices(sample: dict[str, Any]) -> tuple[str, ...] | None:
+    choices = sample.get("choices")
+    return tuple(map(str, choices)) if choices else None
+
+
+def _kind(record: Record, sample: dict[str, Any]) -> str:
+    """Return the kind of a question: its own, or that of the one score that it has beside its metric.
+
+    A task that scores kinds apart gives a question `accuracy` and, say, `accuracy_color`.
+    """
+    if "kind" in sample:
+        return str(sample["kind"])
+    beginning = f"{record['metric']}_"
+    scores = sample.get("scores") or {}
+    names = [name for name in scores if name.startswith(beginning)]
+    return names[0].removeprefix(beginning) if len(names) == 1 and record["metric"] in scores else ""
+
+
+def _failures(samples: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    for row, sample in enumerate(samples):
+        if "error" in sample:
+            yield row, "not read"
+        elif sample["score"] is None:
+            yield row, "no verdict"
