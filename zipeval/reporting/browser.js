@@ -285,7 +285,7 @@
     if (!before) scoresAt = window.scrollY;
     document.body.dataset.view = "questions";
     root.hidden = false;
-    if (!data.live && !data.sections) return; // the page says why
+    if (!data.live && !data.sections) return busy(false); // the page says why
     const number = (latest += 1);
     busy(true);
     try {
@@ -336,6 +336,7 @@
     delete document.body.dataset.view;
     root.hidden = true;
     document.title = title;
+    busy(false);
     if (before && !location.hash.slice(1)) window.scrollTo(0, scoresAt);
     else if (before && byId(location.hash.slice(1))) byId(location.hash.slice(1)).scrollIntoView();
   }
@@ -343,6 +344,7 @@
   function busy(is) {
     root.classList.toggle("busy", is);
     root.setAttribute("aria-busy", is);
+    if (!is) root.dataset.shown = location.hash; // for whoever waits for it
   }
 
   function problem(text) {
@@ -436,7 +438,11 @@
     document.title = `Questions - ${title}`;
     byId("count").replaceChildren(...countText(section, rows));
     byId("rows").tHead.replaceChildren(...headings(section, rows.runs));
-    byId("rows").tBodies[0].replaceChildren(...rows.rows.map((row, index) => tableRow(section, rows, row, index)));
+    const ending = commonEnding(rows.rows);
+    byId("rows").tBodies[0].replaceChildren(
+      ...rows.rows.map((row, index) => tableRow(section, rows, row, index, ending)),
+    );
+    byId("rows").classList.toggle("many", rows.runs.length > 5);
     root.classList.toggle("pictured", rows.rows.some((row) => row.picture));
     const pages = Math.ceil(rows.total / data.page);
     root.querySelector(".pages").hidden = pages < 2;
@@ -480,12 +486,13 @@
     return [budgets, methods];
   }
 
-  function tableRow(section, rows, row, index) {
+  function tableRow(section, rows, row, index, ending) {
     const benchmark = section.benchmarks.find((candidate) => candidate.task === row.task);
     const link = address({ ...state, open: [row.task, row.document] });
     const about = [`${benchmark.column} #${row.document}`, row.kind].filter(Boolean).join(", ");
     const asked = element("a", { className: "asked-text", href: link });
-    asked.append(...(row.question === null ? [`Question ${row.document}`] : marked(row.question, state.text)));
+    const question = row.question === null ? `Question ${row.document}` : row.question.slice(0, -ending.length || undefined);
+    asked.append(...marked(question, state.text));
     const made = element("tr", { "data-index": index }, [
       element("td", { className: "picture" }, row.picture ? [thumbnail(row.picture)] : []),
       element("th", { className: "question", scope: "row" }, [asked, element("small", { text: about })]),
@@ -506,7 +513,25 @@
   }
 
   function thumbnail(picture) {
-    return element("img", { src: picture, alt: "", loading: "lazy", decoding: "async", width: 56, height: 56 });
+    const image = element("img", { src: picture, alt: "", decoding: "async", width: 56, height: 56 });
+    image.addEventListener("load", () => {
+      if (image.naturalWidth > 1) return;
+      image.remove(); // the server's sign for a picture that it does not have
+      root.classList.toggle("pictured", Boolean(byId("rows").querySelector("img")));
+    });
+    return image;
+  }
+
+  // The last lines that all questions of a page have, such as how to answer: the list leaves them out.
+  function commonEnding(rows) {
+    const texts = rows.map((row) => row.question || "");
+    if (texts.length < 2) return "";
+    const lines = texts[0].split("\n");
+    for (let first = 1; first < lines.length; first += 1) {
+      const ending = `\n${lines.slice(first).join("\n")}`;
+      if (texts.every((text) => text.endsWith(ending) && text.length > ending.length)) return ending;
+    }
+    return "";
   }
 
   function answerCell(run, answer) {
@@ -654,7 +679,7 @@
     const counts = tokens.kept === undefined ? "" : `: ${tokens.kept_count} tokens kept, ${tokens.merged_count} merged`;
     const attributes = { viewBox: `0 0 ${side} ${side}`, role: "img", "aria-label": run.name + counts };
     const square = { width: side, height: side };
-    const parts = [drawing("rect", { ...square, class: "blank" })];
+    const parts = [drawing("rect", { ...square, class: picture ? "blank" : "blank alone" })];
     if (picture) parts.push(drawing("image", { ...square, href: picture, preserveAspectRatio: benchmark.fit }));
     if (tokens.kept !== undefined) {
       const kept = positions(tokens.kept, side);

@@ -29,7 +29,7 @@ ALL_TOKENS = "all"  # as a budget
 PAGE = 50  # rows
 # How a picture of any shape lies on the square that a model sees, in SVG's words.
 FITS = {"pad": "xMidYMid meet", "crop": "xMidYMid slice"}
-READ_COLUMNS = Callable[[Record], SampleColumns]
+READ_COLUMNS = Callable[[Record, SampleColumns | None], SampleColumns]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def read_section(table: Table, identity: str, read: READ_COLUMNS = read_columns)
 
     Args:
         identity: what links call it.
-        read: returns the samples of a record.
+        read: returns the samples of a record, and is told those of its upper bound.
 
     Raises:
         UsageError: where samples are not those of their record, or those of two runs are about other questions.
@@ -186,8 +186,8 @@ def _questions(column: str, records: dict[int, Record], higher_is_better: bool, 
     Args:
         records: by the number of their run; 0 is the upper bound.
     """
-    columns = {number: read(record) for number, record in records.items()}
-    bound, task = columns[0], records[0]["task"]
+    task, bound = records[0]["task"], read(records[0], None)
+    columns = {number: read(record, bound) if number else bound for number, record in records.items()}
     for number, samples in columns.items():
         if (samples.documents, samples.hashes) != (bound.documents, bound.hashes):
             raise UsageError(

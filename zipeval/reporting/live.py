@@ -27,12 +27,12 @@ class State:
     """What a directory held when it was looked at.
 
     Attributes:
-        files: its records with their sizes and times.
+        files: its records with their sizes and times; None before it was looked at.
         tables: by what links call them.
         problem: why there are none.
     """
 
-    files: tuple[tuple[str, int, int], ...] = ()
+    files: tuple[tuple[str, int, int], ...] | None = None
     tables: dict[str, Table] = field(default_factory=dict)
     problem: str = ""
 
@@ -72,6 +72,8 @@ class LiveResults:
             except UsageError as error:
                 state = State(files, problem=str(error))
             self.state, self._sections = state, {}
+            present = {path for path, _, _ in files}
+            self._columns = {key: columns for key, columns in self._columns.items() if key[0] in present}
             self.picture.cache_clear()
             self.select.cache_clear()
         return state
@@ -116,10 +118,10 @@ class LiveResults:
                 self._sections[identity] = browser.read_section(table, identity, self._read_columns)
             return self._sections[identity]
 
-    def _read_columns(self, record: Record) -> SampleColumns:
+    def _read_columns(self, record: Record, bound: SampleColumns | None) -> SampleColumns:
         key = (record["path"], record["samples"]["sha256"])
         if key not in self._columns:
-            self._columns[key] = read_columns(record)
+            self._columns[key] = read_columns(record, bound)
         return self._columns[key]
 
     def _select(self, identity: str, query: Query) -> Selection:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ class SampleColumns:
     file: SampleFile
 
 
-def read_columns(record: Record) -> SampleColumns:
+def read_columns(record: Record, bound: SampleColumns | None = None) -> SampleColumns:
     """Read the samples of a record whose score is theirs.
+
+    Args:
+        bound: the samples of the upper bound. What was asked is shared with them where it is the same.
 
     Raises:
         UsageError: if they changed since the record was written, are not there, or come to another score.
@@ -76,27 +80,30 @@ def read_columns(record: Record) -> SampleColumns:
     path = Path(record["path"])
     content = records.read_sample_lines(path.parent, record)
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == NEWLINE) + 1
-    file = SampleFile(path.parent / record["samples"]["file"], np.concatenate([[0], ends]))
     samples = parse_samples(content, positions=False)
     check_score(record, samples)
-    scores = [np.nan if sample["score"] is None else sample["score"] for sample in samples]
-    texts: dict[Any, Any] = {}  # equal texts are kept once: most answers of a benchmark are
-
-    def once(text: Any) -> Any:
-        return texts.setdefault(text, text)
-
+    answers = {
+        "documents": [str(sample["doc_id"]) for sample in samples],
+        "hashes": [sample["question_hash"] for sample in samples],
+        "predictions": [_once(_text(sample["prediction"])) for sample in samples],
+        "scores": np.array([np.nan if sample["score"] is None else sample["score"] for sample in samples], float),
+        "failures": dict(_failures(samples)),
+        "file": SampleFile(path.parent / record["samples"]["file"], np.concatenate([[0], ends])),
+    }
+    if bound and (bound.documents, bound.hashes) == (answers["documents"], answers["hashes"]) and any(bound.questions):
+        return replace(bound, **{**answers, "documents": bound.documents, "hashes": bound.hashes})
     return SampleColumns(
-        documents=[once(str(sample["doc_id"])) for sample in samples],
-        hashes=[sample["question_hash"] for sample in samples],
-        questions=[once(sample.get("question")) for sample in samples],
-        choices=[once(_choices(sample)) for sample in samples],
-        targets=[once(_text(sample["target"])) for sample in samples],
-        kinds=[once(_kind(record, sample)) for sample in samples],
-        predictions=[once(_text(sample["prediction"])) for sample in samples],
-        scores=np.array(scores, float),
-        failures=dict(_failures(samples)),
-        file=file,
+        **answers,
+        questions=[_once(sample.get("question")) for sample in samples],
+        choices=[_choices(sample) for sample in samples],
+        targets=[_once(_text(sample["target"])) for sample in samples],
+        kinds=[_once(_kind(record, sample)) for sample in samples],
     )
+
+
+def _once(text: str | None) -> str | None:
+    """Return a text that is in memory once, however many samples have it: most answers of a benchmark are alike."""
+    return text and sys.intern(text)
 
 
 def _text(value: Any) -> str:

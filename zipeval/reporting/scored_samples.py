@@ -13,9 +13,11 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError
 
 Record = dict[str, Any]
+NEWLINE = "\n"
 # The positions that a method keeps are most of a file, and nothing that is counted depends on them. Cut out before the
-# lines are parsed, they cost a tenth of the time. No text can hold such a name: its quotation marks are escaped.
-POSITIONS = re.compile(rb'"(?:kept|merged|visual_tokens|crops)": \[[^"]*\], ')
+# lines are parsed, they cost a tenth of the time. No text can hold such a name: its quotation marks are escaped. Lists
+# of numbers hold no quotation marks, and end where the next name begins.
+POSITIONS = re.compile(rb'"(?:kept|merged|visual_tokens|crops)": \[[^"]*\], (?=")')
 
 
 def read_scored(record: Record, positions: bool = True) -> list[dict[str, Any]]:
@@ -36,7 +38,8 @@ def read_scored(record: Record, positions: bool = True) -> list[dict[str, Any]]:
 def parse_samples(content: bytes, positions: bool = True) -> list[dict[str, Any]]:
     """Return the samples in the content of a file, as `read_scored` does."""
     lines = content if positions else POSITIONS.sub(b"", content)
-    return [json.loads(line) for line in lines.decode().split("\n")[:-1]]
+    # Within a text a line end is escaped. One long list is read in half the time of its lines.
+    return json.loads(f"[{lines.decode().removesuffix(NEWLINE).replace(NEWLINE, ',')}]")
 
 
 def check_score(record: Record, samples: list[dict[str, Any]]) -> None:

@@ -226,12 +226,14 @@ def _rows(results: LiveResults, parameters: Parameters) -> Answer:
 def _sample(results: LiveResults, parameters: Parameters) -> Answer:
     """Return a question with what became of its visual tokens, and its neighbours among those that a query wants."""
     section = results.section(parameters.get("table", ""))
-    questions = section.benchmarks[parameters["task"]]
-    row = questions.row_of[parameters["document"]]
+    questions, document = section.benchmarks[parameters["task"]], parameters["document"]
+    if document not in questions.row_of:  # an old link; the page says so
+        raise UsageError(f"There is no question {document} of {questions.task} here.")
+    row = questions.row_of[document]
     selection = results.select(section.identity, browser.checked_query(section, parameters))
     place = (questions.task, row)
     position = selection.places.index(place) if place in selection.places else -1
-    picture = results.picture(section.identity, questions.task, questions.documents[row])
+    picture = results.picture(section.identity, questions.task, document)
     try:
         tokens = browser.token_data(questions, row)
     except (OSError, ValueError) as error:
