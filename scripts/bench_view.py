@@ -45,7 +45,7 @@ def _samples(rng: random.Random, tokens: int | None, bound: list[dict] | None) -
     samples = []
     for doc_id in range(SAMPLES):
         target = ("yes", "no")[doc_id % 2]
-        right = rng.random() < 0.86 if bound is None else bool(bound[doc_id]["score"]) ^ (rng.random() < 0.1)
+        right = rng.random() < 0.86 if bound is None else bool(bound[doc_id]["score"]) != (rng.random() < 0.1)
         said = target if right else {"yes": "no", "no": "yes"}[target]
         count = tokens or PATCHES
         sample = {

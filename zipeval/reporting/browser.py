@@ -168,14 +168,16 @@ def read_section(table: Table, identity: str, read: READ_COLUMNS = read_columns)
     Raises:
         UsageError: where samples are not those of their record, or those of two runs are about other questions.
     """
-    runs = [Run(row.label, row.tokens, number == 0) for number, row in enumerate(table.rows)]
-    benchmarks = {}
+    runs, benchmarks = [], {}
+    for number, row in enumerate(table.rows):
+        runs.append(Run(row.label, row.tokens, is_bound=number == 0))
     for column in table.columns:
         cells = {number: row.cells[column] for number, row in enumerate(table.rows) if column in row.cells}
         records = {number: cell.record for number, cell in cells.items()}
-        task = records[0]["task"]
+        if 0 not in records:
+            raise UsageError(f"{column}: the first row of its table, {runs[0].name}, has no record of it.")
         higher_is_better = all(cell.higher_is_better for cell in cells.values())
-        benchmarks[task] = _questions(column, records, higher_is_better, read)
+        benchmarks[records[0]["task"]] = _questions(column, records, higher_is_better, read)
     name = table.about.partition(" (")[0]
     return Section(identity, name, table.about, runs, benchmarks)
 
@@ -186,28 +188,23 @@ def _questions(column: str, records: dict[int, Record], higher_is_better: bool, 
     Args:
         records: by the number of their run; 0 is the upper bound.
     """
-    task, bound = records[0]["task"], read(records[0], None)
-    columns = {number: read(record, bound) if number else bound for number, record in records.items()}
-    for number, samples in columns.items():
-        if (samples.documents, samples.hashes) != (bound.documents, bound.hashes):
-            raise UsageError(
-                f"tasks=[{task}]: {records[number]['path']} and its upper bound {records[0]['path']} are not about "
-                "the same questions. `zipeval run` both with the same limit= and the same data."
-            )
+    bound = read(records[0], None)
+    columns = {0: bound}
+    for number, record in records.items():
+        if number:
+            columns[number] = read(record, bound)
+            _check_pairing(record, columns[number], records[0], bound)
     scores = np.stack([samples.scores for samples in columns.values()])
     known = scores[~np.isnan(scores)]
+    worst = _worst_score(known, higher_is_better)
     # Scores of a judge go up to 10, and 1 is then the worst of them.
     in_words = higher_is_better and bool(np.all((known >= 0) & (known <= 1)))
-    worst = _worst_score(known, higher_is_better)
     answers = {}
     for number, samples in columns.items():
         flags = _flags(samples.scores, bound.scores, higher_is_better, worst)
-        verdicts = [_verdict(score, in_words) for score in samples.scores.tolist()]
-        for row, failure in samples.failures.items():
-            verdicts[row] = failure
-        answers[number] = Answers(samples.predictions, verdicts, flags, samples.file)
+        answers[number] = Answers(samples.predictions, _verdicts(samples, in_words), flags, samples.file)
     return Questions(
-        task=task,
+        task=records[0]["task"],
         column=column,
         higher_is_better=higher_is_better,
         side=isqrt(records[0]["visual_tokens"]["patches"]),  # CLS is one more in some models, without a place
@@ -220,6 +217,19 @@ def _questions(column: str, records: dict[int, Record], higher_is_better: bool, 
         answers=answers,
         records=list(records.values()),
     )
+
+
+def _check_pairing(record: Record, samples: SampleColumns, bound_record: Record, bound: SampleColumns) -> None:
+    """Refuse a record whose samples are not about the questions of its upper bound.
+
+    Raises:
+        UsageError: names both.
+    """
+    if (samples.documents, samples.hashes) != (bound.documents, bound.hashes):
+        raise UsageError(
+            f"tasks=[{record['task']}]: {record['path']} and its upper bound {bound_record['path']} are not about the "
+            "same questions. `zipeval run` both with the same limit= and the same data."
+        )
 
 
 def _first_known(columns: list[list]) -> list:
@@ -254,30 +264,32 @@ def _flags(scores: np.ndarray, bound: np.ndarray, higher_is_better: bool, worst:
     return flags.astype(np.uint8)
 
 
-def _verdict(score: float, in_words: bool) -> str:
-    if in_words and score in (0, 1):
-        return "right" if score else "wrong"
-    return f"score {score:.3g}"
+def _verdicts(samples: SampleColumns, in_words: bool) -> list[str]:
+    """Return what each answer is worth.
+
+    Args:
+        in_words: whether a score of 1 is right and one of 0 wrong.
+    """
+    words = {0.0: "wrong", 1.0: "right"} if in_words else {}
+    verdicts = []
+    for row, score in enumerate(samples.scores.tolist()):
+        verdicts.append(samples.failures.get(row) or words.get(score) or f"score {score:.3g}")
+    return verdicts
 
 
 def select(section: Section, query: Query) -> Selection:
     """Return the questions that a query wants.
 
     Raises:
-        KeyError: for a benchmark or a run that the section has not.
+        KeyError: for a run that the section has not.
     """
     shown = shown_runs(section, query)
-    benchmarks = [section.benchmarks[query.benchmark]] if query.benchmark else list(section.benchmarks.values())
-    places, counts = [], []
-    for questions in benchmarks:
-        mask = _outcome_mask(section, questions, query, shown)
-        if query.kind:
-            mask &= questions.kind_array == query.kind
-        rows = np.flatnonzero(mask)
-        if query.text:
-            rows = np.array([row for row in rows.tolist() if _holds(questions, row, query.text, shown)], int)
-        places += [(questions.task, row) for row in rows.tolist()]
-        counts.append(fail_counts(questions, shown)[rows])
+    places, counts = [], [np.zeros(0, int)]
+    for task, questions in section.benchmarks.items():
+        if query.benchmark in ("", task):
+            rows = _wanted_rows(section, questions, query, shown)
+            places += [(task, row) for row in rows.tolist()]
+            counts.append(fail_counts(questions, shown)[rows])
     if query.sort:
         order = np.concatenate(counts)
         order = np.argsort(-order if query.sort == MOST_FAIL else order, kind="stable")
@@ -285,29 +297,45 @@ def select(section: Section, query: Query) -> Selection:
     return Selection(places, shown)
 
 
+def _wanted_rows(section: Section, questions: Questions, query: Query, shown: list[int]) -> np.ndarray:
+    """Return the rows of a benchmark's questions that a query wants."""
+    mask = _outcome_mask(section, questions, query, shown)
+    if query.kind:
+        mask &= questions.kind_array == query.kind
+    rows = np.flatnonzero(mask)
+    if not query.text:
+        return rows
+    # Last, as it takes longest: it looks at the texts of what is left.
+    return np.array([row for row in rows.tolist() if _holds(questions, row, query.text, shown)], int)
+
+
 def shown_runs(section: Section, query: Query) -> list[int]:
-    """Return the runs of a method and of a budget, and always the upper bound."""
-    return [
-        number
-        for number, run in enumerate(section.runs)
-        if run.is_bound or (query.method in ("", run.label) and query.budget in ("", run.budget))
-    ]
+    """Return the numbers of the runs of a method and of a budget, and always of the upper bound."""
+    shown = []
+    for number, run in enumerate(section.runs):
+        is_wanted = query.method in ("", run.label) and query.budget in ("", run.budget)
+        if run.is_bound or is_wanted:
+            shown.append(number)
+    return shown
 
 
 def _outcome_mask(section: Section, questions: Questions, query: Query, shown: list[int]) -> np.ndarray:
     """Tell of each question whether the run's answer, or one of those shown, has the outcome."""
-    if not query.outcome:
-        return np.ones(len(questions.documents), bool)
-    runs = shown if query.run in ("", ANY) else [section.run_numbers[query.run]]
     mask = np.zeros(len(questions.documents), bool)
+    if not query.outcome:
+        return ~mask
+    runs = shown if query.run in ("", ANY) else [section.run_numbers[query.run]]
     for number in runs:
         if number in questions.answers:
-            flags = questions.answers[number].flags
-            if query.outcome == "right":
-                mask |= (flags & (SCORED | FAILS)) == SCORED
-            else:
-                mask |= (flags & {"lost": LOST, "gained": GAINED, "wrong": FAILS}[query.outcome]) > 0
+            mask |= _has_outcome(questions.answers[number].flags, query.outcome)
     return mask
+
+
+def _has_outcome(flags: np.ndarray, outcome: str) -> np.ndarray:
+    if outcome == "right":
+        return (flags & (SCORED | FAILS)) == SCORED
+    bit = {"lost": LOST, "gained": GAINED, "wrong": FAILS}[outcome]
+    return (flags & bit) > 0
 
 
 def _holds(questions: Questions, row: int, text: str, shown: list[int]) -> bool:

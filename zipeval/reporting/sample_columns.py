@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,10 @@ class SampleColumns:
     choices: list[tuple[str, ...] | None]
     targets: list[str]
     kinds: list[str]
-    predictions: list[str]
-    scores: np.ndarray
-    failures: dict[int, str]
-    file: SampleFile
+    predictions: list[str] = field(default_factory=list)
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    failures: dict[int, str] = field(default_factory=dict)
+    file: SampleFile | None = None
 
 
 def read_columns(record: Record, bound: SampleColumns | None = None) -> SampleColumns:
@@ -79,26 +79,38 @@ def read_columns(record: Record, bound: SampleColumns | None = None) -> SampleCo
     """
     path = Path(record["path"])
     content = records.read_sample_lines(path.parent, record)
-    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == NEWLINE) + 1
     samples = parse_samples(content, positions=False)
     check_score(record, samples)
-    answers = {
-        "documents": [str(sample["doc_id"]) for sample in samples],
-        "hashes": [sample["question_hash"] for sample in samples],
-        "predictions": [_once(_text(sample["prediction"])) for sample in samples],
-        "scores": np.array([np.nan if sample["score"] is None else sample["score"] for sample in samples], float),
-        "failures": dict(_failures(samples)),
-        "file": SampleFile(path.parent / record["samples"]["file"], np.concatenate([[0], ends])),
-    }
-    if bound and (bound.documents, bound.hashes) == (answers["documents"], answers["hashes"]) and any(bound.questions):
-        return replace(bound, **{**answers, "documents": bound.documents, "hashes": bound.hashes})
-    return SampleColumns(
-        **answers,
-        questions=[_once(sample.get("question")) for sample in samples],
-        choices=[_choices(sample) for sample in samples],
-        targets=[_once(_text(sample["target"])) for sample in samples],
-        kinds=[_once(_kind(record, sample)) for sample in samples],
-    )
+    documents, hashes, predictions, scores, failures = [], [], [], [], {}
+    for row, sample in enumerate(samples):
+        documents.append(str(sample["doc_id"]))
+        hashes.append(sample["question_hash"])
+        predictions.append(_once(_text(sample["prediction"])))
+        scores.append(np.nan if sample["score"] is None else sample["score"])
+        failure = _failure(sample)
+        if failure:
+            failures[row] = failure
+    if bound and (bound.documents, bound.hashes) == (documents, hashes) and any(bound.questions):
+        asked = bound
+    else:
+        asked = _read_questions(record, samples, documents, hashes)
+    # The positions that were cut out are found again by their lines.
+    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == NEWLINE) + 1
+    file = SampleFile(path.parent / record["samples"]["file"], np.concatenate([[0], ends]))
+    return replace(asked, predictions=predictions, scores=np.array(scores, float), failures=failures, file=file)
+
+
+def _read_questions(
+    record: Record, samples: list[dict[str, Any]], documents: list[str], hashes: list[str]
+) -> SampleColumns:
+    """Return what was asked, without answers."""
+    questions, choices, targets, kinds = [], [], [], []
+    for sample in samples:
+        questions.append(_once(sample.get("question")))
+        choices.append(_choices(sample))
+        targets.append(_once(_text(sample["target"])))
+        kinds.append(_once(_kind(record, sample)))
+    return SampleColumns(documents, hashes, questions, choices, targets, kinds)
 
 
 def _once(text: str | None) -> str | None:
@@ -131,9 +143,8 @@ def _kind(record: Record, sample: dict[str, Any]) -> str:
     return names[0].removeprefix(beginning) if len(names) == 1 and record["metric"] in scores else ""
 
 
-def _failures(samples: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
-    for row, sample in enumerate(samples):
-        if "error" in sample:
-            yield row, "not read"
-        elif sample["score"] is None:
-            yield row, "no verdict"
+def _failure(sample: dict[str, Any]) -> str:
+    """Return why an answer has no score of its own; nothing where it has one."""
+    if "error" in sample:
+        return "not read"
+    return "no verdict" if sample["score"] is None else ""
