@@ -461,6 +461,7 @@ def test_samples_that_changed_are_told_of_in_the_page(sweep):
         next((sweep / "runs").glob("*fastv*/gqa.samples.jsonl")).write_text("{}\n")
         ask(started, "/")
         assert "does not match its record" in answer(started, "/api/sections")["problem"]
+        assert "does not match its record" in ask(started, "/report")[2].decode()
 
 
 def test_the_whole_report_is_served_too(server):

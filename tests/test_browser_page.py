@@ -338,7 +338,7 @@ def test_what_a_model_says_stays_text(page):
     assert page.page.locator("#rows mark").first.inner_text() == "<img"
     page.open("#questions?benchmark=gqa&open=gqa/1")
     for place in ("#sample-question", "#sample-target", "#sample-choices li:first-child"):
-        assert page.page.locator(place).inner_text() == HOSTILE[1]
+        assert page.page.locator(place).text_content() == HOSTILE[1]
     assert page.page.locator("#sample .said", has_text=HOSTILE[1]).count() == 4
     assert not page.page.locator("#questions script, #questions img[src=x]").count()
 

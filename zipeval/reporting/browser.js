@@ -535,8 +535,9 @@
   }
 
   function answerCell(run, answer) {
-    const text = element("bdi", { className: "clamped" }, marked(answer.text || "(nothing)", state.text));
-    return element("td", { className: `answer ${outcomeClass(answer)}`, "data-run": run.name }, [verdict(answer), text]);
+    const text = element("bdi", {}, marked(answer.text || "(nothing)", state.text));
+    const attributes = { className: `answer ${outcomeClass(answer)}`, "data-run": run.name };
+    return element("td", attributes, [element("div", { className: "clamped" }, [verdict(answer), text])]);
   }
 
   function outcomeClass(answer) {
@@ -544,16 +545,23 @@
     return answer.flags & GAINED ? "gained" : "";
   }
 
+  function plainOutcome(answer) {
+    if (answer.flags & FAILS) return "wrong";
+    return answer.flags & SCORED ? "right" : "none";
+  }
+
   // A sign for the eye, and the same in words.
   function verdict(answer) {
     const flip = outcomeClass(answer);
-    const plain = answer.flags & FAILS ? "wrong" : answer.flags & SCORED ? "right" : "none";
+    const plain = plainOutcome(answer);
     const isWord = ["right", "wrong"].includes(answer.verdict);
-    const children = [element("span", { className: `mark ${plain}`, "aria-hidden": "true" })];
+    const children = [];
+    // A grade is neither right nor wrong: only better or worse than that of the upper bound.
+    if (isWord || plain === "none") children.push(element("span", { className: `mark ${plain}`, "aria-hidden": "true" }));
     if (flip) children.push(element("span", { className: `flip ${flip}`, "aria-hidden": "true" }));
     const words = flip ? `${answer.verdict}, ${flip}` : answer.verdict;
-    if (isWord) children.push(element("span", { className: "unseen", text: `${words}: ` }));
-    else children.push(element("small", { text: answer.verdict }));
+    if (!isWord) children.push(element("small", { text: answer.verdict }));
+    children.push(element("span", { className: "unseen", text: isWord ? `${words}: ` : `, ${flip}: ` }));
     return element("span", { className: "verdicts", title: words }, children);
   }
 
@@ -602,7 +610,9 @@
     document.title = `${name} - ${title}`;
     byId("sample-title").textContent = [name, row.kind].filter(Boolean).join(", ");
     byId("sample-question").textContent = row.question === null ? "(records of this age do not hold it)" : row.question;
-    byId("sample-choices-part").hidden = !row.choices;
+    // Most prompts list the choices themselves.
+    const isListed = (choice) => row.question !== null && row.question.includes(choice);
+    byId("sample-choices-part").hidden = !row.choices || row.choices.every(isListed);
     byId("sample-choices").replaceChildren(...(row.choices || []).map((text) => element("li", { text })));
     byId("sample-target").textContent = row.target;
     const place = sample.position < 0 ? "" : `${count(sample.position + 1)} of ${count(sample.total)}`;
@@ -667,8 +677,7 @@
 
   function verdictBadge(answer) {
     const flip = outcomeClass(answer);
-    const plain = answer.flags & FAILS ? "wrong" : answer.flags & SCORED ? "right" : "";
-    const badges = [element("span", { className: `verdict ${plain}`, text: answer.verdict })];
+    const badges = [element("span", { className: `verdict ${plainOutcome(answer)}`, text: answer.verdict })];
     if (flip) badges.push(" ", element("span", { className: `verdict flipped ${flip}`, text: flip }));
     return element("span", { className: "badges" }, badges);
   }

@@ -56,7 +56,9 @@ class LiveResults:
         self.state = State()
         self._sections: dict[str, Section] = {}
         self._columns: dict[tuple[str, str], SampleColumns] = {}
-        self._lock, self._picture_lock = Lock(), Lock()  # a browser asks for several things at a time
+        self._report: tuple[object, str] | None = None
+        # A browser asks for several things at a time.
+        self._lock, self._picture_lock, self._report_lock = Lock(), Lock(), Lock()
         self.picture = lru_cache(PICTURES)(self._picture)
         self.select = lru_cache(SELECTIONS)(self._select)
 
@@ -152,8 +154,12 @@ class LiveResults:
                 lines.append(f"{path.parent.name} {task}, {journal.answered(path.parent, task):,} answers so far")
         return lines
 
-    def page(self) -> str:
-        """Return the page with the scores, without reading samples."""
+    def page(self, problem: str = "") -> str:
+        """Return the page with the scores, without reading samples.
+
+        Args:
+            problem: to be said on it.
+        """
         state = self.refresh()
         sections = [TableSection(number, table) for number, table in enumerate(state.tables.values(), 1)]
         cells = [cell for table in state.tables.values() for row in table.rows for cell in row.cells.values()]
@@ -165,8 +171,22 @@ class LiveResults:
             list(state.tables),
             complete=False,
             under_way=self.under_way(),
-            problem=state.problem,
+            problem=state.problem or problem,
         )
+
+    def report(self) -> str:
+        """Return the page with everything. It reads all samples, and is kept until a record is new.
+
+        Raises:
+            UsageError: where there are no tables.
+        """
+        from zipeval.report import render_report  # and matplotlib
+
+        state = self.refresh()
+        with self._report_lock:
+            if self._report is None or self._report[0] != state.files:
+                self._report = state.files, render_report(self.results, live=True)[0]
+            return self._report[1]
 
     @property
     def command(self) -> str:

@@ -197,14 +197,10 @@ def _page(results: LiveResults, parameters: Parameters) -> Answer:
 
 
 def _report(results: LiveResults, parameters: Parameters) -> Answer:
-    from zipeval.report import render_report  # and matplotlib
-
-    results.refresh()
     try:
-        text, _ = render_report(results.results, live=True)
-    except UsageError:
-        return _page(results, parameters)  # which says why there are no tables
-    return HTML, text.encode()
+        return HTML, results.report().encode()
+    except UsageError as error:
+        return HTML, results.page(str(error)).encode()
 
 
 def _sections(results: LiveResults, parameters: Parameters) -> Answer:
