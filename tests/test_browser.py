@@ -537,7 +537,7 @@ def test_a_busy_port_is_refused(sweep, monkeypatch, capsys):
 def test_the_page_needs_neither_torch_nor_plots(sweep):
     code = (
         "import sys; from zipeval.reporting.live import LiveResults\n"
-        f"live = LiveResults({str(sweep / 'runs')!r}); live.page(); live.sections()\n"
+        f"live = LiveResults({str(sweep / 'runs')!r}); live.page(); live.now.sections()\n"
         "import zipeval.reporting.server\n"
         "print({'torch', 'transformers', 'lmms_eval', 'matplotlib', 'datasets'} & sys.modules.keys())"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock, Thread
@@ -20,25 +19,93 @@ from zipeval.tables import Record, Table, tables
 RESULTS = "results/runs"
 PICTURES = 256  # that are kept in memory
 SELECTIONS = 16  # likewise
+RecordFiles = tuple[tuple[str, int, int], ...]  # of each its path, its size and its time in nanoseconds
 
 
-@dataclass(frozen=True)
-class State:
-    """What a directory held when it was looked at.
+class ColumnCache:
+    """The samples of records, read once."""
+
+    def __init__(self) -> None:
+        self._columns: dict[tuple[str, str], SampleColumns] = {}
+
+    def read(self, record: Record, bound: SampleColumns | None) -> SampleColumns:
+        """Return the samples of a record; see `read_columns`."""
+        key = (record["path"], record["samples"]["sha256"])
+        if key not in self._columns:
+            self._columns[key] = read_columns(record, bound)
+        return self._columns[key]
+
+    def drop_all_but(self, paths: set[str]) -> None:
+        """Forget the samples of records at other paths."""
+        for key in list(self._columns):
+            if key[0] not in paths:
+                del self._columns[key]
+
+
+class Snapshot:
+    """The tables of a directory as they were at one time, and their questions, which are read when they are wanted.
 
     Attributes:
-        files: its records with their sizes and times; None before it was looked at.
+        files: the records that there were.
         tables: by what links call them.
         problem: why there are none.
     """
 
-    files: tuple[tuple[str, int, int], ...] | None = None
-    tables: dict[str, Table] = field(default_factory=dict)
-    problem: str = ""
+    def __init__(self, files: RecordFiles, made: list[Table], problem: str, cache: ColumnCache):
+        self.files, self.problem = files, problem
+        self.tables: dict[str, Table] = dict(zip(identities(made), made, strict=True))
+        self._cache = cache
+        self._sections: dict[str, Section] = {}
+        self._reading, self._looking = Lock(), Lock()  # a browser asks for several things at a time
+        self.select = lru_cache(SELECTIONS)(self._select)
+        self.picture = lru_cache(PICTURES)(self._picture)
+
+    def sections(self) -> list[Section]:
+        """Return the questions of all tables.
+
+        Raises:
+            UsageError: where samples are not those of their records.
+        """
+        return [self.section(identity) for identity in self.tables]
+
+    def section(self, identity: str) -> Section:
+        """Return the questions of a table; without a name, those of the first one.
+
+        Raises:
+            KeyError: where there is no such table.
+            UsageError: where samples are not those of their records.
+        """
+        identity = identity or next(iter(self.tables), "")
+        table = self.tables[identity]
+        with self._reading:
+            if identity not in self._sections:
+                self._sections[identity] = browser.read_section(table, identity, self._cache.read)
+            return self._sections[identity]
+
+    def _select(self, identity: str, query: Query) -> Selection:
+        return browser.select(self.section(identity), query)
+
+    def _picture(self, identity: str, task: str, document: str) -> bytes | None:
+        """Return the JPEG of a question's picture; None where it is not on this machine.
+
+        Raises:
+            KeyError: for a question that is none of the directory's.
+        """
+        questions = self.section(identity).benchmarks[task]
+        (sample,) = questions.answers[0].file.read([questions.row_of[document]])
+        with self._looking:  # data sets are not made for several readers
+            for record in questions.records:
+                picture = read_picture(record, sample["doc_id"])
+                if picture is not None:
+                    return picture
+        return None
 
 
 class LiveResults:
-    """The questions of a results directory. Samples are read once, and those of new records when a page is loaded.
+    """A results directory. Samples are read once, and those of new records after a page is loaded.
+
+    Attributes:
+        now: the directory when a page was last loaded.
 
     Args:
         results: directory of runs.
@@ -53,34 +120,27 @@ class LiveResults:
             raise UsageError(
                 f"results={results}: no such directory. `zipeval run` makes it; results=DIR looks elsewhere."
             )
-        self.state = State()
-        self._sections: dict[str, Section] = {}
-        self._columns: dict[tuple[str, str], SampleColumns] = {}
-        self._report: tuple[object, str] | None = None
-        # A browser asks for several things at a time.
-        self._lock, self._picture_lock, self._report_lock = Lock(), Lock(), Lock()
-        self.picture = lru_cache(PICTURES)(self._picture)
-        self.select = lru_cache(SELECTIONS)(self._select)
+        self._cache = ColumnCache()
+        self._refreshing, self._reporting = Lock(), Lock()
+        self._report: tuple[RecordFiles, str] | None = None
+        self.now = self._look(self._files())
 
-    def refresh(self) -> State:
+    def refresh(self) -> Snapshot:
         """Look at the directory again; returns what is there now."""
-        with self._lock:
+        with self._refreshing:
             files = self._files()
-            if files == self.state.files:
-                return self.state
-            try:
-                made = tables(self.results, under_way=True)
-                state = State(files, dict(zip(identities(made), made, strict=True)))
-            except UsageError as error:
-                state = State(files, problem=str(error))
-            self.state, self._sections = state, {}
-            present = {path for path, _, _ in files}
-            self._columns = {key: columns for key, columns in self._columns.items() if key[0] in present}
-            self.picture.cache_clear()
-            self.select.cache_clear()
-        return state
+            if files != self.now.files:
+                self._cache.drop_all_but({path for path, _, _ in files})
+                self.now = self._look(files)
+            return self.now
 
-    def _files(self) -> tuple[tuple[str, int, int], ...]:
+    def _look(self, files: RecordFiles) -> Snapshot:
+        try:
+            return Snapshot(files, tables(self.results, under_way=True), "", self._cache)
+        except UsageError as error:
+            return Snapshot(files, [], str(error), self._cache)
+
+    def _files(self) -> RecordFiles:
         """Return what changes when a record does."""
         files = []
         for path in sorted(self.directory.glob("*/*.json")):
@@ -89,61 +149,14 @@ class LiveResults:
         return tuple(files)
 
     def read_ahead(self) -> None:
-        """Begin to read all samples, which the first filter needs; whoever asks for some waits for these only."""
+        """Begin to read all samples; whoever asks for some meanwhile waits for these only."""
         Thread(target=self._read_all, daemon=True).start()
 
     def _read_all(self) -> None:
         try:
-            self.sections()
+            self.now.sections()
         except UsageError:
             return  # the page asks again, and is told
-
-    def sections(self) -> list[Section]:
-        """Return the questions of all tables.
-
-        Raises:
-            UsageError: where samples are not those of their records.
-        """
-        return [self.section(identity) for identity in self.state.tables]
-
-    def section(self, identity: str) -> Section:
-        """Return the questions of a table; without a name, those of the first one.
-
-        Raises:
-            KeyError: where there is no such table.
-            UsageError: where samples are not those of their records.
-        """
-        with self._lock:
-            identity = identity or next(iter(self.state.tables), "")
-            table = self.state.tables[identity]
-            if identity not in self._sections:
-                self._sections[identity] = browser.read_section(table, identity, self._read_columns)
-            return self._sections[identity]
-
-    def _read_columns(self, record: Record, bound: SampleColumns | None) -> SampleColumns:
-        key = (record["path"], record["samples"]["sha256"])
-        if key not in self._columns:
-            self._columns[key] = read_columns(record, bound)
-        return self._columns[key]
-
-    def _select(self, identity: str, query: Query) -> Selection:
-        return browser.select(self.section(identity), query)
-
-    def _picture(self, identity: str, task: str, document: str) -> bytes | None:
-        """Return the JPEG of a question's picture; None where it is not on this machine.
-
-        Raises:
-            KeyError: for a question that is none of the directory's.
-        """
-        questions = self.section(identity).benchmarks[task]
-        row = questions.row_of[document]
-        (sample,) = questions.answers[0].file.read([row])
-        with self._picture_lock:  # data sets are not made for several readers
-            for record in questions.records:
-                picture = read_picture(record, sample["doc_id"])
-                if picture is not None:
-                    return picture
-        return None
 
     def under_way(self) -> list[str]:
         """Return what is being answered, and how far it is."""
@@ -160,18 +173,20 @@ class LiveResults:
         Args:
             problem: to be said on it.
         """
-        state = self.refresh()
-        sections = [TableSection(number, table) for number, table in enumerate(state.tables.values(), 1)]
-        cells = [cell for table in state.tables.values() for row in table.rows for cell in row.cells.values()]
-        shown = {cell.record["path"]: cell.record for cell in cells}
+        snapshot = self.refresh()
+        sections, shown = [], {}
+        for number, table in enumerate(snapshot.tables.values(), 1):
+            sections.append(TableSection(number, table))
+            for row in table.rows:
+                shown |= {cell.record["path"]: cell.record for cell in row.cells.values()}
         return render_page(
             sections,
             list(shown.values()),
             Browser(command=self.command),
-            list(state.tables),
+            list(snapshot.tables),
             complete=False,
             under_way=self.under_way(),
-            problem=state.problem or problem,
+            problem=snapshot.problem or problem,
         )
 
     def report(self) -> str:
@@ -182,10 +197,11 @@ class LiveResults:
         """
         from zipeval.report import render_report  # and matplotlib
 
-        state = self.refresh()
-        with self._report_lock:
-            if self._report is None or self._report[0] != state.files:
-                self._report = state.files, render_report(self.results, live=True)[0]
+        files = self.refresh().files
+        with self._reporting:
+            if self._report is None or self._report[0] != files:
+                text, _ = render_report(self.results, live=True)
+                self._report = files, text
             return self._report[1]
 
     @property
