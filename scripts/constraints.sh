@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The ray extra is left out: it wants cloudpickle 2 and so an older joblib, which everybody else would get with it.
-extras=(--extra test --extra lint --extra release)
+extras=(--extra test --extra lint --extra release --extra browser)
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -172,6 +172,15 @@ def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]
     Raises:
         UsageError: if they changed since, or are not there.
     """
+    return [json.loads(line) for line in read_sample_lines(directory, record).decode().split("\n")[:-1]]
+
+
+def read_sample_lines(directory: Path, record: dict[str, Any]) -> bytes:
+    """Return the content of the file with a record's samples, checked against the record.
+
+    Raises:
+        UsageError: if it changed since, or is not there.
+    """
     path, place = directory / record["samples"]["file"], directory / f"{record['task']}.json"
     try:
         content = path.read_bytes()
@@ -179,7 +188,7 @@ def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]
         raise UsageError(f"{path}: {error.strerror}. Move {place} away and {again(place)}.") from error
     if hashlib.sha256(content).hexdigest() != record["samples"]["sha256"]:
         raise UsageError(f"{path}: does not match its record {place}. Move both away and {again(place)}.")
-    return [json.loads(line) for line in content.decode().split("\n")[:-1]]
+    return content
 
 
 def again(path: Path) -> str:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import re
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from zipeval import overlap, records
 from zipeval.errors import UsageError
 from zipeval.gallery import Shown, gallery, pictures
 from zipeval.plots import COLOURS, INK, LINE, Plot, budget, inline, plots, write
-from zipeval.render import TIED, grid, legend
+from zipeval.reporting import page
+from zipeval.reporting.browser import file_data, read_section
+from zipeval.reporting.page import Browser, Failure
 from zipeval.reporting.scored_samples import read_scored
 from zipeval.tables import Record, Row, Table, tables
 
-CELL = re.compile(r"([^ ,]*)(?: \(([^,)]*))?(?:, ([^)]*))?\)?(.*)")
-LISTED = 100  # failures; more of them say no more
+RESULTS = "results/runs"
+MOST_DATA = 10_000_000  # bytes of questions that a file holds: a browser opens it at once, and it can be sent by mail
 PAGE_COLOURS = {INK: "var(--ink)", LINE: "var(--line)"} | {c: f"var(--c{i})" for i, c in enumerate(COLOURS)}
 
 
@@ -76,17 +76,6 @@ class Section:
         return Markup(inline(plot, f"s{self.number}-{self.plots.index(plot)}", PAGE_COLOURS))
 
 
-@dataclass
-class Failure:
-    """A sample without an answer or a verdict, and the runs in which that is so."""
-
-    task: str
-    document: str
-    what: str
-    reason: str
-    runs: list[str] = field(default_factory=list)
-
-
 def report(results: str, out: Path, figures: Path | None = None) -> list[Path]:
     """Write a report and, if there is a directory for them, the plots as files; returns what was written.
 
@@ -97,20 +86,63 @@ def report(results: str, out: Path, figures: Path | None = None) -> list[Path]:
     Raises:
         UsageError: for records that make no table, and where nothing can be written.
     """
-    found = tables(results, statistics=True)
-    kept = {cell.record["path"]: cell.record for table in found for row in table.rows for cell in row.cells.values()}
-    outcomes = {path: outcome(record) for path, record in kept.items()}
-    sections = [_section(number, table, outcomes) for number, table in enumerate(found, 1)]
-    page, written = _page(sections, list(kept.values()), outcomes), [out]
+    text, sections = render_report(results)
+    written = [out]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        records.atomic_write(out, page)
+        records.atomic_write(out, text)
         for section in sections if figures else []:
             written += write(section.plots, figures, f"{section.number}-{section.name}")
     except OSError as error:
         where = f"out={out}" + (f" plots={figures}" if figures else "")
         raise UsageError(f"{where}: cannot write there ({error.strerror}). Choose another place.") from error
     return written
+
+
+def render_report(results: str, live: bool = False) -> tuple[str, list[Section]]:
+    """Return the page and its sections.
+
+    Args:
+        live: whether the page asks a server for its questions; otherwise it holds them.
+
+    Raises:
+        UsageError: for records that make no table.
+    """
+    found = tables(results, statistics=True, under_way=live)
+    shown = {cell.record["path"]: cell.record for table in found for row in table.rows for cell in row.cells.values()}
+    outcomes = {path: outcome(record) for path, record in shown.items()}
+    sections = [_section(number, table, outcomes) for number, table in enumerate(found, 1)]
+    text = page.render_page(
+        sections,
+        list(shown.values()),
+        Browser() if live else _browser(sections, results),
+        page.identities(found),
+        failures=_failures(list(shown.values()), outcomes),
+        budget_of=budget,
+    )
+    return text, sections
+
+
+def _browser(sections: list[Section], results: str) -> Browser:
+    """Return the questions of all tables, or say that a file would be too large with them."""
+    data = []
+    identities = page.identities([section.table for section in sections])
+    for section, identity in zip(sections, identities, strict=True):
+        # The gallery has these pictures already: a picture is in the file once.
+        pictures_shown = {
+            (shown.task, shown.doc_id): f"s{section.number}-p{number}"
+            for number, shown in enumerate(section.gallery, 1)
+        }
+        data.append(file_data(read_section(section.table, identity), pictures_shown))
+    command = shlex.join(["zipeval", "view", *([f"results={results}"] if results != RESULTS else [])])
+    size = len(page.embedded({"sections": data}).encode())
+    if size > MOST_DATA:
+        refusal = (
+            f"The questions and answers would add {size / 1e6:.0f} MB to this file, which is more than the "
+            f"{MOST_DATA / 1e6:.0f} MB that it may hold. None are in it."
+        )
+        return Browser(refusal=refusal, command=command)
+    return Browser({"sections": data}, command=command)
 
 
 def outcome(record: Record) -> Outcome:
@@ -180,76 +212,3 @@ def _failures(found: list[Record], outcomes: dict[str, Outcome]) -> list[Failure
             key = (record["task"], *of)
             failures.setdefault(key, Failure(*key)).runs.append(record["run_id"])
     return list(failures.values())
-
-
-def _manifest(found: list[Record]) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What all records have in common, and a line for each with the rest."""
-    lines = [_provenance(record) for record in found]
-    own = [name for name in lines[0] if name == "run" or any(line[name] != lines[0][name] for line in lines)]
-    common = {name: value for name, value in lines[0].items() if name not in own}
-    return common, [{name: line[name] for name in own} for line in lines]
-
-
-def _provenance(record: Record) -> dict[str, str]:
-    resolved, git = record["resolved"], record["git"]
-    revision = git["revision"] + " and changes" * git["dirty"] if git else "none, an installed package"
-    named = {
-        "run": record["run_id"],
-        "benchmark": record["task"],
-        "status": record["status"],
-        "samples": record["samples"]["count"],
-        "started": record["started"],
-        "ended": record.get("ended"),
-        "seconds": record["seconds"],
-        "device": resolved["device"],
-        "precision": resolved["dtype"],
-        "attention": resolved["attn_implementation"],
-        "batch size": record["config"]["batch_size"],
-        "weights": resolved["fingerprint"],
-        "task": record["task_hash"],
-        "data": record["data_hash"],
-        "revision of the weights": record.get("model_revision"),
-        "revision of zipeval": revision,
-        **{("device's name" if name == "device" else name): value for name, value in record.get("machine", {}).items()},
-        **record["versions"],
-    }
-    return {name: "-" if value is None else str(value) for name, value in named.items()}
-
-
-def _configurations(found: list[Record]) -> list[dict]:
-    """Of every run, once, with the benchmarks that it ran on."""
-    made: dict[tuple[str, str], list[str]] = {}
-    for record in found:
-        text = json.dumps({name: record[name] for name in ("config", "resolved")}, indent=2, ensure_ascii=False)
-        made.setdefault((record["run_id"], text), []).append(record["task"])
-    return [{"run": run, "tasks": tasks, "text": text} for (run, text), tasks in made.items()]
-
-
-def parts(text: str) -> tuple[str, ...]:
-    """Number, percentage, interval and marks of a cell, `92.5 (93.1%, 91.2-94.9)†`; empty where it has none."""
-    return CELL.fullmatch(text).groups(default="")
-
-
-def _page(sections: list[Section], found: list[Record], outcomes: dict[str, Outcome]) -> str:
-    environment = Environment(
-        loader=PackageLoader("zipeval", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    common, varying = _manifest(found)
-    return environment.get_template("report.html.jinja").render(
-        sections=sections,
-        records=found,
-        failures=_failures(found, outcomes),
-        listed=LISTED,
-        common=common,
-        varying=varying,
-        configurations=_configurations(found),
-        grid=grid,
-        parts=parts,
-        budget_of=budget,
-        legend=legend,
-        tied=TIED,
-    )

@@ -118,6 +118,7 @@ def tables(
     statistics: bool = False,
     methods: Sequence[str] = (),
     paths: Collection[str] | None = None,
+    under_way: bool = False,
 ) -> list[Table]:
     """One for each setting in which models ran.
 
@@ -129,6 +130,7 @@ def tables(
         statistics: compare every run with its upper bound, sample by sample.
         methods: of these only, at each budget by itself, and in place of vanilla the first of them is the upper bound.
         paths: of the records at these places only.
+        under_way: whether a record without upper bound is left out, with a note, since its sweep may still make one.
 
     Raises:
         UsageError: without records, without their upper bound, or with two records for one cell.
@@ -153,7 +155,12 @@ def tables(
             f"results={results}: no records{wanted}. `zipeval run` makes them; results=DIR looks elsewhere."
         )
     bound = methods[0] if methods else UPPER_BOUND
-    made = [_table(rs, task, columns, results, bound) for of in settings.values() for rs in _by_judge(of)]
+    comparable = [rs for of in settings.values() for rs in _by_judge(of)]
+    if under_way:
+        comparable, notes = _with_bounds(comparable, results, bound)
+    made = [_table(rs, task, columns, results, bound) for rs in comparable]
+    if under_way:
+        made = [replace(table, notes=[*table.notes, *more]) for table, more in zip(made, notes, strict=True)]
     # Samples tell the main number only, which is the first of a task's.
     return [_compared(table, table.columns[:1] if task else table.columns) for table in made] if statistics else made
 
@@ -262,10 +269,10 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
                 f"two records for one cell: {row[record['task']]['path']} and {record['path']}. Move one of them away."
             )
         row[record["task"]] = record
-    bounds = {r["task"]: r for r in found if _label(r["config"]["method"]) == first}
+    bounds = _bounds(found, first)
     for record in found:
         bound = bounds.get(record["task"])
-        if bound is None or any(bound.get(h) != record.get(h) for h in ("task_hash", "data_hash")):
+        if not _is_bound_of(bound, record):
             command = _bound_command(record, results, first)
             other = f" of the same task and data, that of {bound['path']} is of another" if bound else ""
             raise UsageError(f"{record['path']} has no upper bound{other}. Make it with `{command}`.")
@@ -296,6 +303,40 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
     notes += [note for task, bound in bounds.items() for note in _overflow_notes(task, bound, len(by_row) > 1)]
     notes += [OF_TURNS] * any(task in BENCHMARKS and BENCHMARKS[task].turns for task in bounds)
     return Table(about, list(picks), rows, notes, first)
+
+
+def _bounds(found: list[Record], first: str) -> dict[str, Record]:
+    """Return the record of the upper bound for each task."""
+    return {record["task"]: record for record in found if _label(record["config"]["method"]) == first}
+
+
+def _is_bound_of(bound: Record | None, record: Record) -> bool:
+    """Return whether a record of the upper bound is of the task and the data of another record."""
+    return bound is not None and all(bound.get(name) == record.get(name) for name in ("task_hash", "data_hash"))
+
+
+def _with_bounds(
+    comparable: list[list[Record]], results: str, first: str
+) -> tuple[list[list[Record]], list[list[str]]]:
+    """Return the records that have an upper bound, and by table what to say of those that do not have one yet.
+
+    Args:
+        comparable: the records of each table.
+
+    Raises:
+        UsageError: where none is left.
+    """
+    tables_left, notes = [], []
+    for found in comparable:
+        bounds = _bounds(found, first)
+        waiting = [record for record in found if not _is_bound_of(bounds.get(record["task"]), record)]
+        if len(waiting) < len(found):
+            tables_left.append([record for record in found if record not in waiting])
+            notes.append([f"{record['path']} is left out: it has no upper bound yet." for record in waiting])
+    if not tables_left:
+        command = _bound_command(comparable[0][0], results, first)
+        raise UsageError(f"results={results}: no record has an upper bound yet. `{command}` makes one.")
+    return tables_left, notes
 
 
 def _notes(record: Record) -> Iterator[str]:
@@ -433,7 +474,7 @@ def _compared(table: Table, columns: list[str]) -> Table:
     """
     bound, *others = table.rows
     samples = {
-        (row.label, row.tokens, name): read_scored(row.cells[name].record)
+        (row.label, row.tokens, name): read_scored(row.cells[name].record, positions=False)
         for row in table.rows
         for name in row.cells.keys() & {*columns}
     }

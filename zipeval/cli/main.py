@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[list[str]], None]]] = {
         (results.TABLE, results.table),
         (results.SHOW, results.show),
         (results.REPORT, results.report),
+        (results.VIEW, results.view),
         (measure.BENCH, measure.bench),
         (tune.TUNE, tune.tune),
         (measure.ANALYZE, measure.analyze),

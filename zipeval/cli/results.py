@@ -33,6 +33,13 @@ def sweep_names() -> list[str]:
     return sorted(plan.parent.name for plan in Path(RESULTS.default).glob("sweeps/*/plan.json"))
 
 
+def tcp_port(name: str, value: str) -> int:
+    """Return the value as the number of a port."""
+    if not value.isdecimal() or int(value) > 65535:
+        raise UsageError(f"{name}={value}: expected a number up to 65535, such as {name}=8000; 0 takes a free one.")
+    return int(value)
+
+
 STATUS = Command(
     "status",
     "[SWEEP] [results=DIR]",
@@ -169,3 +176,25 @@ def report(arguments: list[str]) -> None:
         raise UsageError(f"out={given.out}: the report is a web page. Name a file that ends in .html{plots}.")
     written = make(given.results, given.out, given.plots)
     print("\n".join(map(str, written)))
+
+
+VIEW = Command(
+    "view",
+    "[results=DIR] [port=N] [host=NAME]",
+    "Serve the page of `zipeval report` live: every question, its picture and all answers; also while a sweep runs.",
+    "It is served to this machine only, unless host= names another address. Ctrl-C ends it.",
+    settings=(
+        RESULTS,
+        Setting("port", "where it listens; 0 takes a free port", "N", tcp_port, 0),
+        Setting("host", "which machines may read it; 127.0.0.1 is this one", "NAME", text, "127.0.0.1"),
+    ),
+)
+
+
+def view(arguments: list[str]) -> None:
+    """`zipeval view`."""
+    from zipeval.reporting.server import serve
+
+    given = VIEW.parse(arguments)
+    serve(given.results, given.host, given.port)
+

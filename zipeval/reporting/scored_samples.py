@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,20 +13,44 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError
 
 Record = dict[str, Any]
+NEWLINE = "\n"
+# The positions that a method keeps are most of a file, and nothing that is counted depends on them. Cut out before the
+# lines are parsed, they cost a tenth of the time. No text can hold such a name: its quotation marks are escaped. Lists
+# of numbers hold no quotation marks, and end where the next name begins.
+POSITIONS = re.compile(rb'"(?:kept|merged|visual_tokens|crops)": \[[^"]*\], (?=")')
 
 
-def read_scored(record: Record) -> list[dict[str, Any]]:
+def read_scored(record: Record, positions: bool = True) -> list[dict[str, Any]]:
     """Return the samples of a record whose score is theirs.
+
+    Args:
+        positions: whether with what says which visual tokens were left.
 
     Raises:
         UsageError: if they changed since the record was written, are not there, or come to another score.
     """
-    path = Path(record["path"])
-    samples = records.read_samples(path.parent, record)
+    content = records.read_sample_lines(Path(record["path"]).parent, record)
+    samples = parse_samples(content, positions)
+    check_score(record, samples)
+    return samples
+
+
+def parse_samples(content: bytes, positions: bool = True) -> list[dict[str, Any]]:
+    """Return the samples in the content of a file, as `read_scored` does."""
+    lines = content if positions else POSITIONS.sub(b"", content)
+    # Within a text a line end is escaped. One long list is read in half the time of its lines.
+    return json.loads(f"[{lines.decode().removesuffix(NEWLINE).replace(NEWLINE, ',')}]")
+
+
+def check_score(record: Record, samples: list[dict[str, Any]]) -> None:
+    """Refuse a record whose score is not what its samples come to.
+
+    Raises:
+        UsageError: says both numbers, and what to do.
+    """
     disagreement = score_disagreement(record, samples)
     if disagreement:
-        raise UsageError(f"{disagreement}. Move both away and {records.again(path)}.")
-    return samples
+        raise UsageError(f"{disagreement}. Move both away and {records.again(Path(record['path']))}.")
 
 
 def score_disagreement(record: Record, samples: list[dict[str, Any]]) -> str:
