@@ -197,4 +197,3 @@ def view(arguments: list[str]) -> None:
 
     given = VIEW.parse(arguments)
     serve(given.results, given.host, given.port)
-
