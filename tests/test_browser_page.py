@@ -269,11 +269,14 @@ def test_pages_are_turned_by_key_and_by_button(page):
     page.wait()
     page.press("Escape")
     assert page.state.endswith("page=2") and page.current == "99"
+    page.open("#questions?benchmark=zipeval_shapes&open=zipeval_shapes/70")  # a link that somebody sent
+    page.press("Escape")
+    assert page.state.endswith("page=2") and page.current == "70"
 
 
 def test_the_back_button(page):
     page.page.evaluate("window.scrollTo(0, 200)")
-    page.page.locator("a[href*='benchmark=zipeval_shapes&lost=visionzip+4']").click()
+    page.page.locator(".scores a[href*='benchmark=zipeval_shapes&lost=visionzip+4']").click()
     page.wait()
     page.page.locator("#rows tbody tr").nth(1).click()
     page.wait()
@@ -289,6 +292,11 @@ def test_the_back_button(page):
     page.page.go_back()
     page.wait()
     assert page.visible("main") and page.page.evaluate("window.scrollY") == 200
+    page.page.locator(".scores a[href*='benchmark=zipeval_shapes&lost=visionzip+4']").click()
+    page.wait()
+    scrolled = page.page.evaluate("window.scrollY")
+    page.press("Escape")  # leads to the scores by another way, and to the same place of them
+    assert scrolled == 0 and page.visible("main") and page.page.evaluate("window.scrollY") == 200
 
 
 def test_a_question_with_what_each_method_kept(page):
