@@ -402,7 +402,7 @@ def test_a_request_without_a_host_or_for_another_server_is_refused(server):
     with socket.create_connection(server.server_address[:2]) as connection:
         connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b" 421 " in connection.makefile("rb").readline()
-    assert ask(server, "http://evil.example/")[0] == 421
+    assert ask(server, "http://evil.example/", Host="127.0.0.1")[0] == 421
 
 
 def test_another_address_is_served_when_it_is_asked_for(sweep):

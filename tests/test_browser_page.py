@@ -269,11 +269,14 @@ def test_pages_are_turned_by_key_and_by_button(page):
     page.wait()
     page.press("Escape")
     assert page.state.endswith("page=2") and page.current == "99"
+    page.open("#questions?benchmark=zipeval_shapes&open=zipeval_shapes/70")  # a link that somebody sent
+    page.press("Escape")
+    assert page.state.endswith("page=2") and page.current == "70"
 
 
 def test_the_back_button(page):
     page.page.evaluate("window.scrollTo(0, 200)")
-    page.page.locator("a[href*='benchmark=zipeval_shapes&lost=visionzip+4']").click()
+    page.page.locator(".scores a[href*='benchmark=zipeval_shapes&lost=visionzip+4']").click()
     page.wait()
     page.page.locator("#rows tbody tr").nth(1).click()
     page.wait()
@@ -289,6 +292,11 @@ def test_the_back_button(page):
     page.page.go_back()
     page.wait()
     assert page.visible("main") and page.page.evaluate("window.scrollY") == 200
+    page.page.locator(".scores a[href*='benchmark=zipeval_shapes&lost=visionzip+4']").click()
+    page.wait()
+    scrolled = page.page.evaluate("window.scrollY")
+    page.press("Escape")  # leads to the scores by another way, and to the same place of them
+    assert scrolled == 0 and page.visible("main") and page.page.evaluate("window.scrollY") == 200
 
 
 def test_a_question_with_what_each_method_kept(page):
@@ -367,6 +375,9 @@ def test_nothing_is_cut_and_everything_can_be_read(chromium, address, viewport, 
     for state in ("", "#questions", "#questions?lost=visionzip+4&sort=most-fail", "#questions?open=zipeval_shapes/0"):
         shown.open(state)
         assert shown.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], state
+        if viewport is NARROW:  # a row is a card, and nothing of it is beside the screen
+            rows = "document.querySelector('#questions .rows')"
+            assert shown.page.evaluate(f"{rows}.scrollWidth - {rows}.clientWidth") == 0, state
         ink, paper = (sum(rgb_of(shown, name)) for name in ("color", "backgroundColor"))
         assert abs(ink - paper) > 400
     assert shown.said == []
