@@ -29,7 +29,7 @@ def outside(tmp_path):
 def follow(command, cwd):
     environment, _, arguments = command.partition(" zipeval ")
     return subprocess.run(
-        [sys.executable, "-m", "zipeval", *arguments.split(), "limit=6"],
+        [sys.executable, "-m", "zipeval", *arguments.split(), "limit=6", "bound=none"],
         cwd=cwd,
         env={**os.environ, **dict([environment.split("=")])},
         capture_output=True,
