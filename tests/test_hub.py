@@ -63,7 +63,7 @@ def hub():
 def refused(root, endpoint, *arguments, offline="0"):
     """What `zipeval run` says on an empty cache."""
     done = subprocess.run(
-        [sys.executable, "-m", "zipeval", "run", "model=llava15", "model.revision=null", *arguments],
+        [sys.executable, "-m", "zipeval", "run", "model=llava15", "model.revision=null", "suite=shapes", *arguments],
         cwd=root,
         env={**os.environ, "HF_HOME": str(root), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline},
         capture_output=True,
