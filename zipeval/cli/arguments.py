@@ -408,7 +408,7 @@ class _Reader:
             raise self._refusal(name, argument)
         option = f"--{name}"
         if option not in self.handed_on:
-            self.parser.add_argument(option, action=_PassOn)
+            self.parser.add_argument(option, action=_PassOn, dest="overrides", default=argparse.SUPPRESS)
             self.handed_on.add(option)
         return option
 
