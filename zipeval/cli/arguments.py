@@ -422,7 +422,11 @@ class _Reader:
                     f"{argument}: `zipeval {self.command.name}` has no use for it, {self.command.idle}. Leave it out."
                 )
         known = [setting.name for setting in self.settings.values() if not setting.option]
-        known += [name for name in self.command.passed_on if not name.endswith(".")]
+        for passed_on in self.command.passed_on:
+            if not passed_on.endswith("."):
+                known.append(passed_on)
+            elif passed_on.rstrip(".") not in known:
+                known.append(f"{passed_on}NAME")
         name = name.replace("-", "_")
         return UsageError(f"{name}: no such setting of `{self.command.full_name}`.{did_you_mean(name, {*known})}")
 
