@@ -39,7 +39,8 @@ def follow(command, cwd):
 
 
 def test_both_methods_run_and_are_measured(outside):
-    commands = re.findall(r"^PYTHONPATH=.*$", DOC.read_text(), re.MULTILINE)
+    commands = re.findall(r"^PYTHONPATH=. zipeval run .*$", DOC.read_text(), re.MULTILINE)
+    assert len(commands) == 2
     for command in commands:
         done = follow(command, outside)
         assert done.returncode == 0, done.stderr
@@ -80,3 +81,140 @@ def test_a_method_that_leaves_other_than_it_says_fails_its_run(outside):
     assert "Norms leaves 17 visual tokens of an image, and 16 as it says itself" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(outside.glob("results/**/*.json"))
+
+
+@pytest.mark.parametrize("name", ["norms", "pyramid"])
+def test_both_methods_keep_the_contract(name, outside):
+    """As the document's command says; pyramid acts inside the decoder, where the order is the engine's."""
+    (command,) = re.findall(r"^PYTHONPATH=. (zipeval test-method .*)$", DOC.read_text(), re.MULTILINE)
+    done = zipeval(command.replace("norms", name).split()[1:], outside, ".")
+    assert (done.returncode, done.stderr) == (0, "")
+    counts = {"norms": "54 passed, 0 FAILED, 0 n/a.", "pyramid": "48 passed, 0 FAILED, 6 n/a."}
+    assert done.stdout.splitlines()[-1] == counts[name]
+
+
+@pytest.fixture
+def installed(outside):
+    """The document's package as pip leaves it: modules, configurations, and what it says of itself."""
+    (entry_points,) = re.findall(r'"zipeval.methods"\]\n(.*?)```', DOC.read_text(), re.DOTALL)
+    site = outside / "site"
+    package = site / "zipeval_norms"
+    (package / "configs" / "method").mkdir(parents=True)
+    (package / "__init__.py").write_text("import torch\n")
+    (package / "norms.py").write_text((outside / "norms.py").read_text())
+    configuration = (outside / "configs" / "method" / "norms.yaml").read_text()
+    (package / "configs" / "method" / "norms.yaml").write_text(
+        configuration.replace("norms.Norms", "zipeval_norms.norms.Norms")
+    )
+    about = site / "zipeval_norms-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: zipeval-norms\nVersion: 1.2\n")
+    (about / "entry_points.txt").write_text("[zipeval.methods]\n" + entry_points.replace('"', ""))
+    return outside
+
+
+def zipeval(arguments, cwd, path="site"):
+    """A command in a process where a package is installed."""
+    return subprocess.run(
+        [sys.executable, "-m", "zipeval", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(cwd / path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_method_of_an_installed_package_is_one_like_any_other(installed):
+    """It is listed with the package's name, and taken by every command that takes methods."""
+    listed = zipeval(["list", "methods"], installed)
+    assert re.search(
+        r"^norms +zipeval-norms 1\.2 +The patches whose features are longest\.$", listed.stdout, re.MULTILINE
+    )
+    assert re.search(r"^visionzip +zipeval  ", listed.stdout, re.MULTILINE)
+    for arguments in (
+        ["run", "-m", "method=vanilla,norms", "tokens=16", "limit=2"],
+        ["bench", "method=norms", "tokens=16", "new_tokens=1", "repeats=1"],
+    ):
+        done = zipeval(arguments, installed)
+        assert done.returncode == 0, done.stderr
+    assert "norms" in zipeval(["plan", "method=norms", "tokens=16"], installed).stdout
+    assert "| norms " in zipeval(["table"], installed).stdout
+    assert zipeval(["report"], installed).returncode == 0
+    assert "Norms(tokens=16)" in (installed / "report.html").read_text()
+    assert zipeval(["__complete", "zipeval run method=nor"], installed).stdout == "method=norms\n"
+    help_text = zipeval(["run", "method=norms", "--help"], installed)
+    assert help_text.returncode == 0
+    unknown = zipeval(["run", "method=nroms", "tokens=16"], installed).stderr
+    assert "Did you mean norms?" in unknown
+
+
+def test_a_list_does_not_import_the_package(installed):
+    """Which may import torch."""
+    script = (
+        "import sys, zipeval.cli; sys.argv[1:] = ['list', 'methods']; zipeval.cli.main();"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=installed, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "zipeval-norms" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("list methods --config-dir configs", 0),
+        ("plan --config-dir configs method=norms,pyramid tokens=130 budget=mean", 0),
+        ("bench --config-dir configs method=norms tokens=16 new_tokens=1 repeats=1", 0),
+        ("run -m --config-dir configs method=vanilla,norms tokens=16 limit=2", 0),
+        ("run --config-dir=configs method=norms tokens=16 limit=2", 0),
+        ("run --config-dir configs method=nroms tokens=16 limit=2", 2),
+    ],
+)
+def test_a_directory_is_taken_by_every_command(command, code, outside):
+    done = zipeval(command.split(), outside, ".")
+    assert done.returncode == code, done.stderr
+    assert "norms" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    if code:
+        assert "Did you mean norms?" in done.stderr
+
+
+def test_a_picture_of_a_method_in_a_directory(outside):
+    from PIL import Image
+
+    Image.effect_noise((96, 96), 90).save(outside / "photo.png")
+    done = zipeval(["visualize", "photo.png", "What?", "--config-dir", "configs", "method=norms"], outside, ".")
+    assert done.returncode == 0, done.stderr
+    assert "norms" in (outside / "visualize.svg").read_text()
+
+
+@pytest.mark.parametrize("command", ["run", "run -m", "bench", "plan"])
+def test_two_methods_of_one_name_are_refused(command, outside):
+    """Hydra would take zipeval's, and the table would say that it was the other one."""
+    path = outside / "configs" / "method"
+    (path / "norms.yaml").rename(path / "visionzip.yaml")
+    done = zipeval([*command.split(), "--config-dir", "configs", "method=visionzip", "tokens=16"], outside, ".")
+    assert done.returncode == 2
+    assert done.stderr.startswith("zipeval: method=visionzip: there are several, ")
+    assert f"{path / 'visionzip.yaml'} (--config-dir configs)" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["zipeval_norms", "nowhere.configs", "zipeval_norms:NOTHING", "zipeval_norms.norms"])
+def test_an_entry_point_that_names_no_configurations_is_refused(wrong, installed):
+    (file,) = installed.glob("site/*.dist-info/entry_points.txt")
+    file.write_text(f"[zipeval.methods]\nnorms = {wrong}\n")
+    done = zipeval(["list", "methods"], installed)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"zipeval: zipeval-norms 1.2: its entry point norms = {wrong!r}")
+
+
+def test_an_entry_point_may_name_a_path(installed):
+    (file,) = installed.glob("site/*.dist-info/entry_points.txt")
+    file.write_text("[zipeval.methods]\nnorms = zipeval_norms.places:CONFIGS\n")
+    place = "from pathlib import Path\n\nCONFIGS = Path(__file__).parent / 'configs'\n"
+    (installed / "site/zipeval_norms/places.py").write_text(place)
+    assert "zipeval-norms 1.2" in zipeval(["list", "methods"], installed).stdout

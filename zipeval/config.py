@@ -270,7 +270,7 @@ def judge_identity(judge: dict[str, Any] | None) -> dict[str, Any] | None:
 
     A server that is started again, or on another node of a cluster's tunnel, is the same judge at another port.
     """
-    if judge is None or judge["url"] is None:
+    if not judge or judge.get("url") is None:
         return judge
     return {**judge, "url": PORT.sub(r"\1", judge["url"])}
 

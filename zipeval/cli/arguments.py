@@ -415,7 +415,7 @@ class _Reader:
             raise self._refusal(name, argument)
         option = f"--{name}"
         if option not in self.handed_on:
-            self.parser.add_argument(option, action=_PassOn)
+            self.parser.add_argument(option, action=_PassOn, dest="overrides", default=argparse.SUPPRESS)
             self.handed_on.add(option)
         return option
 
@@ -429,7 +429,11 @@ class _Reader:
                     f"{argument}: `zipeval {self.command.name}` has no use for it, {self.command.idle}. Leave it out."
                 )
         known = [setting.name for setting in self.settings.values() if not setting.option]
-        known += [name for name in self.command.passed_on if not name.endswith(".")]
+        for passed_on in self.command.passed_on:
+            if not passed_on.endswith("."):
+                known.append(passed_on)
+            elif passed_on.rstrip(".") not in known:
+                known.append(f"{passed_on}NAME")
         name = name.replace("-", "_")
         return UsageError(f"{name}: no such setting of `{self.command.full_name}`.{did_you_mean(name, {*known})}")
 

@@ -69,10 +69,10 @@ BENCH = Command(
 
 def bench(arguments: list[str]) -> None:
     """`zipeval bench`: composes the configuration of every method at every budget, vanilla's before them."""
+    given = BENCH.parse(arguments)
     from zipeval.bench import Settings, read, render
     from zipeval.bench import bench as measure
 
-    given = BENCH.parse(arguments)
     if ranks.here().count > 1:
         raise UsageError(f"{ranks.here().count} processes: they would disturb each other. Run this without torchrun.")
     settings = Settings(**{name: getattr(given, name) for name in OF_BENCH})

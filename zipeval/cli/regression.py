@@ -29,9 +29,9 @@ BASELINE = Command(
 
 def baseline(arguments: list[str]) -> None:
     """`zipeval baseline`."""
+    given = BASELINE.parse(arguments)
     from zipeval.baseline import write
 
-    given = BASELINE.parse(arguments)
     count = write(given.results, given.out)
     command = shlex.join(["zipeval", "check", "--against", str(given.out), f"results={given.results}"])
     print(f"{given.out} holds {count} record{'s' if count > 1 else ''}: commit it. `{command}` compares.")
@@ -78,11 +78,11 @@ CHECK = Command(
 
 def check(arguments: list[str]) -> None:
     """`zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
-    from zipeval import gate
-
     given = CHECK.parse(arguments)
     if given.against is None:
         raise UsageError(f"check: name a baseline, `zipeval check --against {FILE}`.")
+    from zipeval import gate
+
     verdicts = gate.check(given.against, given.results, given.max_drop, given.allow_other_code)
     try:
         print(gate.text(verdicts))

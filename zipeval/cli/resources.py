@@ -146,10 +146,10 @@ DATA = Command(
 
 def data(arguments: list[str]) -> None:
     """`zipeval data check`: exit code 1 where something is not there."""
+    given = DATA.parse(arguments)
     from zipeval.benchmarks import task_folder
     from zipeval.data import report
 
-    given = DATA.parse(arguments)
     config = compose(given.overrides, given.config_dir)
     for task in config.tasks:
         task_folder(task)

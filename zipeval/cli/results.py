@@ -53,9 +53,9 @@ STATUS = Command(
 
 def status(arguments: list[str]) -> None:
     """`zipeval status [SWEEP]`."""
+    given = STATUS.parse(arguments)
     from zipeval.status import status as show
 
-    given = STATUS.parse(arguments)
     show(given.operands[0] if given.operands else None, given.results)
 
 
@@ -93,11 +93,11 @@ TABLE = Command(
 
 def table(arguments: list[str]) -> None:
     """`zipeval table`."""
+    given = TABLE.parse(arguments)
     from zipeval import paper
     from zipeval.render import render
     from zipeval.tables import tables
 
-    given = TABLE.parse(arguments)
     if given.source == "paper" and not given.table:
         raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
     name = (given.table or "").removeprefix("paper/")
@@ -142,9 +142,9 @@ SHOW = Command(
 
 def show(arguments: list[str]) -> None:
     """`zipeval show RUN_ID`."""
+    given = SHOW.parse(arguments)
     from zipeval import show as shown
 
-    given = SHOW.parse(arguments)
     if given.sample is not None:
         shown.show_sample(given.operands[0], given.results, given.sample, given.task)
     elif given.task:
@@ -168,12 +168,12 @@ REPORT = Command(
 
 def report(arguments: list[str]) -> None:
     """`zipeval report`."""
-    from zipeval.report import report as make
-
     given = REPORT.parse(arguments)
     if given.out.suffix not in (".html", ".htm"):
         plots = ", or plots=DIR for PDF files" if given.out.suffix == ".pdf" else ""
         raise UsageError(f"out={given.out}: the report is a web page. Name a file that ends in .html{plots}.")
+    from zipeval.report import report as make
+
     written = make(given.results, given.out, given.plots)
     print("\n".join(map(str, written)))
 
@@ -193,7 +193,7 @@ VIEW = Command(
 
 def view(arguments: list[str]) -> None:
     """`zipeval view`."""
+    given = VIEW.parse(arguments)
     from zipeval.reporting.server import serve
 
-    given = VIEW.parse(arguments)
     serve(given.results, given.host, given.port)

@@ -68,10 +68,10 @@ TUNE = Command(
 
 def tune(arguments: list[str]) -> None:
     """`zipeval tune`: its own settings, and overrides of `zipeval run` for model and method."""
+    given = TUNE.parse(arguments)
     from zipeval.tune import Settings
     from zipeval.tune import tune as train
 
-    given = TUNE.parse(arguments)
     settings = Settings(**{field.name: getattr(given, field.name) for field in fields(Settings)})
     overrides = given.overrides
     names_a_method = any(override.startswith("method=") for override in overrides)

@@ -15,6 +15,7 @@ from zipeval.contract.tiny_models import pictures_of, single
 from zipeval.engine import decoder, hf_names
 from zipeval.engine.ledger import ledger
 from zipeval.engine.vision import VisionMethod
+from zipeval.errors import UsageError
 
 NEW_TOKENS = 3
 TOLERANCE = 1e-5  # of logits in float64, where two ways to the same number differ by rounding
@@ -42,8 +43,18 @@ class Candidate:
     has_budget: bool
 
     def on(self, subject: Subject, tokens: int | None = None, budget: str = "mean"):
-        """Return the method; it leaves a third of the tokens unless another number is given."""
-        return self.make(subject, tokens or subject.third, budget)
+        """Return the method; without a number of tokens it leaves as many as `tokens_on` says."""
+        return self.make(subject, tokens or self.tokens_on(subject), budget)
+
+    def tokens_on(self, subject: Subject) -> int:
+        """Return a number of tokens that the method can leave: a third, or else the half or two thirds."""
+        for tokens in (subject.third, subject.third * 3 // 2):
+            try:
+                self.make(subject, tokens, "mean")
+                return tokens
+            except UsageError:  # methods that begin late cannot leave few tokens on average
+                continue
+        return subject.third * 2
 
 
 def answer(model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,11 +89,15 @@ def _compare(answers: tuple, expected: tuple, what: str) -> None:
 
 def keeping_everything_is_stock(candidate: Candidate, subject: Subject) -> None:
     """With a budget of all tokens, answers are the stock model's: exactly, in float32."""
-    if not candidate.has_budget:
-        raise NotApplicable("it has no budget")
+    method = candidate.on(subject, subject.shape.image)
+    announced = method.entering([subject.shape.picture], LAYERS)
+    if set(announced) != {subject.shape.image}:
+        if not candidate.has_budget:
+            raise NotApplicable("it has no budget")
+        raise BrokenError(f"tokens={subject.shape.image} is everything, and as the method says {announced} enter")
     model, inputs = subject.model(torch.float32), subject.prompts(torch.float32)
     stock = answer(model, inputs)
-    with candidate.on(subject, subject.shape.image).applied(model):
+    with method.applied(model):
         tokens, logits = answer(model, inputs)
     difference = (logits - stock[1]).abs().max().item()
     if not torch.equal(tokens, stock[0]) or difference != 0:
@@ -108,7 +123,8 @@ def _check_budget(candidate: Candidate, subject: Subject, budget: str) -> None:
         if entered != announced:
             raise BrokenError(f"visual tokens {entered} entered the layers, and {announced} as the method says")
         if candidate.has_budget and counts_whole:
-            asked = sum(min(subject.third, picture.tokens) for picture in pictures)
+            tokens = candidate.tokens_on(subject)
+            asked = sum(min(tokens, picture.tokens) for picture in pictures)
             reached = fmean(entered) if budget == "mean" else entered[-1]
             if abs(reached - asked) > len(pictures):
                 raise BrokenError(f"budget={budget}: {reached:.1f} visual tokens for {asked} that were asked for")

@@ -11,7 +11,7 @@ import torch
 from zipeval import console
 from zipeval.contract.checks import CHECKS, BrokenError, Candidate, NotApplicable
 from zipeval.contract.subjects import SUBJECTS
-from zipeval.errors import UsageError
+from zipeval.errors import BudgetError, UsageError
 
 PASSED, FAILED, NOT_APPLICABLE = "passed", "FAILED", "n/a"
 
@@ -40,7 +40,7 @@ def run_checks(candidate: Candidate) -> Iterator[Outcome]:
                 yield Outcome(name, subject.name, PASSED)
             except (NotApplicable, UsageError) as error:  # UsageError: settings that it refuses on this model
                 yield Outcome(name, subject.name, NOT_APPLICABLE, str(error))
-            except BrokenError as error:
+            except (BrokenError, BudgetError) as error:  # BudgetError: the engine counted
                 yield Outcome(name, subject.name, FAILED, str(error))
             except Exception as error:  # the method is somebody else's code, and may raise anything
                 where = traceback.extract_tb(error.__traceback__)[-1]
@@ -58,17 +58,25 @@ def show(name: str, outcomes: list[Outcome]) -> None:
     out = console.console()
     out.print(table)
     out.print()
-    for (result, check, why), on in _reasons(outcomes).items():
-        out.print(f"{result}: {check}, on {', '.join(on)}: {why}.", markup=False)
+    for (result, why), places in _reasons(outcomes).items():
+        out.print(f"{result}: {_described(places)}: {why}.", markup=False)
     counts = [f"{sum(o.result == result for o in outcomes)} {result}" for result in (PASSED, FAILED, NOT_APPLICABLE)]
     out.print(", ".join(counts) + ".", markup=False)
 
 
-def _reasons(outcomes: list[Outcome]) -> dict[tuple[str, str, str], list[str]]:
-    """Return, by what is to be said, the models that it is said of; failures first."""
-    reasons: dict[tuple[str, str, str], list[str]] = {}
+def _reasons(outcomes: list[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
+    """Return the outcomes that are no pass by result and reason; failures first."""
+    reasons: dict[tuple[str, str], list[Outcome]] = {}
     for result in (FAILED, NOT_APPLICABLE):
         for outcome in outcomes:
             if outcome.result == result:
-                reasons.setdefault((result, outcome.check, outcome.why.rstrip(".")), []).append(outcome.subject)
+                reasons.setdefault((result, outcome.why.rstrip(".")), []).append(outcome)
     return reasons
+
+
+def _described(outcomes: list[Outcome]) -> str:
+    """Return which checks on which models some outcomes are of."""
+    checks = list(dict.fromkeys(outcome.check for outcome in outcomes))
+    subjects = list(dict.fromkeys(outcome.subject for outcome in outcomes))
+    what = " and ".join(checks) if len(checks) < 3 else f"{len(checks)} checks"
+    return f"{what}, on {', '.join(subjects)}"

@@ -35,6 +35,11 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
         if hasattr(made, "check"):
             made.check(shape.layers)
         return _packed(made, shape)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"method={method['name']}: {error}. Install it, or name the directory that holds it in PYTHONPATH. "
+            "`zipeval run --help` shows its settings."
+        ) from error
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"method={method['name']}: {error}. `zipeval run --help` shows its settings.") from error
 
