@@ -672,7 +672,7 @@ def _sample(task: str, logged: dict, measured: dict, metric: str | None = None, 
         "prediction": lmms_names.prediction(logged),
         **measured,
     }
-    if choices := answer_choices(logged["doc"]):
+    if choices := answer_choices(logged.get("doc")):
         sample["choices"] = choices
     if task in PROTOCOLS:
         return pending(task, sample, logged["doc"])
