@@ -379,7 +379,7 @@ def test_an_interrupted_command_keeps_its_rounds(tmp_path, monkeypatch):
         ("prompt_tokens=0", "prompt_tokens=0"),
         ("prompt_tokens=1,2", "prompt_tokens=1,2"),
         ("init=noise", "init=noise: expected one of checkpoint, random"),
-        ("tokns=3", "tokns=3: no such setting. Did you mean tokens"),
+        ("tokns=3", "tokns: no such setting of `zipeval bench`. Did you mean tokens"),
         ("tokens=3,x method=visionzip", "tokens=x"),
         ("method=visonzip tokens=3", "Did you mean visionzip"),
         ("method=visionzip", "needs a budget"),
