@@ -18,6 +18,11 @@ from tempfile import TemporaryDirectory
 # Seconds that each may take.
 BARS = {
     "--help": 0.5,
+    "run --help": 0.5,
+    "table --help": 0.5,
+    "bench --help": 0.5,
+    "tune --help": 0.5,
+    "__complete": 0.5,
     "list models": 1.0,
     "list methods": 1.0,
     "list tasks": 1.0,

@@ -151,5 +151,5 @@ def test_runs_and_sweeps_are_offered(tmp_path, monkeypatch):
         file = tmp_path / "results/runs" / path
         file.parent.mkdir(parents=True)
         file.touch()
-    assert complete("zipeval show t") == ["tiny-fastv-2", "tiny-vanilla-1"]
+    assert complete("zipeval show ti") == ["tiny-fastv-2", "tiny-vanilla-1"]
     assert complete("zipeval status t") == ["tiny-3"]

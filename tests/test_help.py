@@ -144,7 +144,7 @@ def test_defaults_of_other_commands_than_run_are_theirs(zipeval_says):
         (["completion", "fish"], "completion fish: say which shell"),
         (["doctor", "x=1"], "x: no such setting of `zipeval doctor`."),
         (["test-method"], "test-method: name one method"),
-        (["show", "-x"], "show: "),
+        (["show", "-x"], "-x: expected NAME=VALUE. `zipeval show --help` explains it."),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

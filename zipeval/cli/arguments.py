@@ -385,6 +385,8 @@ class _Reader:
         elif dashed:
             option = self._option(self._undashed(dashed["name"]), argument)
             value = self._next_value(dashed["name"], rest)
+        elif argument.startswith("-"):
+            raise UsageError(f"{argument}: expected NAME=VALUE. {self.command.explains}")
         else:
             return argument
         if not value:

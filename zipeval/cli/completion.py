@@ -71,7 +71,7 @@ COMPLETION = Command(
 
 
 def completion(arguments: list[str]) -> None:
-    """`zipeval completion bash|zsh`."""
+    """Run `zipeval completion bash|zsh`."""
     (shell,) = COMPLETION.parse(arguments).operands
     print(SCRIPTS[shell], end="")
 

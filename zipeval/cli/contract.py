@@ -22,7 +22,7 @@ TEST_METHOD = Command(
 
 
 def test_method(arguments: list[str]) -> None:
-    """`zipeval test-method NAME`: exit code 1 where a check fails, or none has anything to say."""
+    """Run `zipeval test-method NAME`: exit code 1 where a check fails, or none has anything to say."""
     given = TEST_METHOD.parse(arguments)
     (name,) = given.operands
     hide_bars()

@@ -68,7 +68,7 @@ BENCH = Command(
 
 
 def bench(arguments: list[str]) -> None:
-    """`zipeval bench`: composes the configuration of every method at every budget, vanilla's before them."""
+    """Run `zipeval bench`: composes the configuration of every method at every budget, vanilla's before them."""
     given = BENCH.parse(arguments)
     from zipeval.bench import Settings, read, render
     from zipeval.bench import bench as measure
@@ -108,7 +108,7 @@ ANALYZE = Command(
 
 
 def analyze(arguments: list[str]) -> None:
-    """`zipeval analyze redundancy`."""
+    """Run `zipeval analyze redundancy`."""
     given = ANALYZE.parse(arguments)
     if given.out is None:
         raise UsageError(f"{' '.join(['analyze', *arguments])}: {ANALYZE.misused}")
@@ -146,7 +146,7 @@ VISUALIZE = Command(
 
 
 def visualize(arguments: list[str]) -> None:
-    """`zipeval visualize IMAGE QUESTION`."""
+    """Run `zipeval visualize IMAGE QUESTION`."""
     given = VISUALIZE.parse(arguments)
     image, question = given.operands
     if given.tokens and "," in given.tokens:

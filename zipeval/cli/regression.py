@@ -28,7 +28,7 @@ BASELINE = Command(
 
 
 def baseline(arguments: list[str]) -> None:
-    """`zipeval baseline`."""
+    """Run `zipeval baseline`."""
     given = BASELINE.parse(arguments)
     from zipeval.baseline import write
 
@@ -77,7 +77,7 @@ CHECK = Command(
 
 
 def check(arguments: list[str]) -> None:
-    """`zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
+    """Run `zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
     given = CHECK.parse(arguments)
     if given.against is None:
         raise UsageError(f"check: name a baseline, `zipeval check --against {FILE}`.")

@@ -33,7 +33,7 @@ CONVERT = Command(
 
 
 def convert(arguments: list[str]) -> None:
-    """`zipeval convert mini_gemini SRC DST`."""
+    """Run `zipeval convert mini_gemini SRC DST`."""
     given = CONVERT.parse(arguments)
     source, target = (Path(place).expanduser() for place in given.operands[1:])
     towers = {name: getattr(given, name) for name in ("vision_tower", "vision_tower_aux")}
@@ -59,7 +59,7 @@ LIST = Command(
 
 
 def list_choices(arguments: list[str]) -> None:
-    """`zipeval list WHAT`."""
+    """Run `zipeval list WHAT`."""
     given = LIST.parse(arguments)
     (what,) = given.operands
     if what == "tasks":
@@ -145,7 +145,7 @@ DATA = Command(
 
 
 def data(arguments: list[str]) -> None:
-    """`zipeval data check`: exit code 1 where something is not there."""
+    """Run `zipeval data check`: exit code 1 where something is not there."""
     given = DATA.parse(arguments)
     from zipeval.benchmarks import task_folder
     from zipeval.data import report
@@ -168,7 +168,7 @@ DOCTOR = Command(
 
 
 def doctor(arguments: list[str]) -> None:
-    """`zipeval doctor`: exit code 1 where runs do not work, or cannot be trusted."""
+    """Run `zipeval doctor`: exit code 1 where runs do not work, or cannot be trusted."""
     DOCTOR.parse(arguments)
     from zipeval.doctor import examine
 

@@ -52,7 +52,7 @@ STATUS = Command(
 
 
 def status(arguments: list[str]) -> None:
-    """`zipeval status [SWEEP]`."""
+    """Run `zipeval status [SWEEP]`."""
     given = STATUS.parse(arguments)
     from zipeval.status import status as show
 
@@ -92,7 +92,7 @@ TABLE = Command(
 
 
 def table(arguments: list[str]) -> None:
-    """`zipeval table`."""
+    """Run `zipeval table`."""
     given = TABLE.parse(arguments)
     from zipeval import paper
     from zipeval.render import render
@@ -141,7 +141,7 @@ SHOW = Command(
 
 
 def show(arguments: list[str]) -> None:
-    """`zipeval show RUN_ID`."""
+    """Run `zipeval show RUN_ID`."""
     given = SHOW.parse(arguments)
     from zipeval import show as shown
 
@@ -167,7 +167,7 @@ REPORT = Command(
 
 
 def report(arguments: list[str]) -> None:
-    """`zipeval report`."""
+    """Run `zipeval report`."""
     given = REPORT.parse(arguments)
     if given.out.suffix not in (".html", ".htm"):
         plots = ", or plots=DIR for PDF files" if given.out.suffix == ".pdf" else ""

@@ -100,7 +100,7 @@ PLAN = replace(
 
 @ranks.agreed()
 def run(arguments: list[str]) -> None:
-    """`zipeval run`: Hydra composes the configuration, or those of a sweep and launches its jobs."""
+    """Run `zipeval run`: Hydra composes the configuration, or those of a sweep and launches its jobs."""
     if asks_for_help(arguments):
         print(replace(RUN, more_sections=partial(_sections, arguments)).help(), end="")
         return
@@ -354,7 +354,7 @@ def _launchers_errors() -> tuple[type[Exception], ...]:
 
 
 def plan(arguments: list[str]) -> None:
-    """`zipeval plan`: of what `zipeval run -m` would do."""
+    """Run `zipeval plan`: print what `zipeval run -m` would do."""
     if asks_for_help(arguments):
         print(replace(PLAN, more_sections=partial(_sections, arguments)).help(), end="")
         return

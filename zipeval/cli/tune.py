@@ -10,6 +10,7 @@ from zipeval.cli.arguments import CONFIG_DIR, Command, Setting
 from zipeval.cli.output import hide_bars
 from zipeval.composition import compose
 from zipeval.errors import UsageError
+from zipeval.tune_settings import Settings
 from zipeval.utils.docstrings import attributes
 
 NUMBERS = {"fraction": float, "lr": float, "epochs": int, "batch_size": int, "accumulate": int}
@@ -17,8 +18,6 @@ NUMBERS = {"fraction": float, "lr": float, "epochs": int, "batch_size": int, "ac
 
 def tune_settings() -> tuple[Setting, ...]:
     """Return what `zipeval tune` takes, as zipeval.tune.Settings documents it."""
-    from zipeval.tune import Settings
-
     explained = attributes(Settings)
     settings = []
     for field in fields(Settings):
@@ -67,9 +66,8 @@ TUNE = Command(
 
 
 def tune(arguments: list[str]) -> None:
-    """`zipeval tune`: its own settings, and overrides of `zipeval run` for model and method."""
+    """Run `zipeval tune`: its own settings, and overrides of `zipeval run` for model and method."""
     given = TUNE.parse(arguments)
-    from zipeval.tune import Settings
     from zipeval.tune import tune as train
 
     settings = Settings(**{field.name: getattr(given, field.name) for field in fields(Settings)})

@@ -88,7 +88,7 @@ def _compare(answers: tuple, expected: tuple, what: str) -> None:
 
 
 def keeping_everything_is_stock(candidate: Candidate, subject: Subject) -> None:
-    """With a budget of all tokens, answers are the stock model's: exactly, in float32."""
+    """Check that with a budget of all tokens, answers are the stock model's: exactly, in float32."""
     method = candidate.on(subject, subject.shape.image)
     announced = method.entering([subject.shape.picture], LAYERS)
     if set(announced) != {subject.shape.image}:
@@ -105,7 +105,7 @@ def keeping_everything_is_stock(candidate: Candidate, subject: Subject) -> None:
 
 
 def budget_is_met(candidate: Candidate, subject: Subject) -> None:
-    """What enters each layer is what the method says, and comes to the budget."""
+    """Check that what enters each layer is what the method says, and comes to the budget."""
     for budget in ("mean", "final"):
         _check_budget(candidate, subject, budget)
 
@@ -131,7 +131,7 @@ def _check_budget(candidate: Candidate, subject: Subject, budget: str) -> None:
 
 
 def half_precision_works(candidate: Candidate, subject: Subject) -> None:
-    """In bfloat16 and float16, as on a GPU, it leaves as many tokens and gives numbers."""
+    """Check that in bfloat16 and float16, as on a GPU, it leaves as many tokens and gives numbers."""
     for dtype in (torch.bfloat16, torch.float16):
         model, inputs = subject.model(dtype), subject.prompts(dtype)
         method = candidate.on(subject)
@@ -145,7 +145,7 @@ def half_precision_works(candidate: Candidate, subject: Subject) -> None:
 
 
 def order_is_preserved(candidate: Candidate, subject: Subject) -> None:
-    """Tokens of the encoder that are kept stay in the encoder's order."""
+    """Check that tokens of the encoder that are kept stay in the encoder's order."""
     method = candidate.on(subject)
     types = {type(part) for part in parts(method, subject) if isinstance(part, VisionMethod)}
     if not types:
@@ -168,7 +168,7 @@ def order_is_preserved(candidate: Candidate, subject: Subject) -> None:
 
 
 def batch_equals_singles(candidate: Candidate, subject: Subject) -> None:
-    """A left-padded batch is answered as its prompts one by one."""
+    """Check that a left-padded batch is answered as its prompts one by one."""
     model, inputs = subject.model(), subject.prompts()
     with candidate.on(subject).applied(model):
         tokens, logits = answer(model, inputs)
@@ -178,7 +178,7 @@ def batch_equals_singles(candidate: Candidate, subject: Subject) -> None:
 
 
 def cached_equals_recomputed(candidate: Candidate, subject: Subject) -> None:
-    """Decoding on one cache gives what reading the prompt anew gives at each step.
+    """Check that decoding on one cache gives what reading the prompt anew gives at each step.
 
     Inside the decoder, what a prompt keeps is chosen when it is read, so there the answer so far is read in a second
     call; before it, everything is read at once.
@@ -213,7 +213,7 @@ def _read_again(model, inputs: dict[str, torch.Tensor], tokens: torch.Tensor, at
 
 
 def nothing_is_left(candidate: Candidate, subject: Subject) -> None:
-    """Behind its block the model is as it was, after an exception, too."""
+    """Check that behind its block the model is as it was, after an exception, too."""
     model, inputs = subject.model(), subject.prompts()
     stock = answer(model, inputs)
     before = snapshot(model)
@@ -230,7 +230,7 @@ def nothing_is_left(candidate: Candidate, subject: Subject) -> None:
 
 
 def failing_leaves_nothing(candidate: Candidate, subject: Subject) -> None:
-    """Where the method itself fails, the model is as it was."""
+    """Check that where the method itself fails, the model is as it was."""
     method = candidate.on(subject)
     types = {type(part) for part in parts(method, subject)}
     if not types:
@@ -255,7 +255,7 @@ def failing_leaves_nothing(candidate: Candidate, subject: Subject) -> None:
 
 
 def others_do_not_matter(candidate: Candidate, subject: Subject) -> None:
-    """What other methods did on the model before changes nothing."""
+    """Check that what other methods did on the model before changes nothing."""
     from zipeval.methods.sparsevlm import SparseVLM
     from zipeval.methods.visionzip import VisionZip
 
@@ -292,7 +292,7 @@ def parts(method, subject: Subject) -> Iterator:
 
 @contextmanager
 def replaced_reduce(types: set[type], replacement: Callable[[Callable], Callable]) -> Iterator[None]:
-    """While open, `reduce` of some classes is another function, made of it."""
+    """Replace `reduce` of some classes by a function that is made of it, while the block is open."""
     originals = [(owner, vars(owner).get("reduce"), owner.reduce) for owner in types]
     try:
         for owner, _, reduce in originals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 HEADING = "Attributes:"
 # `results (DIR): directory of the records.`; what is in parentheses stands for the value.
@@ -25,9 +25,9 @@ class Attribute:
 
 
 def attributes(documented: type) -> dict[str, Attribute]:
-    """Return what the `Attributes:` of a class's docstring say, by name."""
-    lines = inspect.getdoc(documented).partition(f"\n{HEADING}\n")[2].splitlines()
-    entries: dict[str, Attribute] = {}
+    """Return what the `Attributes:` of a dataclass's docstring say, by name."""
+    lines = (inspect.getdoc(documented) or "").partition(f"\n{HEADING}\n")[2].splitlines()
+    entries = {field.name: Attribute("", "") for field in fields(documented)}  # all there is under `python -OO`
     name = ""
     for line in lines:
         entry = ENTRY.fullmatch(line.strip())
