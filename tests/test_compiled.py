@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_contract import answer, ask, llava, snapshot
+from tiny import llava
+from tiny_methods import answer, ask, snapshot
 
 from zipeval.engine.compiled import compiled
 from zipeval.methods.chain import Chain

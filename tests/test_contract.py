@@ -5,27 +5,17 @@ The checks are the package's, zipeval/contract/, so that `zipeval test-method` r
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import pytest
 import torch
+from tiny_methods import METHODS, method, modules
 
-import zipeval.methods
 import zipeval.models
 from zipeval.cli import compose
-from zipeval.contract.candidates import candidate
-from zipeval.contract.checks import CHECKS, Candidate, NotApplicable, parts
+from zipeval.contract.checks import CHECKS, NotApplicable, parts
 from zipeval.contract.subjects import SUBJECTS
 from zipeval.engine import decoder
 from zipeval.engine.decoder import DecoderMethod
 
-
-def modules(package):
-    return sorted(path.stem for path in Path(package.__path__[0]).glob("[a-z]*.py"))
-
-
-METHODS = modules(zipeval.methods)
 WITHOUT_BUDGET = ("none", "vanilla")
 INSIDE_THE_DECODER = ("fastv", "sparsevlm")
 ON_THE_EMBEDDED_MODEL = ("chain", "vanilla")  # of each kind one
@@ -46,11 +36,6 @@ def subject(request):
 @pytest.fixture(params=METHODS)
 def name(request):
     return request.param
-
-
-@cache
-def method(name) -> Candidate:
-    return candidate(name)
 
 
 def test_every_family_is_tried():

@@ -347,4 +347,8 @@ def test_a_sample_of_which_one_prompt_could_not_be_read_has_failed():
             {"text": "b", "output_tokens": 3, "latency": 1.0, "batch": 1, "prompt_tokens": 8},
         ],
     }
-    assert repeats.merged(costs[1], ["a", ""]) == {"error": "cut off", "batch": 1}
+    assert repeats.merged(costs[1], ["a", ""]) == {
+        "error": "cut off",
+        "batch": 1,
+        "answers": [{"text": "a", **cost}, {"text": "", "batch": 1}],  # the one that could be read is not lost
+    }

@@ -10,8 +10,8 @@ from functools import cache
 
 import pytest
 import torch
-from test_contract import FAMILIES, METHODS, SIDE, answer, make
 from tiny import IMAGE, VIDEO, pictures_of, prompts, single
+from tiny_methods import FAMILIES, METHODS, SIDE, answer, make
 
 from zipeval.engine import hf_names
 from zipeval.errors import IncompatibleError

@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_contract import METHODS, make
 from tiny import llava, prompts, single
+from tiny_methods import METHODS, make
 from transformers import AutoTokenizer, DynamicCache
 
 from zipeval import chat_model, records

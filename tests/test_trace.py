@@ -7,9 +7,9 @@ from functools import cache
 import oracle
 import pytest
 import torch
-from test_contract import FAMILIES, IMAGES, LAYERS, METHODS, SIDE, ask, make, tiny
 from test_visionzip import transcription
 from tiny import kinds_of, llava, mini_gemini, pictures_of, prompts, single
+from tiny_methods import FAMILIES, IMAGES, LAYERS, METHODS, SIDE, ask, make, tiny
 
 from zipeval.engine.images import PIXELS, pixels
 from zipeval.engine.ledger import ledger

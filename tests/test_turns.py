@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from test_contract import snapshot
 from tiny import IMAGE, VIDEO, llava, llava_next, mini_gemini, prompts, video_llava
+from tiny_methods import snapshot
 from transformers import DynamicCache
 
 from zipeval.engine.vision import Everything

@@ -10,8 +10,8 @@ from functools import cache
 
 import pytest
 import torch
-from test_contract import FAMILIES, LAYERS, METHODS, SIDE, make
 from tiny import prompts, single
+from tiny_methods import FAMILIES, LAYERS, METHODS, SIDE, make
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
