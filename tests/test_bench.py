@@ -391,7 +391,7 @@ def test_an_interrupted_command_keeps_its_rounds(tmp_path, monkeypatch):
         ("data.root=x", "data.root=x: .* has no use for it"),
         ("batch_size=4", "batch_size=4: .* has no use for it"),
         ("runner.reuse=prefix", "runner.reuse=prefix: .* has no use for it"),
-        ("-m", "unrecognized arguments: -m"),
+        ("-m", "-m: expected NAME=VALUE"),
         ("model=llava15 model.name=mine init=random", "model=mine: its size is not known. Set model.path"),
         ("init=random model.path=/nowhere", "model.path=/nowhere: no such directory"),
         ("model=llava15 init=random model.path={tiny_llava} model.family=video_llava", "'llava' checkpoint"),

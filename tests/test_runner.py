@@ -320,7 +320,7 @@ def test_a_local_llava15(tmp_path):
     """A random checkpoint with LLaVA-1.5's 576 visual tokens stands in for the 7B weights: the same loading code."""
     checkpoint = save_llava15(tmp_path / "llava")
     command = [sys.executable, "-m", "zipeval", "run", "model=llava15", f"model.path={checkpoint}"]
-    command += ["method=visionzip", "tokens=64", "limit=3"]
+    command += ["suite=shapes", "method=visionzip", "tokens=64", "limit=3", "bound=none"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (record,) = records.read_all(str(tmp_path / "results/runs"))
@@ -331,6 +331,7 @@ def test_a_local_llava15(tmp_path):
 def test_a_killed_sweep_leaves_whole_records_only_and_can_be_repeated(tmp_path):
     """SIGKILL as soon as the first run's record is there, while the second run is under way."""
     command = [sys.executable, "-m", "zipeval", "run", "-m", "method=visionzip", "tokens=16,32", "limit=64"]
+    command += ["bound=none"]
     results = tmp_path / "results/runs"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(results.glob("*/*s.json")):

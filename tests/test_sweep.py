@@ -69,7 +69,7 @@ def test_every_combination_is_a_cell_and_equal_ones_are_one():
     ]
     for cell in made.cells:
         assert cell.config == check(compose(cell.overrides))
-    assert made.command == "zipeval run -m method=vanilla,visionzip tokens=48,16 limit=4"
+    assert made.command == "zipeval run -m method=vanilla,visionzip tokens=48,16 limit=4 bound=none"
 
 
 def test_a_table_is_a_sweep_that_the_command_line_changes(tables):
