@@ -11,7 +11,7 @@ from tiny import llava, llava_next, mini_gemini, prompts, video_llava
 import zipeval.methods
 from zipeval.contract.candidates import candidate
 from zipeval.contract.checks import Candidate, answer, snapshot
-from zipeval.contract.subjects import IMAGES, LAYERS, QUESTIONS, SIDE, SUBJECTS, Subject
+from zipeval.contract.subjects import IMAGES, LAYERS, QUESTIONS, SIDE, SUBJECTS
 
 __all__ = [
     "FAMILIES",
@@ -48,20 +48,18 @@ def method(name) -> Candidate:
     return candidate(name)
 
 
+SUBJECT_BY_NAME = {subject.name: subject for subject in SUBJECTS}
+
+
 def make(name, model):
-    """Return a method that leaves a third of the model's visual tokens."""
-    return method(name).on(_subject(model))
-
-
-def _subject(model) -> Subject:
+    """Return a method that leaves a third of the model's visual tokens, or the least that it can leave."""
     family = model.config.model_type + ("_hd" if getattr(model.config, "image_grid", 1) > 1 else "")
-    return next(subject for subject in SUBJECTS if subject.name == family)
+    return method(name).on(SUBJECT_BY_NAME[family])
 
 
-@cache
 def tiny(family):
-    """Return a model that tests share, in float64: a choice that hangs on rounding is nobody's error there."""
-    return FAMILIES[family](side=SIDE, layers=LAYERS, gain=1.0).double()
+    """Return the model of the contract, in float64, which tests share."""
+    return SUBJECT_BY_NAME[family].model()
 
 
 def ask(model, images):

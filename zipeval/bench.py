@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from zipeval import models, projector, records
 from zipeval.config import ModelConfig, RunConfig
 from zipeval.errors import UsageError
+from zipeval.evaluation.upper_bound import UPPER_BOUND
 from zipeval.placement import machine
-from zipeval.tables import UPPER_BOUND, key
+from zipeval.tables import key
 
 if TYPE_CHECKING:
     from zipeval.runner import Session

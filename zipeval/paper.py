@@ -11,7 +11,8 @@ from statistics import fmean, median
 import zipeval.published
 from zipeval import bench
 from zipeval.errors import UsageError, did_you_mean
-from zipeval.tables import DIFFERENCE, PUBLISHED, UPPER_BOUND, Cell, Row, Table, tables
+from zipeval.evaluation.upper_bound import UPPER_BOUND
+from zipeval.tables import DIFFERENCE, PUBLISHED, Cell, Row, Table, tables
 
 SOURCE = Path(zipeval.published.__path__[0])
 CITATION = "VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467)"

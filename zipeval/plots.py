@@ -14,9 +14,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from zipeval.benchmarks import BENCHMARKS
+from zipeval.evaluation.upper_bound import UPPER_BOUND
 from zipeval.reporting import remarks
 from zipeval.reporting.remarks import Remark
-from zipeval.tables import UPPER_BOUND, Cell, Row, Table
+from zipeval.tables import Cell, Row, Table
 
 # Okabe and Ito's colours, which the colour-blind tell apart. Methods differ in their markers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

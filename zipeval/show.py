@@ -16,9 +16,10 @@ from zipeval.console import add as _add
 from zipeval.console import console as new_console
 from zipeval.console import table as _table
 from zipeval.errors import UsageError, closest, did_you_mean
+from zipeval.evaluation.upper_bound import UPPER_BOUND
 from zipeval.reporting.remarks import LOWER
 from zipeval.reporting.scored_samples import read_scored
-from zipeval.tables import UPPER_BOUND, upper_bound_of
+from zipeval.tables import upper_bound_of
 
 PROVENANCE = ("run_id", "model_revision", "git", "code", "machine", "versions", "resolved", "config")
 OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")

@@ -15,6 +15,7 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.budget import BUDGETS
 from zipeval.config import PACKINGS, ModelConfig, judge_identity
 from zipeval.errors import UsageError
+from zipeval.evaluation.upper_bound import UPPER_BOUND
 from zipeval.records import incomplete
 from zipeval.reporting.percentages import percent_of_bound
 from zipeval.reporting.remarks import LOWER, OVERFLOWED, Remark, bound_remarks, record_remarks, undefined_remarks
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from zipeval.stats import Comparison
 
 Record = dict
-UPPER_BOUND = "vanilla"
 MEASURED, PUBLISHED, DIFFERENCE = "measured", "published", "difference"
 OF_EVERY_ROW = ("name", "_target_", "tokens", "seed", "projector")
 OF_TURNS = "Conversations: visual tokens and FLOPs are of the first question."

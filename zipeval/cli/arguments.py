@@ -1,8 +1,8 @@
 """What a command takes, declared once: parsing, help, suggestions and shell completion all read the declaration.
 
     TABLE = Command("table", "print scores ...", settings=(RESULTS, Setting("format", "...", choices=FORMATS)))
-    given = TABLE.parse(["results=runs", "--format", "csv"])
-    given.format                                             # "csv"
+    options = TABLE.parse(["results=runs", "--format", "csv"])
+    options.format                                             # "csv"
 
 Settings are written NAME=VALUE, as Hydra has them, or --NAME VALUE. argparse does the rest.
 """
@@ -82,7 +82,7 @@ class Setting:
         meaning: a phrase for the help.
         value: what stands for the value in the help; where it is empty, the choices do.
         read: makes a value of what was typed, or raises UsageError; called with the name and the text.
-        default: what a command gets where the setting is not given.
+        default: what a command gets where the setting is not options.
         default_text: what the help says of that; None: the default itself.
         choices: the values that completion offers; unless `read` says otherwise, no other is taken.
         several: whether values may be joined by commas.
@@ -249,9 +249,9 @@ class Command:
         if asks_for_help(arguments):
             print(self.help(), end="")
             raise SystemExit(0)
-        given = _Reader(self).read(arguments)
-        self._check_operands(given.operands, arguments)
-        return given
+        options = _Reader(self).read(arguments)
+        self._check_operands(options.operands, arguments)
+        return options
 
     def _check_operands(self, values: list[str], arguments: list[str]) -> None:
         """Raise UsageError where they are too few, too many, or not among the choices."""

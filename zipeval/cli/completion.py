@@ -173,9 +173,9 @@ def _options(settings: list[Setting]) -> Iterator[str]:
 
 def _names(settings: list[Setting], words: list[str], current: str) -> Iterator[str]:
     """Yield the names of settings that begin with what is typed: `results=`, and at first `model.` of what is in it."""
-    given = {word.partition("=")[0] for word in words}
+    assigned = {word.partition("=")[0] for word in words}
     for setting in settings:
-        if setting.option or setting.name in given or not setting.name.startswith(current):
+        if setting.option or setting.name in assigned or not setting.name.startswith(current):
             continue
         dot = setting.name.find(".", len(current))
         yield f"{setting.name}=" if dot < 0 else setting.name[: dot + 1]

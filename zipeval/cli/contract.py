@@ -23,16 +23,16 @@ TEST_METHOD = Command(
 
 def test_method(arguments: list[str]) -> None:
     """Run `zipeval test-method NAME`: exit code 1 where a check fails, or none has anything to say."""
-    given = TEST_METHOD.parse(arguments)
-    (name,) = given.operands
+    options = TEST_METHOD.parse(arguments)
+    (name,) = options.operands
     hide_bars()
     from zipeval.composition import compose
 
-    compose([f"method={name}", *given.overrides], given.config_dir)  # refused before torch is imported
+    compose([f"method={name}", *options.overrides], options.config_dir)  # refused before torch is imported
     from zipeval.contract.candidates import candidate
     from zipeval.contract.run import FAILED, PASSED, run_checks, show
 
-    outcomes = list(run_checks(candidate(name, tuple(given.overrides), given.config_dir)))
+    outcomes = list(run_checks(candidate(name, tuple(options.overrides), options.config_dir)))
     show(name, outcomes)
     results = {outcome.result for outcome in outcomes}
     if FAILED in results:

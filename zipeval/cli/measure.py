@@ -69,21 +69,21 @@ BENCH = Command(
 
 def bench(arguments: list[str]) -> None:
     """Run `zipeval bench`: composes the configuration of every method at every budget, vanilla's before them."""
-    given = BENCH.parse(arguments)
+    options = BENCH.parse(arguments)
     from zipeval.bench import Settings, read, render
     from zipeval.bench import bench as measure
 
     if ranks.here().count > 1:
         raise UsageError(f"{ranks.here().count} processes: they would disturb each other. Run this without torchrun.")
-    settings = Settings(**{name: getattr(given, name) for name in OF_BENCH})
-    methods = dict.fromkeys(["vanilla", *filter(None, given.method.split(","))])
+    settings = Settings(**{name: getattr(options, name) for name in OF_BENCH})
+    methods = dict.fromkeys(["vanilla", *filter(None, options.method.split(","))])
     configs = []
     for method in methods:
         # final: for some methods on some models, nothing was published. method.x= is not of vanilla.
-        shared = [o for o in given.overrides if method != "vanilla" or not o.startswith("method")]
-        for tokens in given.tokens.split(","):
+        shared = [o for o in options.overrides if method != "vanilla" or not o.startswith("method")]
+        for tokens in options.tokens.split(","):
             overrides = ["budget=final", *shared, f"method={method}", f"tokens={tokens}"]
-            configs.append(compose(overrides, given.config_dir))
+            configs.append(compose(overrides, options.config_dir))
     hide_bars()
     record = measure(configs, settings)
     print(f"{render(read(record))}\n\n{record}")
@@ -109,14 +109,14 @@ ANALYZE = Command(
 
 def analyze(arguments: list[str]) -> None:
     """Run `zipeval analyze redundancy`."""
-    given = ANALYZE.parse(arguments)
-    if given.out is None:
+    options = ANALYZE.parse(arguments)
+    if options.out is None:
         raise UsageError(f"{' '.join(['analyze', *arguments])}: {ANALYZE.misused}")
     from zipeval.redundancy import analyze as measure
 
     hide_bars()
-    config = compose(given.overrides, given.config_dir)
-    written = measure(config, given.images, given.limit, given.out)
+    config = compose(options.overrides, options.config_dir)
+    written = measure(config, options.images, options.limit, options.out)
     print("\n".join(map(str, written)))
 
 
@@ -147,23 +147,23 @@ VISUALIZE = Command(
 
 def visualize(arguments: list[str]) -> None:
     """Run `zipeval visualize IMAGE QUESTION`."""
-    given = VISUALIZE.parse(arguments)
-    image, question = given.operands
-    if given.tokens and "," in given.tokens:
-        raise UsageError(f"tokens={given.tokens}: a picture is of one budget. Run it for each.")
-    methods = [*dict.fromkeys((given.method or "").split(","))]
-    of_method = [override for override in given.overrides if override.startswith("method.")]
+    options = VISUALIZE.parse(arguments)
+    image, question = options.operands
+    if options.tokens and "," in options.tokens:
+        raise UsageError(f"tokens={options.tokens}: a picture is of one budget. Run it for each.")
+    methods = [*dict.fromkeys((options.method or "").split(","))]
+    of_method = [override for override in options.overrides if override.startswith("method.")]
     if of_method and (len(methods) > 1 or not methods[0]):
         raise UsageError(f"{of_method[0]}: of which method? Name a single one, such as method=chain.")
-    budget = positive("tokens", given.tokens) if given.tokens else None
+    budget = positive("tokens", options.tokens) if options.tokens else None
     from zipeval import models
     from zipeval.visualize import METHODS, picture
 
     hide_bars()
-    shared = ["budget=final", *(override for override in given.overrides if override not in of_method)]
-    tokens = budget or max(1, models.find(compose(shared, given.config_dir).model).visual_tokens // 9)
+    shared = ["budget=final", *(override for override in options.overrides if override not in of_method)]
+    tokens = budget or max(1, models.find(compose(shared, options.config_dir).model).visual_tokens // 9)
     configs = []
-    for method in methods if given.method is not None else METHODS:
+    for method in methods if options.method is not None else METHODS:
         overrides = [*shared, f"method={method}", f"tokens={tokens}", *of_method]
-        configs.append(compose(overrides, given.config_dir))
-    print(picture(configs, Path(image).expanduser(), question, given.out))
+        configs.append(compose(overrides, options.config_dir))
+    print(picture(configs, Path(image).expanduser(), question, options.out))

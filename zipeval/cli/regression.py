@@ -29,12 +29,12 @@ BASELINE = Command(
 
 def baseline(arguments: list[str]) -> None:
     """Run `zipeval baseline`."""
-    given = BASELINE.parse(arguments)
+    options = BASELINE.parse(arguments)
     from zipeval.baseline import write
 
-    count = write(given.results, given.out)
-    command = shlex.join(["zipeval", "check", "--against", str(given.out), f"results={given.results}"])
-    print(f"{given.out} holds {count} record{'s' if count > 1 else ''}: commit it. `{command}` compares.")
+    count = write(options.results, options.out)
+    command = shlex.join(["zipeval", "check", "--against", str(options.out), f"results={options.results}"])
+    print(f"{options.out} holds {count} record{'s' if count > 1 else ''}: commit it. `{command}` compares.")
 
 
 def _percent(name: str, value: str) -> float:
@@ -78,19 +78,19 @@ CHECK = Command(
 
 def check(arguments: list[str]) -> None:
     """Run `zipeval check`: exit code 1 for a regression, 2 for what cannot be compared."""
-    given = CHECK.parse(arguments)
-    if given.against is None:
+    options = CHECK.parse(arguments)
+    if options.against is None:
         raise UsageError(f"check: name a baseline, `zipeval check --against {FILE}`.")
     from zipeval import gate
 
-    verdicts = gate.check(given.against, given.results, given.max_drop, given.allow_other_code)
+    verdicts = gate.check(options.against, options.results, options.max_drop, options.allow_other_code)
     try:
         print(gate.text(verdicts))
-        if given.format == "github":
+        if options.format == "github":
             print(gate.annotations(verdicts))
         sys.stdout.flush()
     except BrokenPipeError:  # `zipeval check | head`: the exit code is what counts
         hush()
-    if given.junit is not None:
-        gate.write_junit(verdicts, given.junit)
-    gate.conclude(verdicts, given.against, given.results)
+    if options.junit is not None:
+        gate.write_junit(verdicts, options.junit)
+    gate.conclude(verdicts, options.against, options.results)

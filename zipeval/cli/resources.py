@@ -34,9 +34,9 @@ CONVERT = Command(
 
 def convert(arguments: list[str]) -> None:
     """Run `zipeval convert mini_gemini SRC DST`."""
-    given = CONVERT.parse(arguments)
-    source, target = (Path(place).expanduser() for place in given.operands[1:])
-    towers = {name: getattr(given, name) for name in ("vision_tower", "vision_tower_aux")}
+    options = CONVERT.parse(arguments)
+    source, target = (Path(place).expanduser() for place in options.operands[1:])
+    towers = {name: getattr(options, name) for name in ("vision_tower", "vision_tower_aux")}
     towers = {name: directory for name, directory in towers.items() if directory is not None}
     for directory in (source, *towers.values()):
         if not directory.is_dir():
@@ -60,13 +60,13 @@ LIST = Command(
 
 def list_choices(arguments: list[str]) -> None:
     """Run `zipeval list WHAT`."""
-    given = LIST.parse(arguments)
-    (what,) = given.operands
+    options = LIST.parse(arguments)
+    (what,) = options.operands
     if what == "tasks":
         rows, footer = _task_rows()
     else:
         group = next(group for group, plural in GROUPS.items() if plural == what)
-        rows = _config_rows(group, given.config_dir)
+        rows = _config_rows(group, options.config_dir)
         footer = f"Use with {'+' if group in ADDED else ''}{group}=NAME."
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -146,11 +146,11 @@ DATA = Command(
 
 def data(arguments: list[str]) -> None:
     """Run `zipeval data check`: exit code 1 where something is not there."""
-    given = DATA.parse(arguments)
+    options = DATA.parse(arguments)
     from zipeval.benchmarks import task_folder
     from zipeval.data import report
 
-    config = compose(given.overrides, given.config_dir)
+    config = compose(options.overrides, options.config_dir)
     for task in config.tasks:
         task_folder(task)
     lines, complete = report(config.tasks, config.data.root)

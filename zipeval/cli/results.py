@@ -53,10 +53,10 @@ STATUS = Command(
 
 def status(arguments: list[str]) -> None:
     """Run `zipeval status [SWEEP]`."""
-    given = STATUS.parse(arguments)
+    options = STATUS.parse(arguments)
     from zipeval.status import status as show
 
-    show(given.operands[0] if given.operands else None, given.results)
+    show(options.operands[0] if options.operands else None, options.results)
 
 
 TABLE = Command(
@@ -93,35 +93,35 @@ TABLE = Command(
 
 def table(arguments: list[str]) -> None:
     """Run `zipeval table`."""
-    given = TABLE.parse(arguments)
+    options = TABLE.parse(arguments)
     from zipeval import paper
     from zipeval.render import render
     from zipeval.tables import tables
 
-    if given.source == "paper" and not given.table:
+    if options.source == "paper" and not options.table:
         raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
-    name = (given.table or "").removeprefix("paper/")
-    _check_idle(given, name in paper.SPEED)
-    if not given.table:
-        shown = tables(given.results or paper.RESULTS, given.task, statistics=given.statistics)
-    elif given.source == "paper":
+    name = (options.table or "").removeprefix("paper/")
+    _check_idle(options, name in paper.SPEED)
+    if not options.table:
+        shown = tables(options.results or paper.RESULTS, options.task, statistics=options.statistics)
+    elif options.source == "paper":
         shown = [paper.published(name)]
     else:
-        shown = paper.measured(name, given.results, given.statistics)
-    print(render(shown, given.format))
+        shown = paper.measured(name, options.results, options.statistics)
+    print(render(shown, options.format))
 
 
-def _check_idle(given, is_speed: bool) -> None:
+def _check_idle(options, is_speed: bool) -> None:
     """Raise UsageError for a setting that has no part in the layout that is asked for."""
     idle = []
-    if given.table and given.task:
-        idle.append(f"task={given.task}")
-    if given.source == "paper" and given.results:
-        idle.append(f"results={given.results}")
-    if given.statistics and (given.source == "paper" or is_speed):
+    if options.table and options.task:
+        idle.append(f"task={options.task}")
+    if options.source == "paper" and options.results:
+        idle.append(f"results={options.results}")
+    if options.statistics and (options.source == "paper" or is_speed):
         idle.append("statistics=true")
     for setting in idle:
-        raise UsageError(f"{setting}: table={given.table} source={given.source} has no use for it. Leave it out.")
+        raise UsageError(f"{setting}: table={options.table} source={options.source} has no use for it. Leave it out.")
 
 
 SHOW = Command(
@@ -142,15 +142,15 @@ SHOW = Command(
 
 def show(arguments: list[str]) -> None:
     """Run `zipeval show RUN_ID`."""
-    given = SHOW.parse(arguments)
+    options = SHOW.parse(arguments)
     from zipeval import show as shown
 
-    if given.sample is not None:
-        shown.show_sample(given.operands[0], given.results, given.sample, given.task)
-    elif given.task:
-        raise UsageError(f"task={given.task}: it needs sample=, the number of one of its samples.")
+    if options.sample is not None:
+        shown.show_sample(options.operands[0], options.results, options.sample, options.task)
+    elif options.task:
+        raise UsageError(f"task={options.task}: it needs sample=, the number of one of its samples.")
     else:
-        shown.show(given.operands[0], given.results)
+        shown.show(options.operands[0], options.results)
 
 
 REPORT = Command(
@@ -168,13 +168,13 @@ REPORT = Command(
 
 def report(arguments: list[str]) -> None:
     """Run `zipeval report`."""
-    given = REPORT.parse(arguments)
-    if given.out.suffix not in (".html", ".htm"):
-        plots = ", or plots=DIR for PDF files" if given.out.suffix == ".pdf" else ""
-        raise UsageError(f"out={given.out}: the report is a web page. Name a file that ends in .html{plots}.")
+    options = REPORT.parse(arguments)
+    if options.out.suffix not in (".html", ".htm"):
+        plots = ", or plots=DIR for PDF files" if options.out.suffix == ".pdf" else ""
+        raise UsageError(f"out={options.out}: the report is a web page. Name a file that ends in .html{plots}.")
     from zipeval.report import report as make
 
-    written = make(given.results, given.out, given.plots)
+    written = make(options.results, options.out, options.plots)
     print("\n".join(map(str, written)))
 
 
@@ -193,7 +193,7 @@ VIEW = Command(
 
 def view(arguments: list[str]) -> None:
     """`zipeval view`."""
-    given = VIEW.parse(arguments)
+    options = VIEW.parse(arguments)
     from zipeval.reporting.server import serve
 
-    serve(given.results, given.host, given.port)
+    serve(options.results, options.host, options.port)

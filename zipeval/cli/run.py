@@ -112,14 +112,14 @@ def run(arguments: list[str]) -> None:
     register_schema()
     hide_bars()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
-    given, arguments = _hydra_arguments(RUN, arguments)
+    options, arguments = _hydra_arguments(RUN, arguments)
     sys.argv = ["zipeval run", *arguments]
-    check_names(given.overrides, given.config_dir)
-    shown = given.hydra_help or given.cfg or given.info
-    if not shown and (given.multirun or any(map(_makes_a_sweep, given.overrides))):
+    check_names(options.overrides, options.config_dir)
+    shown = options.hydra_help or options.cfg or options.info
+    if not shown and (options.multirun or any(map(_makes_a_sweep, options.overrides))):
         return _launch(*expand(arguments))
     if not shown:
-        _check_single_run(given.overrides, arguments)
+        _check_single_run(options.overrides, arguments)
 
     refused: list[UsageError | RunError] = []
 
@@ -136,7 +136,7 @@ def run(arguments: list[str]) -> None:
     try:
         hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="run")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, arguments, given.config_dir) from error
+        raise explain(error, arguments, options.config_dir) from error
     if refused:
         raise refused[0]
 
@@ -149,15 +149,15 @@ def _hydra_arguments(command: Command, arguments: list[str]):
     """
     from hydra._internal.utils import get_args_parser
 
-    given, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     for option in unknown:
         if option.startswith("-"):
             hint = did_you_mean(option, [setting.dashed for setting in command.own_settings])
             raise UsageError(f"{option}: no such option of `zipeval {command.name}`.{hint}")
-    if given.shell_completion:
+    if options.shell_completion:
         raise UsageError("--shell-completion: this is not Hydra's here. `zipeval completion bash` prints a script.")
-    overrides = given.overrides
-    return given, [*(argument for argument in arguments if argument not in overrides), *overrides]
+    overrides = options.overrides
+    return options, [*(argument for argument in arguments if argument not in overrides), *overrides]
 
 
 def _check_single_run(overrides: list[str], arguments: list[str]) -> None:
@@ -264,9 +264,9 @@ def expand(arguments: list[str]):
     from zipeval.sweep import plan as plan_sweep
 
     register_schema()
-    given, _ = _hydra_arguments(RUN, arguments)
-    check_names(given.overrides, given.config_dir)
-    overrides = [*config_dir_override(given.config_dir), *given.overrides]
+    options, _ = _hydra_arguments(RUN, arguments)
+    check_names(options.overrides, options.config_dir)
+    overrides = [*config_dir_override(options.config_dir), *options.overrides]
     launching = [o for o in overrides if o.lstrip("+~").startswith(("hydra", "launcher="))]
     own = [o for o in overrides if o.startswith("sweep.")]
     group_by = _group_by(own)
@@ -284,7 +284,7 @@ def expand(arguments: list[str]):
             composed = [(its, with_tasks(OmegaConf.to_object(hydra_compose("run", search + its)))) for its in runs]
             label = next((o.value() for o in parsed if o.key_or_group in SWEEPS), None)
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, arguments, given.config_dir) from error
+        raise explain(error, arguments, options.config_dir) from error
     return plan_sweep(label, _command(arguments), with_upper_bounds(composed), group_by), launching
 
 

@@ -67,13 +67,13 @@ TUNE = Command(
 
 def tune(arguments: list[str]) -> None:
     """Run `zipeval tune`: its own settings, and overrides of `zipeval run` for model and method."""
-    given = TUNE.parse(arguments)
+    options = TUNE.parse(arguments)
     from zipeval.tune import tune as train
 
-    settings = Settings(**{field.name: getattr(given, field.name) for field in fields(Settings)})
-    overrides = given.overrides
+    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    overrides = options.overrides
     names_a_method = any(override.startswith("method=") for override in overrides)
-    config = compose(overrides if names_a_method else ["method=visionzip", *overrides], given.config_dir)
+    config = compose(overrides if names_a_method else ["method=visionzip", *overrides], options.config_dir)
     hide_bars()
     path = train(config, settings)
     if ranks.first():
