@@ -7,7 +7,7 @@ import pytest
 from zipeval import records
 from zipeval.errors import UsageError
 from zipeval.render import render
-from zipeval.tables import tables
+from zipeval.tables import tables, upper_bound_of
 
 
 def put(
@@ -26,6 +26,7 @@ def put(
     failed=0,
     quantization="none",
     device_map=None,
+    judge=None,
     **options,
 ):
     config = {
@@ -50,6 +51,8 @@ def put(
         "limit": limit,
         "seed": seed,
     }
+    if judge:
+        config["judge"] = {"url": f"http://{judge}:8000/v1", "model": "m"}
     record = {
         "task": task,
         "task_hash": task_hash,
@@ -69,7 +72,7 @@ def put(
             "device_map": device_map,
         },
     }
-    setting = f"{family}-{limit}-{seed}-{device}-{prompt}-{quantization}-{device_map}"
+    setting = f"{family}-{limit}-{seed}-{device}-{prompt}-{quantization}-{device_map}-{judge}"
     name = f"{model}-{method}-{tokens}-{setting}-{len(options)}"
     return records.write(root / name, record, [])
 
@@ -196,6 +199,14 @@ def test_an_upper_bound_on_another_version_of_the_task_is_none(tmp_path):
     put(tmp_path, "visionzip", 60.0, 16, task_hash="changed")
     with pytest.raises(UsageError, match="no upper bound"):
         render(tables(str(tmp_path)))
+
+
+def test_an_upper_bound_is_scored_by_the_same_judge(tmp_path):
+    put(tmp_path, "vanilla", 90.0, judge="strict")
+    path = put(tmp_path, "visionzip", 80.0, 16, judge="mild")
+    assert upper_bound_of(records.read(path), str(tmp_path)) is None
+    put(tmp_path, "vanilla", 95.0, judge="mild")
+    assert upper_bound_of(records.read(path), str(tmp_path))["score"] == 95.0
 
 
 def test_options_and_seeds_make_rows(tmp_path):

@@ -166,11 +166,12 @@ def tables(
 
 
 def upper_bound_of(record: Record, results: str) -> Record | None:
-    """Return the record of the upper bound of another record: of the same setting, task and data; None without one."""
+    """Return the record of another one's upper bound: of the same setting, task, data and judge; None without one."""
     for candidate in records.read_all(results):
         if (
             candidate["config"]["method"]["name"] == UPPER_BOUND
             and _setting(candidate) == _setting(record)
+            and _judge(candidate) == _judge(record)
             and all(candidate.get(name) == record.get(name) for name in ("task", "task_hash", "data_hash"))
         ):
             return candidate
