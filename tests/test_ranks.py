@@ -168,3 +168,29 @@ def test_alone_nothing_is_distributed(monkeypatch):
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert done.stdout == "1 False\n", done.stderr
+
+
+ENDING = """
+import atexit
+from zipeval import ranks
+
+class Held:
+    def __del__(self):
+        print("freed by an interpreter that is torn down")
+
+held = Held()
+atexit.register(print, "cleaned up")
+ranks.end(3)
+"""
+
+
+@pytest.mark.parametrize(
+    "count, printed", [("1", "cleaned up\nfreed by an interpreter that is torn down\n"), ("2", "cleaned up\n")]
+)
+def test_only_a_process_that_is_alone_tears_its_interpreter_down(count, printed):
+    """Threads of gloo still own tensors at that moment, and to free one then ends a rank with SIGABRT."""
+    place = {"MASTER_ADDR": "localhost", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": count}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, env={**os.environ, **place}
+    )
+    assert (done.returncode, done.stdout) == (3, printed), done.stderr

@@ -9,6 +9,7 @@ activations never travel, so that no other backend is needed. Alone, nothing her
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,22 @@ def leave() -> None:
     _joined().destroy_process_group()
 
 
+def end(code: int) -> None:
+    """End this process with an exit code; the only process goes on where the code is 0.
+
+    Among several processes the interpreter is not torn down: threads of gloo can still own tensors then, and asking a
+    dying interpreter to free one aborts the process (SIGABRT), for which torchrun also kills the rank that writes.
+    """
+    if here().count == 1:
+        if code:
+            sys.exit(code)
+        return
+    atexit._run_exitfuncs()  # temporary folders, wandb
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """A block in which libraries see one process: lmms-eval would divide the questions too, and wait for others."""
@@ -128,7 +145,8 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        sys.exit(f"zipeval: rank {here().rank}: another rank ended ({str(error).splitlines()[0]}).")
+        print(f"zipeval: rank {here().rank}: another rank ended ({str(error).splitlines()[0]}).", file=sys.stderr)
+        end(1)
 
 
 @cache

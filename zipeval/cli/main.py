@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 
 from zipeval import __version__, ranks
@@ -49,10 +50,14 @@ def main() -> None:
         code = _execute()
     except KeyboardInterrupt:  # perhaps a second one, while it was told of the first
         code = INTERRUPTED
+    except Exception:
+        if ranks.here().count == 1:
+            raise
+        traceback.print_exc()
+        code = FAILED
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more has nothing left to stop but the exit
-    if code:
-        sys.exit(code)
+    ranks.end(code)
 
 
 def _execute() -> int:
