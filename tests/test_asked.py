@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from zipeval import records
 from zipeval.benchmarks import task_folder
 from zipeval.cli import compose, main
 from zipeval.evaluation.answer_choices import answer_choices
+from zipeval.evaluation.pictures import read_picture
 from zipeval.media import picture_hash
 from zipeval.runner import run
 
@@ -162,3 +165,31 @@ def test_a_sample_of_an_older_record_is_shown_as_far_as_it_tells(shown, tmp_path
     text = shown("tiny_llava-visionzip", "sample=3")
     assert "question" not in text
     assert "prediction" in text
+
+
+# One whose images are in its rows, one with several images, and one whose images are a data set of their own.
+@pytest.mark.parametrize("task", ["mme", "mmmu_val", "gqa"])
+def test_pictures_are_read_again_from_their_data_set(task, miniatures, tmp_path):
+    settings = [f"tasks=[{task}]", "limit=4", f"data.root={miniatures}", f"results={tmp_path}", "bound=none"]
+    (path,) = run(compose(settings))
+    record = records.read(path)
+    samples = records.read_samples(path.parent, record)
+    shutil.rmtree(path.with_suffix(".images"))
+    for sample in samples:
+        for number in range(len(sample["pictures"])):
+            picture = Image.open(BytesIO(read_picture(record, sample, number)))
+            assert picture.format == "JPEG" and min(picture.size) > 10
+        assert read_picture(record, sample, len(sample["pictures"])) is None
+    # Another picture than the model was shown is nobody's, and samples of before have no hashes.
+    assert read_picture(record, {**samples[0], "pictures": ["0" * 16]}) is None
+    assert read_picture(record, {"doc_id": 0}) is None
+    assert read_picture(record, {**samples[0], "doc_id": 10**6}) is None
+
+
+def test_pictures_beyond_those_that_are_kept(tmp_path):
+    """The first eight lie beside the record."""
+    path, samples = samples_of("method=vanilla", "limit=10", f"results={tmp_path}")
+    record = records.read(path)
+    assert [sample["doc_id"] for sample in samples if read_picture(record, sample) is None] == []
+    moved = {**record, "config": {**record["config"], "data": {"root": "/nowhere"}}, "task": "gqa"}
+    assert read_picture(moved, samples[9]) is None  # its data set is not here

@@ -193,7 +193,7 @@ def test_a_refused_job_of_a_sweep_gives_its_memory_back(monkeypatch, tmp_path):
     """An error's traceback would hold its model while the next job looks for free memory."""
     models, alive = [], []
 
-    def refuse(config):
+    def refuse(config, checkpoint):
         gc.collect()
         alive.extend(model() is not None for model in models)
         model = torch.nn.Linear(1, 1)

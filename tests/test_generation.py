@@ -239,7 +239,7 @@ def test_an_unknown_setting_is_refused_before_the_model_is_loaded(ask, tmp_path,
     ):
         ask("{max_new_tokens: 8, guidance_scale: 3}")
     monkeypatch.setattr(benchmarks, "task_files", lambda: {"own": ("task", tmp_path / "own.yaml")})
-    monkeypatch.setattr("zipeval.runner.Session", lambda config: pytest.fail("torch is imported"))
+    monkeypatch.setattr("zipeval.runner.Session", lambda config, checkpoint: pytest.fail("torch is imported"))
     with pytest.raises(UsageError, match=r"tasks=\[own\]: generation_kwargs has guidance_scale=3"):
         run(compose(["tasks=[own]", f"results={tmp_path}/runs"]))
 

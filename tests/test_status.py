@@ -30,9 +30,9 @@ from zipeval.lock import locked
 
 evaluate = runner.run
 
-def run(config):
+def run(config, checkpoint):
     if config.tokens != 16:
-        return evaluate(config)
+        return evaluate(config, checkpoint)
     directory = Path(config.results) / "tiny_llava-visionzip-16-0123456789"
     with locked(directory / "zipeval_shapes.lock"):
         made_with = {"task_hash": "", "data_hash": None, "code": "", "versions": {}}
@@ -161,7 +161,7 @@ def test_a_run_that_is_done_has_the_records_that_it_says(tmp_path, monkeypatch, 
     record["config"]["model"]["path"] = "elsewhere"
     path.write_text(json.dumps(record))
     sweep.begin(made)
-    monkeypatch.setattr(runner, "run", lambda config: [path])
+    monkeypatch.setattr(runner, "run", lambda config, checkpoint: [path])
     sweep.Job(made)(made.cells[0])
     (tmp_path / "there").rename(tmp_path / "here")
     said = status(monkeypatch, capsys, "tiny", f"results={tmp_path}/here")

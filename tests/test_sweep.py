@@ -110,7 +110,7 @@ def test_cells_of_a_model_are_one_job(grouping, groups, swept):
 
 def test_what_launches_a_sweep_is_not_of_its_cells(tables):
     made, launching = expand(["-m", *tables, "hydra/launcher=basic", "sweep.group_by=none", "hydra.verbose=false"])
-    search = f"hydra.searchpath=[{Path(tables[1]).as_uri()}]"
+    search = f"hydra.searchpath=['file://{Path(tables[1])}']"
     assert launching == [search, "hydra/launcher=basic", "hydra.verbose=false"]
     assert made.cells[0].overrides == ["method=vanilla", "tokens=160", "+table=mine/two"]
 
@@ -191,7 +191,7 @@ def failing(monkeypatch, failures):
     """A runner that does nothing but to fail: by tokens, what with. Returns the tokens it was run with."""
     seen = []
 
-    def fail(config):
+    def fail(config, checkpoint):
         seen.append(config.tokens)
         if config.tokens in failures:
             raise failures[config.tokens]
@@ -304,7 +304,7 @@ def test_a_killed_sweep_continues(tmp_path):
     ]
     script = (
         "import os, signal, sys\nfrom zipeval import cli, runner\nevaluate = runner.run\n"
-        "def run(config):\n    if config.tokens == 16:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def run(config, checkpoint):\n    if config.tokens == 16:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return evaluate(config)\n"
         "runner.run = run\nsys.argv = ['zipeval', *sys.argv[1:]]\ncli.main()"
     )

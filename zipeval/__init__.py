@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zipeval.api import load as load
     from zipeval.api import method as method
+    from zipeval.evaluation.from_python import evaluate as evaluate
     from zipeval.methods.chain import Chain as Chain
     from zipeval.methods.fastv import FastV as FastV
     from zipeval.methods.none import Blind as Blind
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from zipeval.methods.vanilla import Vanilla as Vanilla
     from zipeval.methods.visionzip import VisionZip as VisionZip
     from zipeval.methods.visionzip_tuned import VisionZipTuned as VisionZipTuned
+    from zipeval.reporting.results import Results as Results
+    from zipeval.reporting.results import read_results as read_results
 
 __version__ = "0.1.0"
 
@@ -38,8 +41,11 @@ _WHERE = {
     "Vanilla": "methods.vanilla",
     "VisionZip": "methods.visionzip",
     "VisionZipTuned": "methods.visionzip_tuned",
+    "Results": "reporting.results",
+    "evaluate": "evaluation.from_python",
     "load": "api",
     "method": "api",
+    "read_results": "reporting.results",
 }
 
 

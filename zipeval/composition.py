@@ -22,7 +22,11 @@ def config_dir_override(directory: str | None) -> list[str]:
     """Return --config-dir as an override that Hydra's compose takes."""
     if directory is None:
         return []
-    return [f"hydra.searchpath=[{check_config_dir(directory).as_uri()}]"]
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    # Hydra takes the path as it is written, and knows no %20.
+    place = QuotedString(f"file://{check_config_dir(directory)}", Quote.single)
+    return [f"hydra.searchpath=[{place.with_quotes()}]"]
 
 
 def compose(overrides: list[str], config_dir: str | None = None):

@@ -150,9 +150,14 @@ def jpeg(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> byt
         pixels: (3, height, width), normalised by the `mean` and `std` of each channel.
     """
     levels = 255 * (pixels.transpose(1, 2, 0) * std + mean)
-    image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    image.save(file := BytesIO(), "JPEG", quality=85)
+    return thumbnail(Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """Return a JPEG file of an image, made small enough for a page."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(file := BytesIO(), "JPEG", quality=85)
     return file.getvalue()
 
 

@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from zipeval.benchmarks import BENCHMARKS
+from zipeval.errors import UsageError
 from zipeval.evaluation.upper_bound import UPPER_BOUND
 from zipeval.reporting import remarks
 from zipeval.reporting.remarks import Remark
@@ -54,13 +55,31 @@ class Plot:
     Attributes:
         name: of its files.
         about: what it shows, in words.
-        bars: whether it is of one benchmark, and not of all.
+        column: the heading of the benchmark that it is of; None for all of them.
     """
 
     name: str
     about: str
     figure: Figure
-    bars: bool = False
+    column: str | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write the figure as a PDF, SVG or PNG file, by the ending of its name.
+
+        Raises:
+            UsageError: for another ending.
+        """
+        path = Path(path)
+        if path.suffix not in UNDATED:
+            raise UsageError(f"{path}: a plot's file ends in one of {', '.join(UNDATED)}. Choose one of these.")
+        save(self.figure, path)
+
+    def _repr_png_(self) -> bytes:
+        """Return what a notebook shows."""
+        image = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.figure.savefig(image, format="png", dpi=144)
+        return image.getvalue()
 
 
 def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
@@ -86,9 +105,7 @@ def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
         found.append(Plot("curves", f"Every benchmark's own metric, against {TOKENS}", figure))
     for number, column in enumerate(table.columns, 1):
         if figure := bars(table, column):
-            found.append(
-                Plot(f"bars-{number}-{column}", f"{_line(_percent_label(column))}, by budget", figure, bars=True)
-            )
+            found.append(Plot(f"bars-{number}-{column}", f"{_line(_percent_label(column))}, by budget", figure, column))
     key = remarks.key(r for row in table.rows for cell in row.cells.values() for r in cell.remarks)
     return [replace(plot, about=f"{plot.about}; {key}") for plot in found] if key else found
 

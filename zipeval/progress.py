@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress with an estimate of the time left: a live bar on a terminal and in a notebook, else plain lines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html import escape
 
 from zipeval import ranks
+
+REDRAW = 0.5  # seconds between two updates of a notebook's bar
 
 
 @contextmanager
@@ -20,8 +23,49 @@ def progress(label: str, total: int, every: float = 10.0) -> Iterator[Callable[[
     if not ranks.first():
         yield lambda count: None
         return
-    with _bar(label, total) if sys.stderr.isatty() else _lines(label, total, every) as advance:
+    with _shown(label, total, every) as advance:
         yield advance
+
+
+def _shown(label: str, total: int, every: float):
+    """Return how progress is shown here."""
+    if _in_notebook():
+        return _element(label, total)
+    return _bar(label, total) if sys.stderr.isatty() else _lines(label, total, every)
+
+
+def _in_notebook() -> bool:
+    """Return whether a Jupyter kernel runs this, whose front end shows HTML."""
+    shell = sys.modules.get("IPython")
+    running = shell and shell.get_ipython()
+    return running is not None and hasattr(running, "kernel")
+
+
+@contextmanager
+def _element(label: str, total: int):
+    """A bar of a notebook's own: an element of HTML that is replaced."""
+    from IPython.display import HTML, display
+
+    done, start = 0, time.monotonic()
+    shown = display(HTML(_html(label, done, total, 0.0)), display_id=True)
+    last = start
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= REDRAW or done == total:
+            last = now
+            shown.update(HTML(_html(label, done, total, now - start)))
+
+    yield advance
+
+
+def _html(label: str, done: int, total: int, seconds: float) -> str:
+    """Return a bar with what is done, and how long it took and will take."""
+    left = f", {seconds * (total - done) / done:.0f} s left" if 0 < done < total else ""
+    bar = f'<progress value="{done}" max="{total}" style="width: 16em"></progress>'
+    return f"<div><code>{escape(label)}</code> {bar} {done}/{total}, {seconds:.0f} s{left}</div>"
 
 
 @contextmanager

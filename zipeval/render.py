@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterator
 
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.reporting import remarks
@@ -224,42 +221,22 @@ HTML = """\
 
 
 def as_csv(tables: list[Table]) -> str:
-    """A line for every cell, for pandas and the like."""
-    text = io.StringIO()
-    lines = [line for table in tables for line in _cells(table)]
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue().rstrip("\n")
+    """Return a line for every number, for pandas and the like."""
+    from zipeval.reporting.frames import cells_frame
+
+    return cells_frame(tables).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
 def as_json(tables: list[Table]) -> str:
-    """Return the cells of as_csv, below the tables they belong to."""
-    found = [{"about": table.about, "notes": table.notes, "cells": list(_cells(table))} for table in tables]
-    return json.dumps(found, indent=2, ensure_ascii=False)
+    """Return the numbers of as_csv, below the tables they belong to."""
+    from zipeval.reporting.frames import cells_frame
 
-
-def _cells(table: Table) -> Iterator[dict]:
-    """An average is a cell too; what is missing, or not a number, is None."""
-    for row in table.rows:
-        head = {"table": table.about, "kind": row.kind, "method": row.label, "tokens": row.tokens}
-        head |= {name: getattr(row, name) for name in ("mean", "final", "flops")}
-        cells = dict(row.cells)
-        if row.average is not None:
-            cells["average"] = Cell(None, row.average, comparison=row.average_comparison, remarks=row.remarks)
-        for name, cell in cells.items():
-            found = {"score": cell.score, "percent": cell.percent}
-            for part in ("low", "high", "lost", "gained", "p"):
-                found[part] = getattr(cell.comparison, part, None)
-            found |= {"tied": cell.tied, "run_id": cell.record["run_id"] if cell.record else None}
-            numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
-            yield {
-                **head,
-                "benchmark": name,
-                "higher_is_better": cell.higher_is_better,
-                **numbers,
-                "status": remarks.status(cell.remarks),
-            }
+    written = []
+    for table in tables:
+        cells = cells_frame([table]).astype(object)
+        numbers = cells.where(cells.notna(), None).to_dict("records")
+        written.append({"about": table.about, "notes": table.notes, "cells": numbers})
+    return json.dumps(written, indent=2, ensure_ascii=False)
 
 
 FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex, "html": html, "json": as_json}

@@ -183,6 +183,17 @@ def _section(number: int, table: Table, outcomes: dict[str, Outcome]) -> Section
     )
 
 
+def table_plots(table: Table) -> list[Plot]:
+    """Return the plots of a table that has statistics.
+
+    Raises:
+        UsageError: if samples changed since their record was written.
+    """
+    paths = {cell.record["path"]: cell.record for row in table.rows for cell in row.cells.values()}
+    outcomes = {path: outcome(record) for path, record in paths.items()}
+    return plots(table, [_seconds(table, row, outcomes) for row in table.rows])
+
+
 def _seconds(table: Table, row: Row, outcomes: dict[str, Outcome]) -> float | None:
     """Mean of the benchmarks'; None where one is missing, since they do not take the same time."""
     found = [outcomes[cell.record["path"]].seconds for cell in row.cells.values()]

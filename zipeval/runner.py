@@ -244,15 +244,18 @@ class Session:
         return self.load()[1].batch_decode(ids, skip_special_tokens=True)
 
 
-def check_feasible(config: RunConfig) -> None:
+def check_feasible(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> None:
     """Refuse a run that cannot be, as far as that shows before its weights are loaded.
+
+    Args:
+        checkpoint: in place of the one that the configuration names.
 
     Raises:
         UsageError: as `run` does. For a model that is not on this machine, it tells of data sets that are not here
             either, and of what would be evaluated.
     """
     try:
-        _prepare(check(config))
+        _prepare(check(config), checkpoint)
     except NotHereError as error:
         if config.model.embedded:
             raise
@@ -272,11 +275,14 @@ def _missing(config: RunConfig) -> list[str]:
     return [*missing, f"With these, this command evaluates {describe(config)}."]
 
 
-def _prepare(config: RunConfig) -> tuple[Session, dict[str, dict | None], dict[str, Path], Path]:
+def _prepare(
+    config: RunConfig, checkpoint: models.Checkpoint | None
+) -> tuple[Session, dict[str, dict | None], dict[str, Path], Path]:
     """Return a run's session, its records of before, and the folders of its tasks and results; loads no weights.
 
     Args:
         config: in its normal form.
+        checkpoint: in place of the one that the configuration names.
 
     Raises:
         UsageError: for what cannot run.
@@ -287,15 +293,19 @@ def _prepare(config: RunConfig) -> tuple[Session, dict[str, dict | None], dict[s
         benchmarks.check_limit(task, config.limit)
     data.check_root(config.data.root)
     results = records.prepare(config.results)
-    session, found = _open(config, folders, results)
+    session, found = _open(config, folders, results, checkpoint)
     return session, found, folders, results
 
 
 @ranks.agreed()
-def run(config: RunConfig) -> list[Path]:
-    """Evaluate what is not finished yet; returns the paths of all the run's records, of several ranks in the first."""
+def run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[Path]:
+    """Evaluate what is not finished yet; returns the paths of all the run's records, of several ranks in the first.
+
+    Args:
+        checkpoint: in place of the one that the configuration names.
+    """
     config = check(config)
-    session, found, folders, results = _prepare(config)
+    session, found, folders, results = _prepare(config, checkpoint)
     judge = _tried_judge(session, found) if ranks.first() else None
     unanswered = ranks.exchange([task for task, record in found.items() if not record])[0]
     if not ranks.first():
@@ -399,7 +409,9 @@ def _answer(model, task: str, folder: Path, directory: Path) -> None:
             )
 
 
-def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[Session, dict[str, dict | None]]:
+def _open(
+    config: RunConfig, folders: dict[str, Path], results: Path, checkpoint: models.Checkpoint | None
+) -> tuple[Session, dict[str, dict | None]]:
     """The session and by task the record of an earlier run, if there is one; the data of the others are there.
 
     Only the first rank looks at records, whose data it hashes; the others are told what is left to do.
@@ -409,7 +421,7 @@ def _open(config: RunConfig, folders: dict[str, Path], results: Path) -> tuple[S
     for task in new:
         data.require(task, config.data.root)
         _generation(task)
-    session = Session(config)
+    session = Session(config, checkpoint)
     if not ranks.first():
         return session, {}
     found = {task: _found(session, task, folder, results) for task, folder in folders.items()}

@@ -18,7 +18,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -26,6 +26,9 @@ from zipeval import __version__, ranks, records
 from zipeval.config import RunConfig, check, public_url, run_identity, with_tasks
 from zipeval.errors import RunError, Stopped, UsageError
 from zipeval.lock import holder
+
+if TYPE_CHECKING:
+    from zipeval.models import Checkpoint
 
 FOLDER, PLAN = "sweeps", "plan.json"
 GROUPINGS = ("model", "none")
@@ -289,15 +292,18 @@ class Job:
             print(f"zipeval: {error} What it was to say: {state['error'] or state['status']}", file=sys.stderr)
 
 
-def evaluate(config: RunConfig) -> list[str]:
-    """Paths of a run's records.
+def evaluate(config: RunConfig, checkpoint: Checkpoint | None = None) -> list[str]:
+    """Evaluate what is not finished of a run; returns the paths of its records.
+
+    Args:
+        checkpoint: in place of the one that the configuration names.
 
     Raises:
         UsageError, RunError: as the run does, and where answers have no verdict.
     """
     from zipeval import runner
 
-    paths = runner.run(config)
+    paths = runner.run(config, checkpoint)
     if waiting := [str(path) for path in paths if records.incomplete(records.read(path))]:
         raise RunError(f"{', '.join(waiting)}: answers have no verdict. Run this again to ask the judge for those.")
     return [str(path) for path in paths]

@@ -166,8 +166,13 @@ def tables(
 
 
 def upper_bound_of(record: Record, results: str) -> Record | None:
-    """Return the record of another one's upper bound: of the same setting, task, data and judge; None without one."""
-    for candidate in records.read_all(results):
+    """Return the record of another one's upper bound in a directory of results; None without one."""
+    return bound_among(record, records.read_all(results))
+
+
+def bound_among(record: Record, candidates: Sequence[Record]) -> Record | None:
+    """Return of some records the upper bound of another one: of the same setting, task, data and judge."""
+    for candidate in candidates:
         if (
             candidate["config"]["method"]["name"] == UPPER_BOUND
             and _setting(candidate) == _setting(record)

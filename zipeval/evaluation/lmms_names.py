@@ -170,14 +170,14 @@ def generation_settings(file: Path, replaced: Mapping[str, Any]) -> tuple[dict[s
     Raises:
         UsageError: if it, or what it includes, is no YAML.
     """
-    config = {**_task_yaml(file), **replaced}
+    config = {**task_settings(file), **replaced}
     # lmms-eval looks for the name of its model among these; ours has none.
     of_models = (config.get("model_specific_generation_kwargs") or {}).get("default") or {}
     settings = {**(config.get("generation_kwargs") or {}), **of_models}
     return settings, config.get("output_type") == MULTI_ROUND
 
 
-def _task_yaml(file: Path) -> dict[str, Any]:
+def task_settings(file: Path) -> dict[str, Any]:
     """Return what a task's YAML and what it includes say, as lmms-eval reads them, but for the task's functions."""
     import yaml
 
@@ -195,7 +195,7 @@ def _task_yaml(file: Path) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in reversed([included] if isinstance(included, str) else included):
         path = Path(name)
-        merged |= _task_yaml(path if path.is_file() else file.parent / path)
+        merged |= task_settings(path if path.is_file() else file.parent / path)
     return merged | config
 
 
@@ -317,10 +317,12 @@ def patched(rows: list[dict[str, Any]] | None) -> Iterator[None]:
     """Within the block lmms-eval draws no bar, and takes `rows`, if there are any, for the data set of its task."""
     import datasets
     from lmms_eval import evaluator
+    from lmms_eval.api import task
 
     with ExitStack() as patches:
-        # It draws one for its scoring wherever it runs, also where no terminal is.
-        patches.enter_context(patch.object(evaluator, "tqdm", partial(_without_bar, evaluator.tqdm)))
+        # It draws them for its questions and its scoring wherever it runs, also where no terminal is.
+        for module in (task, evaluator):
+            patches.enter_context(patch.object(module, "tqdm", partial(_without_bar, module.tqdm)))
         if rows:  # it knows data sets that datasets can load, and only those
             loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(rows))
             patches.enter_context(patch.object(datasets, "load_dataset", lambda **_: loaded))

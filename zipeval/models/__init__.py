@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from math import prod
@@ -34,7 +34,8 @@ class Checkpoint:
         parameters: numbers in its weights.
         quantizable: those of them in matrices of decoder layers.
         weights: its weight files.
-        drawn: names the sizes that random weights are drawn by; None: there are weights.
+        without_file: the fingerprint of weights that no file holds: drawn at random, or loaded by the user.
+        loaded: (model, processor) that the user loaded.
     """
 
     path: Path
@@ -45,7 +46,8 @@ class Checkpoint:
     parameters: int
     quantizable: int
     weights: tuple[Path, ...] = ()
-    drawn: str | None = None
+    without_file: str | None = None
+    loaded: tuple | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,8 +58,8 @@ class Checkpoint:
         Raises:
             UsageError: if a file cannot be read.
         """
-        if self.drawn:
-            return self.drawn
+        if self.without_file:
+            return self.without_file
         try:
             return fingerprint(self.path, self.weights)
         except OSError as error:
@@ -141,7 +143,7 @@ def sketch(config: ModelConfig) -> Checkpoint:
         grids=its.grids(settings),
         parameters=0,
         quantizable=0,
-        drawn="random-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
+        without_file="random-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
     )
 
 
@@ -261,6 +263,8 @@ def load(family: str, checkpoint: Checkpoint, placement: Placement):
     Raises:
         UsageError: if the weights cannot be loaded, or do not fit into memory.
     """
+    if checkpoint.loaded:
+        return checkpoint.loaded
     place = family, checkpoint.path, placement
     if not any(key[:-1] == place for key in _loaded):
         if _loaded:  # before the next one takes its place: two do not fit

@@ -95,7 +95,7 @@ class Snapshot:
         (sample,) = questions.answers[0].file.read([questions.row_of[document]])
         with self._looking:  # data sets are not made for several readers
             for record in questions.records:
-                picture = read_picture(record, sample["doc_id"])
+                picture = read_picture(record, sample)
                 if picture is not None:
                     return picture
         return None

@@ -109,7 +109,7 @@ def _read_questions(
         questions.append(_once(sample.get("question")))
         choices.append(_choices(sample))
         targets.append(_once(_text(sample["target"])))
-        kinds.append(_once(_kind(record, sample)))
+        kinds.append(_once(kind_of_question(record, sample)))
     return SampleColumns(documents, hashes, questions, choices, targets, kinds)
 
 
@@ -130,7 +130,7 @@ def _choices(sample: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(map(str, choices)) if choices else None
 
 
-def _kind(record: Record, sample: dict[str, Any]) -> str:
+def kind_of_question(record: Record, sample: dict[str, Any]) -> str:
     """Return the kind of a question: its own, or that of the one score that it has beside its metric.
 
     A task that scores kinds apart gives a question `accuracy` and, say, `accuracy_color`.

@@ -14,4 +14,4 @@ class InstalledConfigurations(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the directories."""
         for directory in installed_directories():
-            search_path.append(ENTRY_POINTS, directory.path.as_uri())
+            search_path.append(ENTRY_POINTS, f"file://{directory.path}")
