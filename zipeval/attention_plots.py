@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
-from zipeval.plots import COLOURS, HEIGHT, INK, LINE, MARKERS, STYLE, WIDTH, Plot
+from zipeval.plots import FIGURE, LINE, STYLE, Plot
+from zipeval.reporting.method_styles import COLOURS, INK, MARKERS
 
 BINS = 60
 COLUMNS = 6  # layers of an overlay, at most
@@ -50,7 +51,7 @@ def plots(
 
 def histogram(attention: np.ndarray, read_at: int, sender: str) -> Figure:
     """How many tokens (images, patches) receive how much; logarithmic, or all but the many in the first bin vanish."""
-    figure = Figure((WIDTH, HEIGHT), layout="constrained")
+    figure = Figure(FIGURE, layout="constrained")
     axes = figure.add_subplot()
     axes.hist(attention.ravel(), BINS, (0, float(attention.max())), color=COLOURS[0], log=True)
     mean = attention.mean()
@@ -76,7 +77,7 @@ def histogram(attention: np.ndarray, read_at: int, sender: str) -> Figure:
 
 def curves(measured: dict[str, np.ndarray], read_at: int) -> Figure:
     """Measures by layer: mean and standard deviation over the images."""
-    figure = Figure((WIDTH, HEIGHT), layout="constrained")
+    figure = Figure(FIGURE, layout="constrained")
     axes = figure.add_subplot()
     count, layers = next(iter(measured.values())).shape
     axes.axvline(read_at + 1, color=LINE, linewidth=4, label="features are read here", zorder=1)

@@ -17,19 +17,23 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError
 from zipeval.evaluation.upper_bound import UPPER_BOUND
 from zipeval.reporting import remarks
+from zipeval.reporting.method_styles import INK, MethodStyle, method_styles
 from zipeval.reporting.remarks import Remark
 from zipeval.tables import Cell, Row, Table
 
-# Okabe and Ito's colours, which the colour-blind tell apart. Methods differ in their markers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "os^Dv"
 FRONT = "Pareto front"
 TOKENS = "visual tokens entering the decoder's layers, mean"
-INK, LINE = "#1b1d21", "#c3c7cd"
-WIDTH, HEIGHT = 4.4, 2.9  # inches
-PANEL, PANELS = 2.2, 3  # inches of one of several panels, and panels in a row
+LINE = "#c3c7cd"
+# Inches of the axes, whatever labels and legends stand around them; of one of several panels, and panels in a row.
+WIDTH, HEIGHT = 3.7, 2.1
+PANEL_SIZE, PANELS = (1.6, 1.7), 3
+FIGURE = (4.4, 2.9)  # inches of a whole figure without a legend
+CLOSE = 0.01  # inches that a size may differ by
+FITTINGS = 6  # of a layout; two are enough where labels do not change
+HATCHES = ("", "////", "....", "xxxx")
+PAPER = "#ffffff"
 UNDATED = {".pdf": "CreationDate", ".svg": "Date", ".png": "Software"}  # what would differ from file to file
-LEGEND_WIDTH, LABEL_WIDTH = 80, 36  # letters that fit below, and on the left
+LEGEND_WIDTH, LABEL_WIDTH = 56, 36  # letters that fit below, and on the left
 PANEL_WIDTH = 28  # letters below a panel
 KEY_WIDTH = 60  # letters of what marks mean, below a plot
 MARK = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7, "color": INK}  # beside a point
@@ -121,23 +125,42 @@ def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: st
     if len({label for label, *_ in points}) < 2:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(HEIGHT)
+        figure, axes = _figure()
         best = front([(x, percent) for _, x, percent, _ in points])
-        axes.step(*zip(*best, strict=True), where="post", color=LINE, linewidth=3, label=FRONT, zorder=1)
+        # A band below the lines, and a ring around each method that no other one beats.
+        ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 0.8}
+        axes.step(
+            *zip(*best, strict=True), where="post", color=INK, alpha=0.35, linewidth=2.5, label=FRONT, zorder=1, **ring
+        )
         axes.axhline(100, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
-        for label, (colour, marker) in styles(table).items():
-            of_it = [point[1:] for point in points if point[0] == label]
-            if not of_it:
+        for label, style in styles(table).items():
+            of_label = [point[1:] for point in points if point[0] == label]
+            if not of_label:
                 continue
-            x, y, interval = zip(*of_it, strict=True)
-            options = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
+            x, y, interval = zip(*of_label, strict=True)
             errors = list(zip(*interval, strict=True))
-            axes.errorbar(x, y, errors, label=label, capsize=1.5, zorder=2, **options)
+            axes.errorbar(x, y, errors, label=_legend_text(label), **_line_options(style))
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
         _mark(axes, noted)
         _grid(axes)
         _legend(figure, axes)
+        _fit(figure, [axes], (WIDTH, HEIGHT))
     return figure
+
+
+def _line_options(style: MethodStyle) -> dict:
+    """Return how a method's line and its intervals are drawn."""
+    return {
+        "color": style.colour,
+        "marker": style.marker,
+        "markersize": 4,
+        "markerfacecolor": "none" if style.hollow else style.colour,
+        "linestyle": "--" if style.hollow else "-",
+        "linewidth": 1,
+        "elinewidth": 0.8,
+        "capsize": 1.5,
+        "zorder": 2,
+    }
 
 
 def curves(table: Table) -> Figure | None:
@@ -149,13 +172,17 @@ def curves(table: Table) -> Figure | None:
     columns = min(PANELS, len(table.columns))
     rows = math.ceil(len(table.columns) / columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure((max(WIDTH, PANEL * columns), HEIGHT * rows), layout="constrained")
+        figure = Figure((FIGURE[0] * columns, FIGURE[1] * rows), layout="constrained")
         cells = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, column in zip(cells, table.columns, strict=False):
             _curve(axes, table, column)
         for axes in cells[len(table.columns) :]:
             axes.set_visible(False)
+        shown = cells[: len(table.columns)]
+        size = PANEL_SIZE if columns > 1 else (WIDTH, HEIGHT)
+        _fit(figure, shown, size, rows, columns)
         _legend(figure, cells[0])
+        _fit(figure, shown, size, rows, columns)
     return figure
 
 
@@ -163,7 +190,7 @@ def _curve(axes, table: Table, column: str) -> None:
     """A benchmark's panel."""
     bound = table.rows[0].cells[column].score
     noted = []
-    for label, (colour, marker) in styles(table).items():
+    for label, style in styles(table).items():
         points = []
         for row in table.rows:
             cell = row.cells.get(column)
@@ -172,8 +199,7 @@ def _curve(axes, table: Table, column: str) -> None:
                 noted.append((row.mean, cell.score, cell.remarks))
         # Also without a point: the legend is the first panel's.
         x, y, *errors = zip(*sorted(points), strict=True) if points else ((), (), (), ())
-        options = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
-        axes.errorbar(x, y, errors, label=label, capsize=1.5, zorder=2, **options)
+        axes.errorbar(x, y, errors, label=_legend_text(label), **_line_options(style))
     if bound is not None:
         axes.axhline(bound, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
     known = next((its for its in BENCHMARKS.values() if its.column == column), None)
@@ -202,15 +228,24 @@ def bars(table: Table, column: str) -> Figure | None:
         return None
     width = 0.8 / len(style)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(HEIGHT * 0.9)
-        for i, (label, (colour, _)) in enumerate(style.items()):
+        figure, axes = _figure()
+        colours: list[str] = []
+        for i, (label, kind) in enumerate(style.items()):
             has = [place for place, (_, group) in enumerate(shown) if label in group]
             values = [shown[place][1][label] for place in has]
             x = [place + (i - (len(style) - 1) / 2) * width for place in has]
             noted += [(at, value[0], about[place][label]) for at, value, place in zip(x, values, has, strict=True)]
             heights, errors = [percent - 100 for percent, _ in values], list(zip(*(e for _, e in values), strict=True))
             error = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.5}
-            axes.bar(x, heights, width * 0.9, 100, color=colour, label=label, yerr=errors or None, error_kw=error)
+            # Bars have no markers, so that methods of one colour differ by what fills them.
+            look = {
+                "color": kind.colour,
+                "hatch": HATCHES[colours.count(kind.colour) % len(HATCHES)],
+                "edgecolor": PAPER,
+            }
+            colours.append(kind.colour)
+            named = {"label": _legend_text(label), "yerr": errors or None, "error_kw": error}
+            axes.bar(x, heights, width * 0.9, 100, linewidth=0, **look, **named)
         axes.axhline(100, color=INK, linewidth=0.8)
         axes.set(ylabel=_percent_label(column), xticks=range(len(shown)))
         axes.set_xticklabels([name for name, _ in shown])
@@ -218,6 +253,7 @@ def bars(table: Table, column: str) -> Figure | None:
         _mark(axes, noted)
         _grid(axes)
         _legend(figure, axes)
+        _fit(figure, [axes], (WIDTH, HEIGHT))
     return figure
 
 
@@ -228,13 +264,10 @@ def budget(row: Row) -> str:
     return f"{row.tokens} tokens"
 
 
-def styles(table: Table) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every method, in the order of their names; the upper bound's is ink."""
-    labels = sorted({row.label for row in table.rows} - {UPPER_BOUND})
-    return {UPPER_BOUND: (INK, "*")} | {
-        label: (COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
-        for i, label in enumerate(labels)
-    }
+def styles(table: Table) -> dict[str, MethodStyle]:
+    """Return the style of every method of a table, the upper bound's first."""
+    labels = method_styles({row.label for row in table.rows} | {UPPER_BOUND})
+    return {UPPER_BOUND: labels.pop(UPPER_BOUND)} | dict(sorted(labels.items()))
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -303,9 +336,24 @@ def _local(value: str, prefix: str) -> str:
     return re.sub(r"^#|(?<=^url\()#", f"#{prefix}-", value)
 
 
-def _figure(height: float):
-    figure = Figure((WIDTH, height), layout="constrained")
+def _figure():
+    """Return a figure with one pair of axes."""
+    figure = Figure(FIGURE, layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _fit(figure: Figure, panels, size: tuple[float, float], rows: int = 1, columns: int = 1) -> None:
+    """Make a figure so large that its axes have a size in inches, with everything around them inside of the figure."""
+    for _ in range(FITTINGS):
+        figure.draw_without_rendering()  # where the layout puts the axes
+        boxes = [panel.get_window_extent() for panel in panels]
+        width = min(box.width for box in boxes) / figure.dpi
+        height = min(box.height for box in boxes) / figure.dpi
+        whole = figure.get_size_inches()
+        missing = columns * (size[0] - width), rows * (size[1] - height)
+        if max(map(abs, missing)) < CLOSE:
+            return
+        figure.set_size_inches(whole[0] + missing[0], whole[1] + missing[1])
 
 
 def _mark(axes, points: list[tuple[float, float, tuple[Remark, ...]]], width: int = KEY_WIDTH) -> None:
@@ -324,9 +372,19 @@ def _grid(axes) -> None:
 
 
 def _legend(figure: Figure, axes) -> None:
+    """Add a legend below the axes, with as many entries in a row as fit."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(len(labels), LEGEND_WIDTH // (max(map(len, labels)) + 6)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
+    for columns in range(len(labels), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
+        figure.draw_without_rendering()
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def _legend_text(label: str) -> str:
+    """Return a label in lines that fit."""
+    return fill(label, LEGEND_WIDTH)
 
 
 def _percent_label(of: str) -> str:

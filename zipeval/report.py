@@ -13,9 +13,10 @@ from markupsafe import Markup
 from zipeval import overlap, records
 from zipeval.errors import UsageError
 from zipeval.gallery import Shown, gallery, pictures
-from zipeval.plots import COLOURS, INK, LINE, Plot, budget, inline, plots, write
+from zipeval.plots import LINE, Plot, budget, inline, plots, write
 from zipeval.reporting import page
 from zipeval.reporting.browser import file_data, read_section
+from zipeval.reporting.method_styles import COLOURS, INK
 from zipeval.reporting.page import Browser, Failure
 from zipeval.reporting.scored_samples import read_scored
 from zipeval.tables import Record, Row, Table, tables

@@ -17,7 +17,8 @@ from PIL import Image
 from zipeval import media, records
 from zipeval.config import RunConfig
 from zipeval.errors import MediaError, UsageError
-from zipeval.plots import COLOURS, STYLE, UNDATED, save
+from zipeval.plots import STYLE, UNDATED, save
+from zipeval.reporting.method_styles import COLOURS
 from zipeval.runner import Session
 
 METHODS = ("vanilla", "visionzip", "fastv", "sparsevlm")
