@@ -143,8 +143,7 @@ def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: st
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
         _mark(axes, noted)
         _grid(axes)
-        _legend(figure, axes)
-        _fit(figure, [axes], (WIDTH, HEIGHT))
+        _finish(figure, [axes], (WIDTH, HEIGHT))
     return figure
 
 
@@ -180,9 +179,7 @@ def curves(table: Table) -> Figure | None:
             axes.set_visible(False)
         shown = cells[: len(table.columns)]
         size = PANEL_SIZE if columns > 1 else (WIDTH, HEIGHT)
-        _fit(figure, shown, size, rows, columns)
-        _legend(figure, cells[0])
-        _fit(figure, shown, size, rows, columns)
+        _finish(figure, shown, size, rows, columns)
     return figure
 
 
@@ -252,8 +249,7 @@ def bars(table: Table, column: str) -> Figure | None:
         axes.margins(y=0.08)
         _mark(axes, noted)
         _grid(axes)
-        _legend(figure, axes)
-        _fit(figure, [axes], (WIDTH, HEIGHT))
+        _finish(figure, [axes], (WIDTH, HEIGHT))
     return figure
 
 
@@ -340,6 +336,13 @@ def _figure():
     """Return a figure with one pair of axes."""
     figure = Figure(FIGURE, layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _finish(figure: Figure, panels, size: tuple[float, float], rows: int = 1, columns: int = 1) -> None:
+    """Add a legend, and give the axes their size in inches."""
+    _fit(figure, panels, size, rows, columns)
+    _legend(figure, panels[0])  # fits the width that the figure has now
+    _fit(figure, panels, size, rows, columns)
 
 
 def _fit(figure: Figure, panels, size: tuple[float, float], rows: int = 1, columns: int = 1) -> None:
