@@ -404,6 +404,12 @@ def heading(record: Record) -> str:
     return known.column if known else f"{record['task']} ({record['metric']}{arrow})"
 
 
+def headings(results: str) -> list[str]:
+    """Return the headings of all records of a directory."""
+    tasks = {record["task"]: heading(record) for record in records.read_all(results)}
+    return [tasks[task] for task in sorted(tasks, key=_place)]
+
+
 Pick = Callable[[dict[str, Record], dict[str, Record]], "Cell | None"]
 
 
