@@ -8,8 +8,10 @@ from dataclasses import replace
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.reporting.remarks import LOWER
+from zipeval.reporting.table_text import has_average
 from zipeval.tables import Table
 
+KNOWN = {benchmark.column for benchmark in BENCHMARKS.values()}
 NO_AVERAGE = "No average, which is of all {} columns of this table."
 
 
@@ -35,13 +37,24 @@ def choose(names: Sequence[str], headings: Iterable[str]) -> list[str]:
 
 def _matching(name: str, headings: list[str]) -> list[str]:
     """Return the headings that a name means, those that it is most exactly."""
-    task = BENCHMARKS[name].column if name in BENCHMARKS else name
-    word = name.casefold()
-    return (
-        [heading for heading in headings if heading in (name, task)]
-        or [heading for heading in headings if heading.removesuffix(LOWER).casefold() == word]
-        or [heading for heading in headings if heading.partition(" (")[0].partition(",")[0].casefold() == word]
-    )
+    wanted = BENCHMARKS[name].column if name in BENCHMARKS else name
+    # `GQA` is the column of this name, even where there is `GQA (turns)` too: so exact names come first.
+    for comparable in (str, _without_case, _without_ending):
+        matching = [heading for heading in headings if comparable(heading) == comparable(wanted)]
+        if matching:
+            return matching
+    return []
+
+
+def _without_case(heading: str) -> str:
+    return heading.removesuffix(LOWER).casefold()
+
+
+def _without_ending(heading: str) -> str:
+    """Return a heading without the metric or the filter behind its name; of a known benchmark all of it is its name."""
+    if heading in KNOWN:
+        return heading.casefold()
+    return heading.partition(" (")[0].partition(",")[0].casefold()
 
 
 def with_columns(tables: list[Table], columns: list[str]) -> list[Table]:
@@ -53,17 +66,17 @@ def with_columns(tables: list[Table], columns: list[str]) -> list[Table]:
 
 
 def _with_columns(table: Table, columns: list[str]) -> Table:
-    hidden = [name for name in table.columns if name not in columns]
+    shown = [name for name in columns if name in table.columns]
+    if len(shown) == len(table.columns):  # in another order, perhaps
+        return replace(table, columns=shown)
     rows = []
     for row in table.rows:
-        cells = {name: cell for name, cell in row.cells.items() if name not in hidden}
-        rows.append(replace(row, cells=cells))
-    notes = table.notes
-    if hidden:
-        has_average = any(row.average is not None for row in rows)
-        rows = [replace(row, average=None, average_comparison=None) for row in rows]
-        about_hidden = tuple(f" {name}" for name in [*hidden, "average"])
-        # A note begins with what it is about: the row and the column.
-        notes = [note for note in notes if not note.partition(":")[0].endswith(about_hidden)]
-        notes += [NO_AVERAGE.format(len(table.columns))] * has_average
-    return replace(table, columns=[name for name in columns if name in table.columns], rows=rows, notes=notes)
+        cells = {name: row.cells[name] for name in shown if name in row.cells}
+        # What is left of it would be another number than the one that a paper printed.
+        rows.append(replace(row, cells=cells, average=None, average_comparison=None))
+    # A note begins with what it is about: the row and the column.
+    hidden = tuple(f" {name}" for name in {*table.columns, "average"} - {*shown})
+    notes = [note for note in table.notes if not note.partition(":")[0].endswith(hidden)]
+    if has_average(table):
+        notes.append(NO_AVERAGE.format(len(table.columns)))
+    return replace(table, columns=shown, rows=rows, notes=notes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from zipeval.reporting import remarks
 from zipeval.reporting.proper_names import footnotes, proper_labels
@@ -13,13 +15,14 @@ from zipeval.reporting.table_text import (
     TIED,
     TWO_LINES,
     CellText,
+    Section,
     explanations,
     sections,
     stacked,
     texts,
     words,
 )
-from zipeval.tables import Table
+from zipeval.tables import Cell, Table
 
 SPECIAL = str.maketrans(
     {character: rf"\{character}" for character in "&%$#_{}"}
@@ -113,42 +116,45 @@ def _float(table: Table, label: str) -> str:
         _line([_heading(name, size) for name in headings]),
     ]
     for section in sections(table):
-        title = section.title if section.is_bound or section.rows[0].tokens is None else f"Retain {section.title}"
-        lines += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{c}}{{\textit{{{_escaped(title)}}}}} \\", r"\midrule"]
+        lines += [r"\midrule", _section_line(section, len(headings)), r"\midrule"]
         for row in section.rows:
             cells = [text(row) for text in columns.values()]
             lines += _row_lines(names[row.label], cells, size, interval_below)
     lines += [r"\bottomrule", rf"\end{{{environment}}}", *_remarks(table, names), r"\end{table*}"]
-    notes = [_one_line(note) for note in table.notes]
+    lines += [f"% {_one_line(note)}" for note in table.notes]
     if _width(table, names, size, interval_below) > FULL_WIDTH:
-        notes.append(TOO_WIDE)
-    return "\n".join([*lines, *(f"% {note}" for note in notes)])
+        lines.append(f"% {TOO_WIDE}")
+    return "\n".join(lines)
+
+
+def _section_line(section: Section, width: int) -> str:
+    """Return the line that names a budget, over all columns."""
+    has_budget = not section.is_bound and section.rows[0].tokens is not None
+    title = f"Retain {section.title}" if has_budget else section.title
+    return rf"\multicolumn{{{width}}}{{c}}{{\textit{{{_escaped(title)}}}}} \\"
 
 
 def _row_lines(label: str, cells: list[CellText], size: Size, interval_below: bool) -> list[str]:
     """Return a row's scores, and below them the line or lines of its percentages, in smaller type."""
-    columns = [_cell_lines(cell, interval_below) for cell in cells]
-    height = max(map(len, columns))
-    lines = []
-    for number in range(height):
-        line = [column[number] if number < len(column) else "" for column in columns]
-        if number:
-            line = [rf"{{{size.shares} {text}}}" if text else "" for text in line]
-        lines.append(_line(["" if number else _escaped(label), *line]))
+    columns = [_cell_lines(cell, size, interval_below) for cell in cells]
+    lines = [_line(cells_of_line) for cells_of_line in zip_longest([_escaped(label)], *columns, fillvalue="")]
     # The lines of a method stand closer to each other than methods do.
     return [*(line + "[-1pt]" for line in lines[:-1]), lines[-1] + "[2pt]"]
 
 
-def _cell_lines(cell: CellText, interval_below: bool) -> list[str]:
+def _cell_lines(cell: CellText, size: Size, interval_below: bool) -> list[str]:
     """Return the lines of a cell, bold where it is the best of its budget, with its marks behind the last one."""
     lines = []
     for text in replace(cell, marks="").lines(interval_below):
-        number = re.sub(r"(?<=[\d.])-(?=\d)", "--", text).translate(SPECIAL)
+        # An interval has a dash, and a number below 0 a minus.
+        number = re.sub(r"(?<=\d)-(?=\d)", "--", text).translate(SPECIAL)
         number = re.sub(r"^-(?=\d)", "$-$", number)
         lines.append(rf"\textbf{{{number}}}" if TIED in cell.marks else number)
-    marks = "".join(_mark(mark) for mark in cell.marks if mark in MARKS)
-    lines[-1] += (r"$\approx$" if SAME in cell.marks else "") + marks
-    return lines
+    if SAME in cell.marks:
+        lines[-1] += r"$\approx$"
+    # The marks of comparisons are the sign above and bold type; what is left are those of remarks.
+    lines[-1] += "".join(map(_mark, cell.marks.strip(SAME + TIED)))
+    return [lines[0], *(rf"{{{size.shares} {line}}}" for line in lines[1:])]
 
 
 def _caption(table: Table, names: dict[str, str]) -> str:
@@ -160,20 +166,25 @@ def _caption(table: Table, names: dict[str, str]) -> str:
 
 def _remarks(table: Table, names: dict[str, str]) -> list[str]:
     """Return a printed paragraph with what the marks of a table mean and where they stand."""
-    sentences = []
+    sentences: list[str] = []
     for row in table.rows:
         label = " ".join(str(part) for part in (names[row.label], row.tokens) if part is not None)
         for column, cell in row.cells.items():
-            for kind, mark in remarks.MARKS.items():
-                about = [remark for remark in cell.remarks if remark.kind == kind]
-                if about:
-                    text = _escaped(f"{label}, {column}: {remarks.status(about)}.")
-                    sentences.append(f"{_mark(mark)} {text}")
+            sentences += _remark_sentences(f"{label}, {column}", cell)
     if not sentences:
         return []
     # A difference has the remarks of the row that it is of.
     printed = "\n".join(dict.fromkeys(sentences))
     return ["", r"\smallskip\noindent\parbox{\textwidth}{\footnotesize\raggedright " + printed + "}"]
+
+
+def _remark_sentences(place: str, cell: Cell) -> Iterator[str]:
+    """Yield a sentence for each mark of a cell."""
+    for kind, mark in remarks.MARKS.items():
+        of_kind = [remark for remark in cell.remarks if remark.kind == kind]
+        if of_kind:
+            text = _escaped(f"{place}: {remarks.status(of_kind)}.")
+            yield f"{_mark(mark)} {text}"
 
 
 def _without_kind(label: str) -> str:
@@ -225,17 +236,19 @@ def _fitting(table: Table, names: dict[str, str]) -> tuple[Size, bool]:
 def _width(table: Table, names: dict[str, str], size: Size, interval_below: bool) -> float:
     """Return about how wide the table is, in points."""
     columns = texts(table)
-    width = max(_digits(label) for label in names.values()) * size.score_digit
+    width = max(map(_digits, names.values())) * size.score_digit
     for name, text in columns.items():
-        widths = [_digits(line) * size.score_digit for line in _heading_lines(name, size)]
-        for row in table.rows:
-            cell = text(row)
-            score, *shares = cell.lines(interval_below)
-            weight = BOLD if TIED in cell.marks else 1.0
-            widths.append(_digits(score) * size.score_digit * weight)
-            widths += [_digits(share) * size.share_digit * weight for share in shares]
-        width += max(widths)
+        heading = max(map(_digits, _heading_lines(name, size))) * size.score_digit
+        numbers = max(_cell_width(text(row), size, interval_below) for row in table.rows)
+        width += max(heading, numbers)
     return width + 2 * size.gap * len(columns)
+
+
+def _cell_width(cell: CellText, size: Size, interval_below: bool) -> float:
+    score, *shares = map(_digits, cell.lines(interval_below))
+    # The first line is in the type of scores, and all below it is smaller.
+    width = max(score * size.score_digit, *(share * size.share_digit for share in shares), 0.0)
+    return width * BOLD if TIED in cell.marks else width
 
 
 def _digits(text: str) -> float:

@@ -6,12 +6,17 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby
+from typing import TYPE_CHECKING
 
 from zipeval.evaluation.upper_bound import UPPER_BOUND
 from zipeval.reporting import remarks
 from zipeval.reporting.remarks import LOWER, UNDEFINED
 from zipeval.tables import DIFFERENCE, MEASURED, Cell, Row, Table
+
+if TYPE_CHECKING:
+    from zipeval.stats import Comparison
 
 NOTHING = "-"
 SAME, TIED = "≈", "†"
@@ -115,8 +120,8 @@ def legend(table: Table) -> list[str]:
 
 def explanations(table: Table, wording: Wording) -> list[str]:
     """Return the sentences that a table's numbers and marks need."""
-    cells = [cell for row in table.rows for cell in row.cells.values()]
-    marked = remarks.key(remark for cell in cells for remark in cell.remarks)
+    cells = list(chain.from_iterable(row.cells.values() for row in table.rows))
+    marked = remarks.key(chain.from_iterable(cell.remarks for cell in cells))
     sentences = []
     if any(cell.percent is not None for cell in cells):
         sentences.append(wording.scores.format(table.bound))
@@ -148,35 +153,42 @@ def texts(table: Table) -> dict[str, Callable[[Row], CellText]]:
     """
     makers: dict[str, Callable[[Row], CellText]] = {}
     for name in measures(table):
-        makers[name] = lambda row, name=name: CellText(_measure(row, name))
+        makers[name] = partial(_measure, name)
     for name in table.columns:
-        makers[name] = lambda row, name=name: _cell(table, row, name)
+        makers[name] = partial(_cell, name, _scale(table, name))
     if has_average(table):
         makers["average"] = _average
     return makers
 
 
-def _measure(row: Row, name: str) -> str:
+def _measure(name: str, row: Row) -> CellText:
     value = getattr(row, name)
     if value is None:
-        return NOTHING
-    return f"{100 * value:.1f}%" if name == "flops" else f"{value:.1f}"
+        return CellText(NOTHING)
+    # FLOPs are a share of the upper bound's, and the others are numbers of tokens.
+    return CellText(f"{100 * value:.1f}%" if name == "flops" else f"{value:.1f}")
 
 
-def _cell(table: Table, row: Row, name: str) -> CellText:
+def _scale(table: Table, name: str) -> float:
+    """Return the largest score of a column."""
+    scores = [row.cells[name].score or 0 for row in table.rows if name in row.cells]
+    return max(map(abs, scores), default=0)
+
+
+def _cell(name: str, scale: float, row: Row) -> CellText:
     cell = row.cells.get(name)
     if cell is None:
         return CellText(NOTHING)
     if cell.score is None:
         return CellText(NOTHING, marks=_marks(cell))
     sign = "+" if row.kind == DIFFERENCE else ""
-    scale = max(abs(r.cells[name].score or 0) for r in table.rows if name in r.cells)
     # A score from 0 to 1 needs its digits.
     score = f"{cell.score:{sign}.1f}" if scale > 10 else f"{cell.score:{sign}.3g}"
     if cell.percent is None:
         return CellText(score, marks=_marks(cell))
     if math.isnan(cell.percent):
-        is_undefined = any(remark.kind == UNDEFINED for remark in cell.remarks)
+        # The upper bound's score is 0, or a remark says why else there is no percentage.
+        is_undefined = UNDEFINED in {remark.kind for remark in cell.remarks}
         return CellText(score, "no %" if is_undefined else "of 0", marks=_marks(cell))
     return CellText(score, f"{cell.percent:{sign}.1f}%", _interval(cell.comparison), _marks(cell))
 
@@ -189,8 +201,11 @@ def _average(row: Row) -> CellText:
     return CellText("", f"{row.average:{sign}.1f}%", interval, remarks.marks(row.remarks))
 
 
-def _interval(comparison) -> str:
-    return f"{comparison.low:.1f}-{comparison.high:.1f}" if comparison and comparison.low < comparison.high else ""
+def _interval(comparison: Comparison | None) -> str:
+    # Where all answers are the same, or there is one question only, there is no interval.
+    if comparison is None or not comparison.low < comparison.high:
+        return ""
+    return f"{comparison.low:.1f}-{comparison.high:.1f}"
 
 
 def _marks(cell: Cell) -> str:
@@ -214,19 +229,23 @@ def sections(table: Table) -> list[Section]:
     ):
         rows = list(group)
         title = _bound_title(rows[0]) if is_bound else _budget_title(rows[0])
-        title += f", {kind}" if is_mixed and kind != MEASURED else ""
+        # Beside each other, rows of the same budget may be measured and published.
+        if is_mixed and kind != MEASURED:
+            title += f", {kind}"
         parts.append(Section(title, is_bound, rows))
     return parts
 
 
 def _is_bound(table: Table, row: Row) -> bool:
     """Return whether a row is the model without reduction, or what was published of it, or the difference."""
+    # Labels end in ` (published)` and `: difference`.
     method = row.label.partition(" (")[0].partition(":")[0]
     return table.bound == method == UPPER_BOUND
 
 
 def _bound_title(row: Row) -> str:
     """Return the line above the upper bound, with its number of tokens where it is the same for all pictures."""
+    # Records of the upper bound ask for no number, and tell how many there were.
     count = row.mean if row.tokens is None else row.tokens
     is_whole = count is not None and float(count).is_integer()
     return "Upper bound, all tokens" + (f" ({count:.0f})" if is_whole else "")

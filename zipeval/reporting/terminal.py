@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TextIO
 
 from rich.console import Console
@@ -65,6 +66,7 @@ def print_narrow(table: Table, width: int, file: TextIO) -> None:
     console.print(Text(table.about), width=width)
     console.print()
     console.print(layout.head())
+    # Each section is a table of its own with the same widths, as rich has no cells over several columns.
     lines = iter(layout.lines)
     for section in sections(layout.table):
         console.print(Text(section.title, style="bold"), width=width)
@@ -103,13 +105,15 @@ class _Layout:
         """Return what is said of the columns that are not shown; nothing where all are."""
         if not self.dropped:
             return ""
-        is_partial = has_average(self.table) and any(name not in MEASURES for name in self.dropped)
+        # Without some benchmarks, a reader may take the average for that of those which are shown.
+        is_partial = has_average(self.table) and not {*self.dropped} <= {*MEASURES}
         return DROPPED.format(", ".join(self.dropped), OF_ALL if is_partial else "")
 
     def head(self) -> RichTable:
         """Return the line of headings."""
         head = self.body([])
         for column, heading in zip(head.columns, self.headings, strict=True):
+            # Of headings with several lines, the last ones stand on one line.
             column.header = Text("\n".join(heading), style="bold")
         head.show_header = True
         return head
@@ -148,23 +152,30 @@ def _by_dispensability(table: Table) -> list[str]:
 
 def _layout(table: Table, dropped: list[str], width: int, interval_below: bool) -> _Layout:
     """Return a layout without some columns; its labels are as wide as there is room, and folded where there is none."""
-    rows = [replace(row, **{name: None for name in MEASURES if name in dropped}) for row in table.rows]
-    shown = replace(table, rows=rows, columns=[name for name in table.columns if name not in dropped])
-    columns = texts(shown)
-    numbers = [[text(row).lines(interval_below) for text in columns.values()] for row in rows]
-    headings, widths = [], []
-    for number, name in enumerate(columns):
+    shown = _without(table, dropped)
+    headings, cells_by_column, widths = [["method"]], [], []
+    for name, text in texts(shown).items():
+        cells = [text(row).lines(interval_below) for row in shown.rows]
         title = "avg." if name == "average" else name
-        needed = max(len(line) for cells in numbers for line in cells[number])
-        needed = max(needed, *map(len, (word.rstrip() for word in words(title))))
-        headings.append(stacked(title, needed))
-        widths.append(needed)
+        # A heading is broken between its words, so that its column is no wider than its numbers.
+        lengths = map(len, [*chain.from_iterable(cells), *map(str.rstrip, words(title))])
+        widths.append(max(lengths))
+        headings.append(stacked(title, widths[-1]))
+        cells_by_column.append(cells)
     left = width - sum(widths) - GAP * len(widths)
-    label_width = _label_width([row.label for row in rows], left, width)
-    labels = [stacked(row.label, label_width) for row in rows]
-    lines = [[label, *cells] for label, cells in zip(labels, numbers, strict=True)]
-    dropped = [name for name in [*MEASURES, *table.columns] if name in dropped]
-    return _Layout(shown, dropped, [["method"], *headings], lines, [label_width, *widths])
+    label_width = _label_width([row.label for row in shown.rows], left, width)
+    labels = [stacked(row.label, label_width) for row in shown.rows]
+    lines = [list(cells) for cells in zip(labels, *cells_by_column, strict=True)]
+    # The note names columns in the order of the table.
+    in_order = [name for name in [*MEASURES, *table.columns] if name in dropped]
+    return _Layout(shown, in_order, headings, lines, [label_width, *widths])
+
+
+def _without(table: Table, dropped: list[str]) -> Table:
+    """Return a table without some measures and benchmarks. Its average stays what it is, of all benchmarks."""
+    nothing = dict.fromkeys({*MEASURES} & {*dropped})
+    rows = [replace(row, **nothing) for row in table.rows]
+    return replace(table, rows=rows, columns=[name for name in table.columns if name not in dropped])
 
 
 def _label_width(labels: list[str], left: int, width: int) -> int:
@@ -175,6 +186,6 @@ def _label_width(labels: list[str], left: int, width: int) -> int:
         width: of a line; a word that takes more than a quarter of it is broken.
     """
     natural = max(map(len, [*labels, "method"]))
-    longest_word = max(len(word.rstrip()) for label in labels for word in words(label))
+    longest_word = max(map(len, chain.from_iterable(map(words, labels))))
     least = max(LEAST_LABEL, min(longest_word, width // 4))
     return max(min(left, natural), min(least, natural))
