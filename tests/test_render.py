@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from math import nan
 from pathlib import Path
@@ -187,6 +188,13 @@ def test_latex_marks_and_explains_what_markdown_marks():
     assert r"\textsuperscript{\S} a 1, GQA: 3 of 200 samples failed and count as wrong." in text
 
 
+def test_latex_of_a_table_that_is_too_wide_is_made_smaller_and_says_what_it_needs():
+    text = render([wide()], "latex")
+    assert r"\resizebox{\textwidth}{!}{\begin{tabular}" in text
+    assert r"% Needs \usepackage{graphicx}" in text
+    assert "graphicx" not in render([published("table1")], "latex")
+
+
 def test_latex_labels_are_not_used_twice():
     text = render([table(), table()], "latex")
     assert re.findall(r"\\label\{(.*)\}", text) == ["tab:m", "tab:m-2"]
@@ -207,6 +215,20 @@ def test_latex_has_as_many_cells_in_every_line(shown):
     assert len(scores) == 1 + len(shown.rows)
 
 
+def wide():
+    """Table 1 as it would be measured, with all that a table may hold."""
+    remark = Remark(FAILED, "3 of 200 samples failed and count as wrong")
+    rows = []
+    for number, row in enumerate(published("table1").rows):
+        comparison = Comparison(98.7, 100.6, False) if number else None
+        cells = {}
+        for name, cell in row.cells.items():
+            cells[name] = replace(cell, comparison=comparison, tied=number % 2 == 1, remarks=(remark,) * (number == 3))
+        rows.append(replace(row, cells=cells, mean=576.0, final=576.0, flops=1.0, average_comparison=comparison))
+    return replace(published("table1"), rows=rows)
+
+
+PRINTED = {"ours": table(), "wide": wide()} | {name: published(name) for name in ("table1", "table4", "table5")}
 CLASSES = {
     "article": r"\documentclass[twocolumn]{article}",
     "cvpr": r"\documentclass[10pt,twocolumn,letterpaper]{article}\setlength{\textwidth}{6.875in}",
@@ -214,13 +236,13 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("head", CLASSES.values(), ids=CLASSES)
-@pytest.mark.parametrize("shown", [table(), published("table1"), published("table4")], ids=["ours", "table1", "table4"])
+@pytest.mark.parametrize("shown", PRINTED.values(), ids=PRINTED)
 def test_latex_fits_the_page(tmp_path, shown, head):
     has_latex = shutil.which("pdflatex") and shutil.which("kpsewhich")
     if not has_latex or subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode:
         pytest.skip("needs LaTeX with booktabs")
     body = render([shown], "latex")
-    document = f"{head}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\nText.\n\\end{{document}}\n"
+    document = f"{head}\\usepackage{{booktabs,graphicx}}\\begin{{document}}\n{body}\nText.\n\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(document)
     command = ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

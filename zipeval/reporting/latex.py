@@ -43,7 +43,7 @@ SPECIAL = str.maketrans(
 MARKS = {"§": r"\S", "¶": r"\P", "‖": r"$\parallel$", "#": r"\#"}
 PRINTED = replace(TWO_LINES, statistics=TWO_LINES.statistics.replace(TIED, "in bold"))
 REQUIRED = r"% Needs \usepackage{booktabs} and a class of two columns."
-TOO_WIDE = "Wider than both columns of the article class even so: `columns=A,B` chooses benchmarks."
+SHRUNK = r"% Needs \usepackage{graphicx}: it is wider than the page and made smaller. `columns=A,B` chooses benchmarks."
 # How many digits are as wide as one of these; of other capitals it is 1.5, and of other letters about one.
 DIGITS_WIDE = {0.56: ".,:;'|il", 0.8: "-() frstjI", 1.7: "mw%≈", 2.0: "MW"}
 BOLD = 1.15  # how much wider bold type is
@@ -79,6 +79,21 @@ SIZES = (
 )
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a table is set.
+
+    Attributes:
+        size: of its type.
+        interval_below: whether intervals have a line of their own.
+        width: about its least width in points.
+    """
+
+    size: Size
+    interval_below: bool
+    width: float
+
+
 def latex(tables: list[Table]) -> str:
     """Return a float over both columns for each table.
 
@@ -95,36 +110,48 @@ def latex(tables: list[Table]) -> str:
 
 def _float(table: Table, label: str) -> str:
     names = {label: _without_kind(name) for label, name in proper_labels(table).items()}
-    size, interval_below = _fitting(table, names)
-    columns = texts(table)
-    headings = ["method", *columns]
-    # A table that takes most of the width takes all of it.
-    is_wide = _width(table, names, size, interval_below) > FULL_WIDTH / 2
-    environment = "tabular*" if is_wide else "tabular"
-    width, spread = (r"{\textwidth}", r"@{\extracolsep{\fill}}") if is_wide else ("", "@{}")
+    layout = _fitting(table, names)
     lines = [
         f"% {_one_line(table.about)}",
+        *([SHRUNK] if layout.width > FULL_WIDTH else []),
         r"\begin{table*}[t]",
         r"\centering",
         rf"\caption{{{_caption(table, names)}}}",
         rf"\label{{tab:{label}}}",
         r"\smallskip",
-        size.scores,
-        rf"\setlength{{\tabcolsep}}{{{size.gap:g}pt}}",
-        rf"\begin{{{environment}}}{width}{{{spread}l*{{{len(columns)}}}{{c}}@{{}}}}",
-        r"\toprule",
-        _line([_heading(name, size) for name in headings]),
+        layout.size.scores,
+        rf"\setlength{{\tabcolsep}}{{{layout.size.gap:g}pt}}",
+        *_tabular(table, names, layout),
+        *_remarks(table, names),
+        r"\end{table*}",
     ]
+    return "\n".join([*lines, *(f"% {_one_line(note)}" for note in table.notes)])
+
+
+def _tabular(table: Table, names: dict[str, str], layout: Layout) -> list[str]:
+    """Return the lines of the table itself."""
+    columns = texts(table)
+    headings = ["method", *columns]
+    begin, end = _environment(layout, len(columns))
+    lines = [begin, r"\toprule", _line([_heading(name, layout.size) for name in headings])]
     for section in sections(table):
         lines += [r"\midrule", _section_line(section, len(headings)), r"\midrule"]
         for row in section.rows:
             cells = [text(row) for text in columns.values()]
-            lines += _row_lines(names[row.label], cells, size, interval_below)
-    lines += [r"\bottomrule", rf"\end{{{environment}}}", *_remarks(table, names), r"\end{table*}"]
-    lines += [f"% {_one_line(note)}" for note in table.notes]
-    if _width(table, names, size, interval_below) > FULL_WIDTH:
-        lines.append(f"% {TOO_WIDE}")
-    return "\n".join(lines)
+            lines += _row_lines(names[row.label], cells, layout)
+    return [*lines, r"\bottomrule", end]
+
+
+def _environment(layout: Layout, count: int) -> tuple[str, str]:
+    """Return the line that begins a table with so many columns of numbers, and the one that ends it."""
+    columns = rf"l*{{{count}}}{{c}}@{{}}"
+    if layout.width > FULL_WIDTH:
+        return rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{@{{}}{columns}}}", r"\end{tabular}}"
+    # A table that takes most of the width takes all of it.
+    if layout.width > FULL_WIDTH / 2:
+        spread = rf"@{{\extracolsep{{\fill}}}}{columns}"
+        return rf"\begin{{tabular*}}{{\textwidth}}{{{spread}}}", r"\end{tabular*}"
+    return rf"\begin{{tabular}}{{@{{}}{columns}}}", r"\end{tabular}"
 
 
 def _section_line(section: Section, width: int) -> str:
@@ -134,18 +161,18 @@ def _section_line(section: Section, width: int) -> str:
     return rf"\multicolumn{{{width}}}{{c}}{{\textit{{{_escaped(title)}}}}} \\"
 
 
-def _row_lines(label: str, cells: list[CellText], size: Size, interval_below: bool) -> list[str]:
+def _row_lines(label: str, cells: list[CellText], layout: Layout) -> list[str]:
     """Return a row's scores, and below them the line or lines of its percentages, in smaller type."""
-    columns = [_cell_lines(cell, size, interval_below) for cell in cells]
+    columns = [_cell_lines(cell, layout) for cell in cells]
     lines = [_line(cells_of_line) for cells_of_line in zip_longest([_escaped(label)], *columns, fillvalue="")]
     # The lines of a method stand closer to each other than methods do.
     return [*(line + "[-1pt]" for line in lines[:-1]), lines[-1] + "[2pt]"]
 
 
-def _cell_lines(cell: CellText, size: Size, interval_below: bool) -> list[str]:
+def _cell_lines(cell: CellText, layout: Layout) -> list[str]:
     """Return the lines of a cell, bold where it is the best of its budget, with its marks behind the last one."""
     lines = []
-    for text in replace(cell, marks="").lines(interval_below):
+    for text in replace(cell, marks="").lines(layout.interval_below):
         # An interval has a dash, and a number below 0 a minus.
         number = re.sub(r"(?<=\d)-(?=\d)", "--", text).translate(SPECIAL)
         number = re.sub(r"^-(?=\d)", "$-$", number)
@@ -153,8 +180,8 @@ def _cell_lines(cell: CellText, size: Size, interval_below: bool) -> list[str]:
     if SAME in cell.marks:
         lines[-1] += r"$\approx$"
     # The marks of comparisons are the sign above and bold type; what is left are those of remarks.
-    lines[-1] += "".join(map(_mark, cell.marks.strip(SAME + TIED)))
-    return [lines[0], *(rf"{{{size.shares} {line}}}" for line in lines[1:])]
+    lines[-1] += "".join(map(_mark, cell.marks.lstrip(SAME + TIED)))
+    return [lines[0], *(rf"{{{layout.size.shares} {line}}}" for line in lines[1:])]
 
 
 def _caption(table: Table, names: dict[str, str]) -> str:
@@ -224,13 +251,14 @@ def _heading(name: str, size: Size) -> str:
     return rf"\shortstack{{{(chr(92) * 2).join(lines)}}}" if len(lines) > 1 else lines[0]
 
 
-def _fitting(table: Table, names: dict[str, str]) -> tuple[Size, bool]:
-    """Return the largest type in which the table fits, and whether intervals then have a line of their own."""
+def _fitting(table: Table, names: dict[str, str]) -> Layout:
+    """Return the layout with the largest type in which the table fits; the smallest where it fits in none."""
     for size in SIZES:
         for interval_below in (False, True):
-            if _width(table, names, size, interval_below) <= FULL_WIDTH:
-                return size, interval_below
-    return SIZES[-1], True
+            width = _width(table, names, size, interval_below)
+            if width <= FULL_WIDTH:
+                return Layout(size, interval_below, width)
+    return Layout(SIZES[-1], True, width)
 
 
 def _width(table: Table, names: dict[str, str], size: Size, interval_below: bool) -> float:
