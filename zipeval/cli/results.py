@@ -92,11 +92,11 @@ TABLE = Command(
             default=False,
             choices=SWITCH,
         ),
-        Setting("columns", "these benchmarks only, in this order", "NAMES", names, default=(), several=True),
+        Setting("columns", "these benchmarks only, in this order", "NAMES", names, (), "all", several=True),
         Setting(
             "format",
             "how the table is written",
-            default_text="markdown, on a terminal that is too narrow for it two lines a cell; with out=, by its suffix",
+            default_text="markdown, or two lines a cell where a terminal is too narrow for it; of out=, by its suffix",
             choices=formats,
         ),
         Setting("out", "write a file instead: .md, .csv, .tex, .html or .json", "FILE", path),
@@ -147,10 +147,12 @@ def _tables_of_records(options) -> list[Table]:
     from zipeval.tables import headings, tables
 
     results = options.results or paper.RESULTS
-    if options.task:  # the columns are its metrics, whose names its records tell
+    if options.task:
+        # The columns are the task's metrics, whose names its records tell.
         made = tables(results, options.task, statistics=options.statistics)
         metrics = [name for table in made for name in table.columns]
         return with_columns(made, choose(options.columns, metrics)) if options.columns else made
+    # Without any record, `tables` says how to make them.
     known = headings(results)
     chosen = choose(options.columns, known) if options.columns and known else None
     made = tables(results, columns=chosen, statistics=options.statistics)

@@ -253,6 +253,7 @@ def _heading(name: str, size: Size) -> str:
 
 def _fitting(table: Table, names: dict[str, str]) -> Layout:
     """Return the layout with the largest type in which the table fits; the smallest where it fits in none."""
+    # Larger type is worth a third line for the intervals.
     for size in SIZES:
         for interval_below in (False, True):
             width = _width(table, names, size, interval_below)
@@ -298,7 +299,8 @@ def _label(table: Table) -> str:
 
 
 def _unused(label: str, taken: list[str]) -> str:
-    """Return a label that no other table has: with a number where the model has several."""
+    """Return a label that no other table has."""
+    # A model may have several tables, of different settings.
     number = 2
     unused = label
     while unused in taken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from zipeval.tables import Table
 
@@ -36,15 +37,26 @@ def _method(label: str) -> str:
 
 def _proper_names(table: Table) -> dict[str, str]:
     """Return the proper name of each method: the known one, else its class, else the name as it is."""
-    names = {_method(row.label): _method(row.label) for row in table.rows}
+    classes = _classes(table)
+    methods_of_class = Counter(classes.values())
+    names = {}
+    for method in [_method(row.label) for row in table.rows]:
+        name = classes.get(method, method)
+        # Two methods of one class, such as chains of others, are told apart by their own names.
+        if methods_of_class[name] > 1:
+            name = method
+        names[method] = PROPER_NAMES.get(method, name)
+    return names
+
+
+def _classes(table: Table) -> dict[str, str]:
+    """Return the class of each method that has a record."""
     classes = {}
     for row in table.rows:
         for cell in row.cells.values():
-            target = (cell.record or {}).get("config", {}).get("method", {}).get("_target_")
+            # Published numbers have no record, and those of `zipeval bench` another one.
+            config = (cell.record or {}).get("config", {})
+            target = config.get("method", {}).get("_target_")
             if target:
                 classes[_method(row.label)] = target.rpartition(".")[2]
-    for method, name in classes.items():
-        # Two methods of one class are told apart by their own names.
-        if [*classes.values()].count(name) == 1:
-            names[method] = name
-    return names | {method: PROPER_NAMES[method] for method in names if method in PROPER_NAMES}
+    return classes

@@ -262,6 +262,7 @@ def stacked(text: str, width: int) -> list[str]:
     """
     lines = [""]
     for word in words(text):
+        # A blank at the end of a line takes no room.
         if len((lines[-1] + word).rstrip()) > width:
             lines.append("")
         # A word that is longer than a line fills as many as it needs.
