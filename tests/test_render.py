@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from math import nan
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from zipeval.errors import UsageError
 from zipeval.paper import published
 from zipeval.render import FORMATS, render
+from zipeval.reporting.proper_names import proper_labels
+from zipeval.reporting.remarks import FAILED, Remark
 from zipeval.tables import Cell, Row, Table
 
 EVIL = '<script>alert("1")</script> & 100% of $x_1 {~^#}\\'
@@ -130,12 +133,71 @@ def test_html_shows_labels_as_text():
     assert "59.0 (98.3%, 96.0-100.5)≈" in parser.cells
 
 
-def test_latex_groups_budgets_and_escapes():
+def test_latex_has_a_section_for_each_budget():
     text = render([table()], "latex")
-    assert text.count(r"\midrule") == 3
-    assert r"59.0 (98.3\%, 96.0-100.5)$\approx$" in text
-    assert r"\textbf{59.5 (99.2\%, 98.5-99.9)}" in text
-    assert r"\& 100\% of \$x\_1 \{\textasciitilde{}\textasciicircum{}\#\}\textbackslash{}" in text
+    titles = re.findall(r"\\midrule\n\\multicolumn\{7\}\{c\}\{\\textit\{(.*)\}\} \\\\\n\\midrule", text)
+    assert titles == ["Upper bound, all tokens (576)", "Retain 64 tokens", "Retain 32 tokens"]
+    assert "tokens &" not in text
+
+
+def test_latex_cells_have_two_lines_and_escapes():
+    """The interval has a line of its own, as the table is wide; the best of a budget is bold in all its lines."""
+    lines = render([table()], "latex").splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("a & ")]
+    assert "& 59.0 & 0.8 & 98.3\\% " in lines[first]
+    assert lines[first + 1].startswith(r" &  &  &  & {\scriptsize 98.3\%} & {\scriptsize of 0} &  ")
+    assert r"96.0--100.5$\approx$" in lines[first + 2]
+    assert all(rf"\textbf{{{text}}}" in "".join(lines) for text in ("59.5", r"99.2\%", "98.5--99.9"))
+    assert r"\& 100\% of \$x\_1 \{\textasciitilde{}\textasciicircum{}\#\}\textbackslash{}" in "".join(lines)
+
+
+def test_latex_prints_a_papers_names_and_what_its_signs_mean():
+    text = render([published("table1")], "latex")
+    labels = re.findall(r"^(\S+) & \d", text, flags=re.M)
+    assert list(dict.fromkeys(labels)) == ["Vanilla", "FastV", "SparseVLM", "VisionZip", r"VisionZip$^\ddagger$"]
+    caption = re.search(r"\\caption\{(.*)\}", text)[1]
+    assert "LLaVA-1.5-7B" in caption
+    assert "percentage of the upper bound, Vanilla." in caption
+    assert caption.endswith(r"$^\ddagger$ with the tuned projector.")
+    assert r"\label{tab:llava-1-5-7b}" in text
+
+
+def test_proper_names_are_classes_of_other_methods():
+    def row(label, method, target):
+        record = {"config": {"method": {"name": method, "_target_": target}}}
+        return Row(label, 64, {"GQA": Cell(60.0, 100.0, record)})
+
+    rows = [
+        row("mine x=2", "mine", "package.mine.MyMethod"),
+        row("fastv K=3", "fastv", "package.fastv.AnotherName"),
+        row("one", "one", "package.chain.Chain"),
+        row("two", "two", "package.chain.Chain"),
+        Row("mine x=2: difference", 64, {"GQA": Cell(0.0, 0.0)}, kind="difference"),
+        Row("unknown", 64, {}),
+    ]
+    assert list(proper_labels(Table("m", ["GQA"], rows)).values()) == [
+        "MyMethod x=2", "FastV K=3", "one", "two", "MyMethod x=2: difference", "unknown"
+    ]  # fmt: skip
+
+
+def test_latex_marks_and_explains_what_markdown_marks():
+    remark = Remark(FAILED, "3 of 200 samples failed and count as wrong")
+    rows = [Row("vanilla", None, {"GQA": Cell(60.0, 100.0)}), Row("a", 1, {"GQA": Cell(None, None, remarks=(remark,))})]
+    text = render([Table("m", ["GQA"], rows)], "latex")
+    assert r"-\textsuperscript{\S}" in text
+    assert r"\textsuperscript{\S} a 1, GQA: 3 of 200 samples failed and count as wrong." in text
+
+
+def test_latex_of_a_table_that_is_too_wide_is_made_smaller_and_says_what_it_needs():
+    text = render([wide()], "latex")
+    assert r"\resizebox{\textwidth}{!}{\begin{tabular}" in text
+    assert r"% Needs \usepackage{graphicx}" in text
+    assert "graphicx" not in render([published("table1")], "latex")
+
+
+def test_latex_labels_are_not_used_twice():
+    text = render([table(), table()], "latex")
+    assert re.findall(r"\\label\{(.*)\}", text) == ["tab:m", "tab:m-2"]
 
 
 @pytest.mark.parametrize("shown", [table(), published("table1")], ids=["ours", "published"])
@@ -144,22 +206,48 @@ def test_latex_has_as_many_cells_in_every_line(shown):
     text = re.sub(r"^%.*\n?", "", render([shown], "latex"), flags=re.M)
     plain = re.sub(r"\\textbackslash\{\}|\\[&%$#_{}]", "", text)
     assert plain.count("{") == plain.count("}")
-    assert re.findall(r"\\(begin|end)\{(\w+)\}", plain) == [("begin", "tabular"), ("end", "tabular")]
-    lines = [line for line in plain.splitlines() if line.endswith(r"\\")]
-    columns = re.search(r"\{(l?r+)\}", plain)[1]
-    assert {line.count("&") + 1 for line in lines} == {len(columns)}
-    assert len(lines) == 1 + len(shown.rows)
+    environments = re.findall(r"\\(begin|end)\{([\w*]+)\}", plain)
+    assert environments == [("begin", "table*"), ("begin", "tabular*"), ("end", "tabular*"), ("end", "table*")]
+    lines = [line for line in plain.splitlines() if re.search(r"\\\\(\[.*pt\])?$", line) and "multicolumn" not in line]
+    columns = int(re.search(r"l\*\{(\d+)\}\{c\}", plain)[1]) + 1
+    assert {line.count("&") + 1 for line in lines} == {columns}
+    scores = [line for line in lines if not line.startswith(" ")]
+    assert len(scores) == 1 + len(shown.rows)
 
 
-def test_latex_compiles(tmp_path):
-    if not shutil.which("kpsewhich") or subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode:
+def wide():
+    """Table 1 as it would be measured, with all that a table may hold."""
+    remark = Remark(FAILED, "3 of 200 samples failed and count as wrong")
+    rows = []
+    for number, row in enumerate(published("table1").rows):
+        comparison = Comparison(98.7, 100.6, False) if number else None
+        cells = {}
+        for name, cell in row.cells.items():
+            cells[name] = replace(cell, comparison=comparison, tied=number % 2 == 1, remarks=(remark,) * (number == 3))
+        rows.append(replace(row, cells=cells, mean=576.0, final=576.0, flops=1.0, average_comparison=comparison))
+    return replace(published("table1"), rows=rows)
+
+
+PRINTED = {"ours": table(), "wide": wide()} | {name: published(name) for name in ("table1", "table4", "table5")}
+CLASSES = {
+    "article": r"\documentclass[twocolumn]{article}",
+    "cvpr": r"\documentclass[10pt,twocolumn,letterpaper]{article}\setlength{\textwidth}{6.875in}",
+}
+
+
+@pytest.mark.parametrize("head", CLASSES.values(), ids=CLASSES)
+@pytest.mark.parametrize("shown", PRINTED.values(), ids=PRINTED)
+def test_latex_fits_the_page(tmp_path, shown, head):
+    has_latex = shutil.which("pdflatex") and shutil.which("kpsewhich")
+    if not has_latex or subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode:
         pytest.skip("needs LaTeX with booktabs")
-    body = render([table()], "latex")
-    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + body + "\n\\end{document}\n"
+    body = render([shown], "latex")
+    document = f"{head}\\usepackage{{booktabs,graphicx}}\\begin{{document}}\n{body}\nText.\n\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(document)
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+    command = ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
 
 
 def test_every_format_takes_several_tables():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -12,7 +12,8 @@ import zipeval.published
 from zipeval import bench
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.evaluation.upper_bound import UPPER_BOUND
-from zipeval.tables import DIFFERENCE, PUBLISHED, Cell, Row, Table, tables
+from zipeval.reporting.columns import choose, with_columns
+from zipeval.tables import DIFFERENCE, PUBLISHED, Cell, Row, Table, headings, tables
 
 SOURCE = Path(zipeval.published.__path__[0])
 CITATION = "VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467)"
@@ -54,22 +55,31 @@ def published(name: str) -> Table:
     return _misalignment() if name == "table5" else _scores(name)
 
 
-def measured(name: str, results: str | None = None, statistics: bool = False) -> list[Table]:
+def measured(
+    name: str, results: str | None = None, statistics: bool = False, columns: Sequence[str] = ()
+) -> list[Table]:
     """Records in a table's layout, with the published rows and, of scores, the differences from them.
 
     Args:
         results: their directory; None: where they are written by default.
+        columns: names of the benchmarks that are shown; none: all.
 
     Raises:
-        UsageError: without records of the table's model, or of Table 5 of its experiments.
+        UsageError: without records of the table's model, or of Table 5 of its experiments; for an unknown column.
     """
     printed = published(name)
     if name in SPEED:
-        return _speeds(printed, SPEED[name], results or bench.RESULTS)
-    if name not in MODELS:
-        return _experiments(printed, results or RESULTS, statistics)
-    found = tables(results or RESULTS, model=MODELS[name], columns=printed.columns, statistics=statistics)
-    return [_beside(table, printed) for table in found]
+        made = _speeds(printed, SPEED[name], results or bench.RESULTS)
+        return with_columns(made, choose(columns, made[0].columns)) if columns else made
+    results = results or RESULTS
+    if name in MODELS:
+        chosen = choose(columns, printed.columns) or printed.columns
+        found = tables(results, model=MODELS[name], columns=chosen, statistics=statistics)
+        return with_columns([_beside(table, printed) for table in found], chosen)
+    # These experiments may be on other benchmarks than the paper's.
+    chosen = choose(columns, [*headings(results), *printed.columns]) if columns else None
+    made = _experiments(printed, results, statistics, chosen)
+    return with_columns(made, chosen) if chosen else made
 
 
 def _speeds(printed: Table, model: str, results: str) -> list[Table]:
@@ -115,12 +125,12 @@ def _beside(table: Table, printed: Table) -> Table:
     return replace(table, columns=printed.columns, rows=rows, notes=[*table.notes, f"Published: {CITATION}."])
 
 
-def _experiments(printed: Table, results: str, statistics: bool) -> list[Table]:
+def _experiments(printed: Table, results: str, statistics: bool, columns: list[str] | None) -> list[Table]:
     """One for every model and budget of the experiments, on all their benchmarks: what is compared is a change."""
     theirs = {(EXPERIMENTS[row.label], row.tokens): row for row in printed.rows}
     shown = [replace(row, label=f"{name} (published)") for (name, _), row in theirs.items()]
     made = []
-    for table in tables(results, statistics=statistics, methods=[*EXPERIMENTS.values()]):
+    for table in tables(results, columns=columns, statistics=statistics, methods=[*EXPERIMENTS.values()]):
         configs = [next(iter(row.cells.values())).record["config"] for row in table.rows]
         if len({config["method"]["name"] for config in configs}) < 2:  # SparseVLM alone: nobody experimented
             continue

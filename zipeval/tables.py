@@ -409,6 +409,13 @@ def heading(record: Record) -> str:
     return known.column if known else f"{record['task']} ({record['metric']}{arrow})"
 
 
+def headings(results: str) -> list[str]:
+    """Return the headings of all records of a directory; of broken ones, which `tables` refuses, none."""
+    complete = [record for record in records.read_all(results) if {"task", "metric"} <= record.keys()]
+    tasks = {record["task"]: heading(record) for record in complete}
+    return [tasks[task] for task in sorted(tasks, key=_place)]
+
+
 Pick = Callable[[dict[str, Record], dict[str, Record]], "Cell | None"]
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zipeval.cli.arguments import RESULTS, SWITCH, Command, Operand, Setting, number, path, switch, text
 from zipeval.cli.run_settings import task_names
 from zipeval.errors import UsageError
+
+if TYPE_CHECKING:
+    from zipeval.tables import Table
+
+# The format of a table's file.
+SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
 
 
 def formats() -> list[str]:
@@ -59,9 +69,17 @@ def status(arguments: list[str]) -> None:
     show(options.operands[0] if options.operands else None, options.results)
 
 
+def names(name: str, value: str) -> list[str]:
+    """Return the values that commas join."""
+    listed = [part.strip() for part in value.split(",") if part.strip()]
+    if not listed:
+        raise UsageError(f"{name}={value}: expected names of benchmarks, such as {name}=POPE,GQA.")
+    return listed
+
+
 TABLE = Command(
     "table",
-    "[results=DIR] [task=TASK] [NAME=VALUE ...]",
+    "[results=DIR] [task=TASK] [columns=NAMES] [out=FILE] [NAME=VALUE ...]",
     "Print scores and their percentages of the upper bound.",
     "All records of a directory, one table for each model and way to run it. The upper bound is method=vanilla.",
     settings=(
@@ -74,7 +92,14 @@ TABLE = Command(
             default=False,
             choices=SWITCH,
         ),
-        Setting("format", "how the table is written", default="markdown", choices=formats),
+        Setting("columns", "these benchmarks only, in this order", "NAMES", names, (), "all", several=True),
+        Setting(
+            "format",
+            "how the table is written",
+            default_text="markdown, or two lines a cell where a terminal is too narrow for it; of out=, by its suffix",
+            choices=formats,
+        ),
+        Setting("out", "write a file instead: .md, .csv, .tex, .html or .json", "FILE", path),
         Setting("table", "the layout of one of the paper's tables, beside its numbers", "NAME", text, choices=layouts),
         Setting(
             "source",
@@ -85,7 +110,7 @@ TABLE = Command(
     ),
     examples=(
         ("zipeval table task=pope", "accuracy, F1 and the other metrics of POPE"),
-        ("zipeval table statistics=true format=latex", "for a paper"),
+        ("zipeval table columns=POPE,GQA statistics=true out=table.tex", "for a paper"),
         ("zipeval table table=paper/table1 source=paper", "what VisionZip's Table 1 printed"),
     ),
 )
@@ -95,20 +120,91 @@ def table(arguments: list[str]) -> None:
     """Run `zipeval table`."""
     options = TABLE.parse(arguments)
     from zipeval import paper
-    from zipeval.render import render
-    from zipeval.tables import tables
 
     if options.source == "paper" and not options.table:
         raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
     name = (options.table or "").removeprefix("paper/")
     _check_idle(options, name in paper.SPEED)
+    form = _format(options)
     if not options.table:
-        shown = tables(options.results or paper.RESULTS, options.task, statistics=options.statistics)
+        shown = _tables_of_records(options)
     elif options.source == "paper":
-        shown = [paper.published(name)]
+        shown = _published(name, options.columns)
     else:
-        shown = paper.measured(name, options.results, options.statistics)
-    print(render(shown, options.format))
+        shown = paper.measured(name, options.results, options.statistics, options.columns)
+    if options.out is None:
+        from zipeval.reporting.terminal import print_tables
+
+        print_tables(shown, form)
+    else:
+        _write(options.out, shown, form)
+
+
+def _tables_of_records(options) -> list[Table]:
+    """Return the tables of the records, with the columns that are asked for."""
+    from zipeval import paper
+    from zipeval.reporting.columns import choose, with_columns
+    from zipeval.tables import headings, tables
+
+    results = options.results or paper.RESULTS
+    if options.task:
+        # The columns are the task's metrics, whose names its records tell.
+        made = tables(results, options.task, statistics=options.statistics)
+        metrics = [name for table in made for name in table.columns]
+        return with_columns(made, choose(options.columns, metrics)) if options.columns else made
+    # Without any record, `tables` says how to make them.
+    known = headings(results)
+    chosen = choose(options.columns, known) if options.columns and known else None
+    made = tables(results, columns=chosen, statistics=options.statistics)
+    if chosen is None or {*chosen} == {*known}:
+        return made
+    return [replace(table, notes=[*table.notes, *_average_notes(table)]) for table in made]
+
+
+def _average_notes(table: Table) -> list[str]:
+    """Say that an average is not of all benchmarks that there are."""
+    has_average = any(row.average is not None for row in table.rows)
+    return [f"average: of {', '.join(table.columns)} only."] if has_average else []
+
+
+def _published(name: str, columns: Sequence[str]) -> list[Table]:
+    """Return a published table, with the columns that are asked for."""
+    from zipeval import paper
+    from zipeval.reporting.columns import choose, with_columns
+
+    table = paper.published(name)
+    return with_columns([table], choose(columns, table.columns)) if columns else [table]
+
+
+def _format(options) -> str | None:
+    """Return the format that is asked for, by name or by the suffix of the file.
+
+    Raises:
+        UsageError: for a suffix of no format, and for a file that cannot be written.
+    """
+    if options.out is None:
+        return options.format
+    if options.format is None and options.out.suffix not in SUFFIXES:
+        raise UsageError(
+            f"out={options.out}: expected a file that ends in {', '.join(SUFFIXES)}, or format= beside it."
+        )
+    directory = options.out.parent
+    if options.out.is_dir():
+        raise UsageError(f"out={options.out}: is a directory. Name a file in it, such as {options.out / 'table.csv'}.")
+    if not directory.is_dir():
+        raise UsageError(f"out={options.out}: there is no directory {directory}. Make it with `mkdir -p {directory}`.")
+    if not os.access(directory, os.W_OK):
+        raise UsageError(f"out={options.out}: {directory} cannot be written to. Name a file elsewhere.")
+    return options.format or SUFFIXES[options.out.suffix]
+
+
+def _write(file: Path, tables: list[Table], form: str) -> None:
+    """Write tables to a file, and print its path."""
+    from zipeval.records import atomic_write
+    from zipeval.render import render
+
+    atomic_write(file, render(tables, form) + "\n")
+    print(file)
 
 
 def _check_idle(options, is_speed: bool) -> None:

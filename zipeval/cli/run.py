@@ -216,13 +216,15 @@ def _print_tables(results: str, evaluated: list[str]) -> None:
     Args:
         evaluated: paths of the records.
     """
-    from zipeval.render import render
+    from zipeval.reporting.terminal import print_tables
     from zipeval.tables import tables
 
     if not evaluated:  # ranks other than the first
         return
     elsewhere = [] if results == "results/runs" else [f"results={results}"]
-    print("\n" + render(tables(results, paths=evaluated)))
+    made = tables(results, paths=evaluated)
+    print()
+    print_tables(made)
     intervals = shlex.join(["zipeval", "table", *elsewhere, "statistics=true"])
     report = shlex.join(["zipeval", "report", *elsewhere])
     print(f"\nNext: `{intervals}` adds 95% intervals; `{report}` shows more.")

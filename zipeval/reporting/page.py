@@ -15,8 +15,9 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from zipeval.render import TIED, grid, legend
+from zipeval.render import grid, legend
 from zipeval.reporting.browser import PAGE, Run
+from zipeval.reporting.table_text import TIED
 from zipeval.tables import Record, Row, Table
 
 CELL = re.compile(r"([^ ,]*)(?: \(([^,)]*))?(?:, ([^)]*))?\)?(.*)")
