@@ -157,13 +157,13 @@ def test_what_has_no_score_is_neither_lost_nor_gained(tmp_path):
 
 
 def test_the_kind_of_a_question_is_the_one_score_beside_its_metric():
-    from zipeval.reporting.sample_columns import _kind
+    from zipeval.reporting.sample_columns import kind_of_question
 
     record = {"metric": "accuracy"}
-    assert _kind(record, {"scores": {"accuracy": 1.0, "accuracy_colour": 1.0}}) == "colour"
-    assert _kind(record, {"scores": {"accuracy": 1.0, "accuracy_a": 1.0, "accuracy_b": 0.0}}) == ""
-    assert _kind(record, {"scores": {"accuracy_colour": 1.0}}) == ""
-    assert _kind(record, {"scores": {}, "kind": "popular"}) == "popular"
+    assert kind_of_question(record, {"scores": {"accuracy": 1.0, "accuracy_colour": 1.0}}) == "colour"
+    assert kind_of_question(record, {"scores": {"accuracy": 1.0, "accuracy_a": 1.0, "accuracy_b": 0.0}}) == ""
+    assert kind_of_question(record, {"scores": {"accuracy_colour": 1.0}}) == ""
+    assert kind_of_question(record, {"scores": {}, "kind": "popular"}) == "popular"
 
 
 def test_records_of_before_show_what_they_have(tmp_path):
