@@ -20,9 +20,11 @@ from statistics import median
 from types import ModuleType
 
 from zipeval import benchmarks
-from zipeval.chat_model import ZipEval
-from zipeval.composition import compose
-from zipeval.runner import Session, _lmms_eval, _without_bar
+from zipeval.benchmarks.lmms_names import _without_bar
+from zipeval.config.compose import compose
+from zipeval.evaluation.chat_model import ZipEval
+from zipeval.evaluation.runner import _lmms_eval
+from zipeval.inference.session import Session
 
 
 def builtin(session: Session):

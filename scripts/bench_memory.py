@@ -22,11 +22,12 @@ import psutil
 import pyarrow
 from pyarrow import parquet
 
-import zipeval.progress
+import zipeval.utils.progress
 from zipeval import benchmarks
-from zipeval.chat_model import ZipEval
-from zipeval.composition import compose
-from zipeval.runner import Session, evaluate
+from zipeval.config.compose import compose
+from zipeval.evaluation.chat_model import ZipEval
+from zipeval.evaluation.runner import evaluate
+from zipeval.inference.session import Session
 
 TASK, EVERY = "zipeval_shapes", 1000
 

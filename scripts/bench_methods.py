@@ -28,8 +28,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import zipeval.methods
-from zipeval.budget import Shape
-from zipeval.composition import compose
+from zipeval.config.compose import compose
+from zipeval.engine.budget import Shape
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.methods import build
 from zipeval.methods.visionzip import VisionZip

@@ -53,9 +53,9 @@ def requests(documents, texts: list[str]) -> list:
 
 def answer(overrides: list[str], documents, texts: list[str]) -> tuple[float, list[str]]:
     """Seconds, and the answers."""
-    from zipeval.chat_model import ZipEval
-    from zipeval.composition import compose
-    from zipeval.runner import Session
+    from zipeval.config.compose import compose
+    from zipeval.evaluation.chat_model import ZipEval
+    from zipeval.inference.session import Session
 
     model = ZipEval(Session(compose(overrides)))
     model.session.load()

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from zipeval.stats import RESAMPLES, average, compare
+from zipeval.reporting.stats import RESAMPLES, average, compare
 
 SAMPLES = 9_000
 GRADES = {  # what a sample's score can be, where that is not 0 or 1

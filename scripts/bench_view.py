@@ -21,7 +21,8 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from zipeval import records, stats
+from zipeval.reporting import stats
+from zipeval.results import records
 
 SAMPLES, PATCHES, LAYERS, MERGED = 9_000, 576, 32, 10
 METHODS = ("visionzip", "fastv", "sparsevlm", "random")

@@ -32,9 +32,10 @@ def scripted(miniatures, tmp_path, monkeypatch):
 
     To one that cannot be decoded nothing is said.
     """
-    from zipeval import answering, records
     from zipeval.cli import compose
-    from zipeval.runner import run
+    from zipeval.evaluation.runner import run
+    from zipeval.inference import answering
+    from zipeval.results import records
 
     answer = answering.Answering.answer
 

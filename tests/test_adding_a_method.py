@@ -11,7 +11,7 @@ from statistics import fmean
 
 import pytest
 
-from zipeval import records
+from zipeval.results import records
 
 DOC = Path(__file__).parent.parent / "docs" / "adding-a-method.md"
 

@@ -9,15 +9,16 @@ from PIL import Image
 from test_visionzip import transcription
 from tiny import GRIDS, llava_next, prompts
 
-from zipeval import records
-from zipeval.budget import Picture, Shape
 from zipeval.cli import compose
+from zipeval.engine.budget import Picture, Shape
 from zipeval.engine.images import pictures
 from zipeval.engine.vision import RowEnds, reduced_inputs
 from zipeval.errors import UsageError
+from zipeval.evaluation.runner import run
+from zipeval.inference.session import Session
 from zipeval.methods.random import Random
 from zipeval.methods.visionzip import VisionZip
-from zipeval.runner import Session, run
+from zipeval.results import records
 
 SIDE = 6
 LLAVA_NEXT = Shape(2880, 2880, 32, grids=((3, 0), (4, 0), (5, 0)))

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import zipeval
 from zipeval.cli import compose
 from zipeval.errors import UsageError
-from zipeval.runner import Session
+from zipeval.inference.session import Session
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.M | re.S)

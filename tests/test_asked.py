@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from zipeval import records
 from zipeval.benchmarks import task_folder
 from zipeval.cli import compose, main
 from zipeval.evaluation.answer_choices import answer_choices
-from zipeval.evaluation.pictures import read_picture
+from zipeval.evaluation.runner import run
 from zipeval.media import picture_hash
-from zipeval.runner import run
+from zipeval.reporting.html.pictures import read_picture
+from zipeval.results import records
 
 SETTINGS = ["limit=6", "tasks=[zipeval_shapes]"]
 

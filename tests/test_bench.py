@@ -17,18 +17,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import convnext_large
 
-from zipeval import bench, models, paper, timing
+from zipeval import models
 from zipeval.cli import bench as command
 from zipeval.cli import compose
+from zipeval.efficiency import bench, timing
 from zipeval.engine import flops
 from zipeval.errors import BudgetError, UsageError
+from zipeval.inference.session import Session
 from zipeval.methods.chain import Chain
 from zipeval.methods.fastv import FastV
 from zipeval.methods.sparsevlm import SparseVLM
 from zipeval.methods.vanilla import Vanilla
 from zipeval.methods.visionzip import VisionZip
-from zipeval.render import render
-from zipeval.runner import Session
+from zipeval.reporting import paper
+from zipeval.reporting.render import render
+from zipeval.results import speed_records
 
 NEW, TEXT = 3, 11
 OTHERS = ("chain", "sparsevlm_on_visionzip", "visionzip_tuned")  # need another budget, or a file
@@ -51,7 +54,7 @@ def measured(folder, *arguments):
     """The record of a `zipeval bench` that keeps to little."""
     command([f"results={folder}", "repeats=2", f"new_tokens={NEW}", f"prompt_tokens={TEXT}", *arguments])
     newest = max(Path(folder).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return bench.read(newest)
+    return speed_records.read(newest)
 
 
 def by_method(record):
@@ -113,12 +116,12 @@ def test_a_batch_is_measured_whole(tmp_path):
         assert three["kv_bytes"] == 3 * one["kv_bytes"]
         assert three["flops"] == {part: 3 * number for part, number in one["flops"].items()}
         assert three["visual_tokens"] == one["visual_tokens"]
-    assert bench.vanilla_of(record, rows["visionzip", 3]) is rows["vanilla", 3]
+    assert speed_records.vanilla_of(record, rows["visionzip", 3]) is rows["vanilla", 3]
 
 
 def test_the_record_says_what_was_measured(tmp_path):
     record = measured(tmp_path, "method=visionzip,vanilla", "tokens=32,16", "seed=3", "budget=paper")
-    assert record["status"] == "success" and record["reuse"] == "none" and record["schema"] == bench.SCHEMA
+    assert record["status"] == "success" and record["reuse"] == "none" and record["schema"] == speed_records.SCHEMA
     assert record["settings"] == {
         "init": "checkpoint",
         "batch": [1],
@@ -154,7 +157,7 @@ def test_it_needs_neither_lmms_eval_nor_data_nor_weights(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "bfloat16" in done.stdout
-    (path,) = (tmp_path / bench.RESULTS).glob("*.json")
+    (path,) = (tmp_path / speed_records.RESULTS).glob("*.json")
     assert str(path.relative_to(tmp_path)) in done.stdout
 
 
@@ -254,12 +257,14 @@ def test_speed_ups_are_paired_by_rounds():
 
     vanilla, other = row("vanilla", (0, 10.0), (1, 40.0), (2, 90.0)), row("fastv", (0, 5.0), (1, 10.0), (2, 30.0))
     record = {"rows": [vanilla, other]}
-    assert bench.speed_up(record, other, bench.first) == 3  # of 2, 4 and 3; of the medians it would be 4
-    assert bench.speed_up(record, vanilla, bench.first) == 1
+    assert (
+        speed_records.speed_up(record, other, speed_records.first) == 3
+    )  # of 2, 4 and 3; of the medians it would be 4
+    assert speed_records.speed_up(record, vanilla, speed_records.first) == 1
     del vanilla["rounds"][2]
-    assert bench.speed_up(record, other, bench.first) == 3  # of 2 and 4
+    assert speed_records.speed_up(record, other, speed_records.first) == 3  # of 2 and 4
     vanilla["rounds"].clear()
-    assert bench.speed_up(record, other, bench.first) is None
+    assert speed_records.speed_up(record, other, speed_records.first) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- counts
@@ -363,7 +368,7 @@ def test_an_interrupted_command_keeps_its_rounds(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, "method=visionzip", "tokens=16", "repeats=5")
     (path,) = tmp_path.glob("*.json")
-    record = bench.read(path)
+    record = speed_records.read(path)
     assert record["status"] == "interrupted"
     assert sorted(len(row["rounds"]) for row in record["rows"]) == [2, 3]
     assert "medians of 2 rounds" in bench.render(record)
@@ -410,7 +415,7 @@ def test_refused_before_weights_are_made(arguments, message, tmp_path, monkeypat
 
 
 def test_weights_that_do_not_fit_are_not_made(monkeypatch):
-    monkeypatch.setattr("zipeval.placement._free_bytes", lambda placement: 8 << 30)
+    monkeypatch.setattr("zipeval.models.placement._free_bytes", lambda placement: 8 << 30)
     config = compose(["model=llava_next", "model.device=cpu", "model.dtype=bfloat16"])
     placement = Session(config, models.sketch(config.model)).placement
     with pytest.raises(UsageError, match=r"llava_next take 13.2 GiB in bfloat16, 8.0 GiB are free"):
@@ -517,7 +522,7 @@ def test_measured_rows_stand_beside_published_ones(tmp_path, monkeypatch, capsys
     record = measured(tmp_path, *stand_in, "batch=1,2")
     measured(tmp_path, "model=tiny_next")
     found = paper.measured("table4", str(tmp_path))
-    assert [table.about for table in found] == [f"{bench.about(record)}, batch {batch}" for batch in (1, 2)]
+    assert [table.about for table in found] == [f"{speed_records.about(record)}, batch {batch}" for batch in (1, 2)]
     assert record["machine"]["device"] in found[0].about
     for table, batch in zip(found, (1, 2), strict=True):
         ours, theirs = ([r for r in table.rows if (r.kind == kind)] for kind in ("measured", "published"))
@@ -533,7 +538,7 @@ def test_measured_rows_stand_beside_published_ones(tmp_path, monkeypatch, capsys
         row = by_method(record)["visionzip", batch]
         ttft = sorted(times["ttft"] for times in row["rounds"])
         assert ours[1].cells["prefill_ms"].score == pytest.approx(sum(ttft) / 2)
-        assert ours[1].cells["answer_speedup"].score == bench.speed_up(record, row, bench.total)
+        assert ours[1].cells["answer_speedup"].score == speed_records.speed_up(record, row, speed_records.total)
         assert (ours[0].mean, ours[1].mean) == (744, 80) and ours[0].flops == 1 > ours[1].flops > 0
         assert theirs[-1].cells["prefill_speedup"].score == pytest.approx(218 / 27.8)
     shown = render(found)

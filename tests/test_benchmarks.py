@@ -12,15 +12,18 @@ import pytest
 from judge_server import likes_all, serving
 from miniatures import HUB
 
-from zipeval import answering, benchmarks, records, scoring
-from zipeval.benchmarks import BENCHMARKS
+from zipeval import benchmarks
+from zipeval.benchmarks import BENCHMARKS, scoring
+from zipeval.benchmarks.protocols import PROTOCOLS
+from zipeval.benchmarks.videoqa import SETS
 from zipeval.cli import compose
 from zipeval.errors import UsageError
-from zipeval.protocols import PROTOCOLS
-from zipeval.render import render
-from zipeval.runner import Session, _sample, run
-from zipeval.tables import tables
-from zipeval.videoqa import SETS
+from zipeval.evaluation.runner import _sample, run
+from zipeval.inference import answering
+from zipeval.inference.session import Session
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import tables
+from zipeval.results import records
 
 PAPER = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources and not benchmark.turns]
 

@@ -20,17 +20,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import HOSTILE, put, sample
 
-from zipeval import cli, records
+from zipeval import cli
 from zipeval.errors import UsageError
-from zipeval.report import MOST_DATA, report
-from zipeval.reporting import browser, page
-from zipeval.reporting.browser import Query, read_section, select
-from zipeval.reporting.live import LiveResults
-from zipeval.reporting.sample_columns import read_columns
+from zipeval.reporting.html import browser, page
+from zipeval.reporting.html.browser import Query, read_section, select
+from zipeval.reporting.html.live import LiveResults
+from zipeval.reporting.html.report import MOST_DATA, report
+from zipeval.reporting.html.sample_columns import read_columns
+from zipeval.reporting.html.server import ViewServer
 from zipeval.reporting.scored_samples import parse_samples
-from zipeval.reporting.server import ViewServer
-from zipeval.stats import compare
-from zipeval.tables import tables
+from zipeval.reporting.stats import compare
+from zipeval.reporting.tables import tables
+from zipeval.results import records
 
 TASKS = ("zipeval_shapes", "gqa")
 # Right answers, as numbers of questions: of 12 that vanilla is asked it has all but two.
@@ -157,7 +158,7 @@ def test_what_has_no_score_is_neither_lost_nor_gained(tmp_path):
 
 
 def test_the_kind_of_a_question_is_the_one_score_beside_its_metric():
-    from zipeval.reporting.sample_columns import kind_of_question
+    from zipeval.reporting.html.sample_columns import kind_of_question
 
     record = {"metric": "accuracy"}
     assert kind_of_question(record, {"scores": {"accuracy": 1.0, "accuracy_colour": 1.0}}) == "colour"
@@ -269,7 +270,7 @@ def test_no_text_ends_the_script_that_holds_it(tmp_path):
 
 
 def test_a_file_that_would_be_too_large_says_so_and_has_no_links(sweep, monkeypatch):
-    monkeypatch.setattr("zipeval.report.MOST_DATA", 1000)
+    monkeypatch.setattr("zipeval.reporting.html.report.MOST_DATA", 1000)
     report(str(sweep / "runs"), sweep / "report.html")
     text = (sweep / "report.html").read_text()
     assert "sections" not in data_of(sweep / "report.html")
@@ -442,7 +443,7 @@ def test_a_sweep_under_way_is_shown_as_far_as_it_is(tmp_path):
         text = ask(started, "/")[2].decode()
         assert "lost=fastv+8" in text and "mmvet.json is left out: it has no upper bound yet" in text
         lines = [{"session": {}, "made_with": {}}, {"doc_id": 0, "at": 1.0}, {"doc_id": 1, "at": 1.0}]
-        from zipeval.journal import _line
+        from zipeval.results.journal import _line
 
         folder = tmp_path / "runs" / "m-visionzip-8"
         folder.mkdir()
@@ -536,7 +537,7 @@ def test_a_busy_port_is_refused(sweep, monkeypatch, capsys):
 
 def test_the_page_needs_neither_torch_nor_plots(sweep):
     code = (
-        "import sys; from zipeval.reporting.live import LiveResults\n"
+        "import sys; from zipeval.reporting.html.live import LiveResults\n"
         f"live = LiveResults({str(sweep / 'runs')!r}); live.page(); live.now.sections()\n"
         "import zipeval.reporting.server\n"
         "print({'torch', 'transformers', 'lmms_eval', 'matplotlib', 'datasets'} & sys.modules.keys())"

@@ -14,9 +14,9 @@ from PIL import Image
 from test_browser import GAINED, LOST, RIGHT, asked, serving
 from test_report import HOSTILE, put, sample
 
-from zipeval import records
-from zipeval.report import report
-from zipeval.tables import tables
+from zipeval.reporting.html.report import report
+from zipeval.reporting.tables import tables
+from zipeval.results import records
 
 playwright = pytest.importorskip("playwright.sync_api", reason="`pip install 'zipeval[browser]'` installs Playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -394,7 +394,7 @@ def test_without_javascript_the_scores_are_there(chromium, address):
 
 
 def test_a_file_without_its_questions_says_how_to_see_them(chromium, results, tmp_path, monkeypatch):
-    monkeypatch.setattr("zipeval.report.MOST_DATA", 1000)
+    monkeypatch.setattr("zipeval.reporting.html.report.MOST_DATA", 1000)
     report(str(results), tmp_path / "report.html")
     context = chromium.new_context(viewport=PLAIN)
     shown = Page(context, (tmp_path / "report.html").as_uri())

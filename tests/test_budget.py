@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny import llava, prompts
 from torch.utils.flop_counter import FlopCounterMode
 
-from zipeval.budget import Picture, Shape
 from zipeval.engine import flops
+from zipeval.engine.budget import Picture, Shape
 from zipeval.engine.ledger import ledger
 from zipeval.methods.fastv import FastV
 from zipeval.methods.none import Blind

@@ -15,9 +15,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from zipeval import configs, runner
+from zipeval import configs
 from zipeval.cli import compose, main
 from zipeval.errors import UsageError
+from zipeval.evaluation import runner
 from zipeval.models import EMBEDDED, find
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from test_ranks import kept
 
-from zipeval import records
 from zipeval.cli import compose, expand
 from zipeval.errors import UsageError
-from zipeval.journal import answered
-from zipeval.runner import run
+from zipeval.evaluation.runner import run
+from zipeval.results import records
+from zipeval.results.journal import answered
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm.sh"
 METHODS, BUDGETS = ("visionzip", "fastv", "sparsevlm"), (48, 16)

@@ -7,16 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from zipeval import answering, conversing, records, stats
-from zipeval.baseline import WIDTH, entry
 from zipeval.benchmarks import BENCHMARKS
-from zipeval.chat_model import ZipEval
 from zipeval.cli import compose
 from zipeval.errors import UsageError
+from zipeval.evaluation.chat_model import ZipEval
+from zipeval.evaluation.runner import run
+from zipeval.inference import answering, conversing
+from zipeval.inference.session import Session
 from zipeval.models import load
-from zipeval.render import render
-from zipeval.runner import Session, run
-from zipeval.tables import OF_TURNS, tables
+from zipeval.regression.baseline import WIDTH, entry
+from zipeval.reporting import stats
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import OF_TURNS, tables
+from zipeval.results import records
 from zipeval.tasks.turns import utils
 
 TURNS, APART = "zipeval_shapes_turns", "zipeval_shapes_turns_no_history"
@@ -141,10 +144,12 @@ def test_a_conversation_is_kept_whole(found, tmp_path, monkeypatch):
         return converse(model, batch, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("zipeval.chat_model.converse", until)
+        patch.setattr("zipeval.evaluation.chat_model.converse", until)
         with pytest.raises(KeyboardInterrupt):
             ran(tmp_path, *settings)
-    monkeypatch.setattr("zipeval.chat_model.converse", lambda *given: answered.extend(given[1]) or converse(*given))
+    monkeypatch.setattr(
+        "zipeval.evaluation.chat_model.converse", lambda *given: answered.extend(given[1]) or converse(*given)
+    )
     _, samples = ran(tmp_path, *settings)[TURNS]
     assert len(answered) == IMAGES
     expected = [records.essence(sample) for sample in found["sparsevlm"][TURNS][1]]

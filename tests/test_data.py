@@ -13,14 +13,15 @@ import pytest
 from miniatures import HUB
 from test_cli import zipeval
 
-from zipeval import benchmarks, data, records
-from zipeval.benchmarks import BENCHMARKS
+from zipeval import benchmarks
+from zipeval.benchmarks import BENCHMARKS, data
 from zipeval.cli import compose, main
 from zipeval.errors import UsageError
+from zipeval.evaluation.runner import run
 from zipeval.models import _loaded
-from zipeval.render import render
-from zipeval.runner import run
-from zipeval.tables import tables
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import tables
+from zipeval.results import records
 
 QUESTIONS = f"{HUB}/GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet"
 

@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from miniatures import HUB, IMAGE, NUMBER, TEXT, TEXTS, picture
 
-from zipeval import records
+from zipeval.benchmarks import data_identity
 from zipeval.cli import compose
 from zipeval.errors import UsageError
-from zipeval.evaluation import data_identity
-from zipeval.render import render
-from zipeval.runner import Session, run
-from zipeval.tables import tables
+from zipeval.evaluation.runner import run
+from zipeval.inference.session import Session
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import tables
+from zipeval.results import records
 from zipeval.utils import content_hash
 from zipeval.utils.arrow_hash import ColumnHash, hash_rows
 
@@ -314,8 +315,8 @@ def videos(tmp_path):
 
 
 def video_hash(root, limit=None):
-    from zipeval import videoqa
-    from zipeval.config import DataConfig
+    from zipeval.benchmarks import videoqa
+    from zipeval.config.schema import DataConfig
 
     task = "zipeval_msvd_qa"
     questions = videoqa.questions(task, str(root))

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from zipeval import doctor
+from zipeval.benchmarks import stack
+from zipeval.benchmarks.stack import Package
 from zipeval.engine import hf_names
 from zipeval.errors import IncompatibleError
-from zipeval.evaluation import known_answers, stack
-from zipeval.evaluation.stack import Package
+from zipeval.evaluation import doctor, known_answers
 from zipeval.methods.fastv import FastV
 from zipeval.methods.visionzip import VisionZip
 

@@ -9,9 +9,10 @@ import torch
 from scipy.stats import binomtest
 from test_shapes import FILE
 
-from zipeval import records
 from zipeval.cli import compose
-from zipeval.runner import Session, run
+from zipeval.evaluation.runner import run
+from zipeval.inference.session import Session
+from zipeval.results import records
 
 NINTH = 16  # of 144 patches
 LIMIT = 600

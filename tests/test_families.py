@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import zipeval.configs
-from zipeval import records
 from zipeval.cli import compose
-from zipeval.runner import Session, run
+from zipeval.evaluation.runner import run
+from zipeval.inference.session import Session
+from zipeval.results import records
 
 TOKENS = 120  # a grid for pooling whether an image has 1, 3, 4, 5 or 8 crops
 FEW = {"sparsevlm_on_visionzip": 16}  # what the second one leaves has to be less than what the first one does

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import GRIDS
 
-from zipeval import batch_size
-from zipeval.batch_size import BatchSize
 from zipeval.cli import compose
 from zipeval.errors import MediaError, RunError, UsageError
-from zipeval.feed import collate, feed, same_picture, together
-from zipeval.runner import Session
+from zipeval.inference import batch_size
+from zipeval.inference.batch_size import BatchSize
+from zipeval.inference.feed import collate, feed, same_picture, together
+from zipeval.inference.session import Session
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=30))
@@ -139,8 +139,8 @@ OWNER = """
 import os, sys, time
 import psutil
 from zipeval.cli import compose
-from zipeval.feed import feed
-from zipeval.runner import Session
+from zipeval.inference.feed import feed
+from zipeval.evaluation.runner import Session
 text = [{"role": "user", "content": [{"type": "text", "text": "Is it red? " * 100}]}]
 questions = feed(Session(compose(["runner.workers=2"])), lambda number: text, [*range(10_000)], keyed=False)
 next(questions)

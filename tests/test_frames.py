@@ -14,7 +14,7 @@ from test_report import SCORES, put, sample, sweep  # noqa: F401  a fixture
 from zipeval.errors import UsageError
 from zipeval.reporting.frames import _against_bound
 from zipeval.reporting.results import Results, read_results
-from zipeval.tables import tables
+from zipeval.reporting.tables import tables
 
 SHAPES, GQA = "zipeval_shapes", "GQA"  # headings
 
@@ -97,7 +97,7 @@ def test_a_table_holds_the_numbers_that_the_command_line_prints(results):
     assert table.loc[("m", "fastv", 8), (SHAPES, "percent")] == pytest.approx(100 * 8 / 9)
     assert table.loc[("m", "fastv", 8), ("average", "percent")] == pytest.approx((100 * 8 / 9 + 100 * 7 / 8) / 2)
     assert table.loc[("m", "fastv", 8), ("visual tokens", "mean")] == 8.0
-    from zipeval.render import render
+    from zipeval.reporting.render import render
 
     shown = tables(results.directory)
     for form in ("markdown", "csv", "latex", "json"):

@@ -101,7 +101,7 @@ def test_a_model_that_is_loaded_is_refused_where_answers_would_not_be_its_own(tm
 
 
 def test_what_cannot_be_is_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
-    from zipeval import runner
+    from zipeval.evaluation import runner
 
     def fail(*_):
         raise AssertionError("evaluated")

@@ -18,16 +18,19 @@ import pytest
 import torch
 import yaml
 
-from zipeval import baseline, gate, records, runner
 from zipeval.benchmarks import task_folder
+from zipeval.benchmarks.protocols import PROTOCOLS
 from zipeval.cli import compose, main
 from zipeval.engine.vision import Crops
 from zipeval.errors import BudgetError, RunError, UsageError
-from zipeval.gate import INCOMPARABLE, NEW, PASSED, REGRESSED
+from zipeval.evaluation import runner
+from zipeval.evaluation.runner import run
+from zipeval.inference.session import Session
 from zipeval.methods import visionzip
 from zipeval.methods.fastv import FastV
-from zipeval.protocols import PROTOCOLS
-from zipeval.runner import Session, run
+from zipeval.regression import baseline, gate
+from zipeval.regression.gate import INCOMPARABLE, NEW, PASSED, REGRESSED
+from zipeval.results import records
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = ROOT / "results/baselines/shapes.json"

@@ -9,15 +9,18 @@ import pytest
 from lmms_eval.api.instance import Instance
 from own_tasks import write_task
 
-from zipeval import benchmarks, chat_model, records
-from zipeval.chat_model import ZipEval
+from zipeval import benchmarks
+from zipeval.benchmarks import lmms_names
+from zipeval.benchmarks.lmms_names import RequestKey
 from zipeval.cli import compose
 from zipeval.errors import Stopped, UsageError
-from zipeval.evaluation import lmms_names, repeats
-from zipeval.evaluation.lmms_names import RequestKey
+from zipeval.evaluation import chat_model, repeats
+from zipeval.evaluation.chat_model import ZipEval
+from zipeval.evaluation.runner import evaluate, run
 from zipeval.inference.generation import recorded, resolve
-from zipeval.journal import Journal
-from zipeval.runner import Session, evaluate, run
+from zipeval.inference.session import Session
+from zipeval.results import records
+from zipeval.results.journal import Journal
 
 GREEDY = {"num_beams": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 SAMPLED = {"num_beams": 1, "do_sample": True, "temperature": 1.0, "top_p": None, "top_k": None}
@@ -239,7 +242,9 @@ def test_an_unknown_setting_is_refused_before_the_model_is_loaded(ask, tmp_path,
     ):
         ask("{max_new_tokens: 8, guidance_scale: 3}")
     monkeypatch.setattr(benchmarks, "task_files", lambda: {"own": ("task", tmp_path / "own.yaml")})
-    monkeypatch.setattr("zipeval.runner.Session", lambda config, checkpoint: pytest.fail("torch is imported"))
+    monkeypatch.setattr(
+        "zipeval.inference.session.Session", lambda config, checkpoint: pytest.fail("torch is imported")
+    )
     with pytest.raises(UsageError, match=r"tasks=\[own\]: generation_kwargs has guidance_scale=3"):
         run(compose(["tasks=[own]", f"results={tmp_path}/runs"]))
 

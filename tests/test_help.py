@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 import zipeval.configs
-from zipeval.cli.arguments import Command, Operand, Setting, path, positive, switch
+from zipeval.cli.arguments import Command
 from zipeval.cli.main import COMMANDS, main
 from zipeval.cli.run_settings import method_settings, run_settings
-from zipeval.config import CHOICES, RunConfig
+from zipeval.cli.settings import Operand, Setting, path, positive, switch
+from zipeval.config.schema import CHOICES, RunConfig
 from zipeval.errors import UsageError
 from zipeval.utils.docstrings import attributes
 
@@ -160,7 +161,7 @@ def test_refusals(arguments, said, zipeval_says, tmp_path):
 def test_options_stand_anywhere(zipeval_says, monkeypatch):
     """Also behind settings, where argparse would not look for them."""
     seen = []
-    monkeypatch.setattr("zipeval.sweep.Job.__call__", lambda self, config: seen.extend(self.sweep.cells))
+    monkeypatch.setattr("zipeval.sweeps.sweep.Job.__call__", lambda self, config: seen.extend(self.sweep.cells))
     zipeval_says("run", "method=vanilla,none", "-m", "limit=2")
     assert [cell.config.limit for cell in seen] == [2, 2]
 

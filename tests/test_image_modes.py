@@ -15,10 +15,11 @@ from PIL import ExifTags, Image, ImageOps
 from test_media import GRAY, write_task
 
 from zipeval import media
-from zipeval.chat_model import ZipEval
 from zipeval.cli import compose
 from zipeval.errors import MediaError
-from zipeval.runner import Session, evaluate
+from zipeval.evaluation.chat_model import ZipEval
+from zipeval.evaluation.runner import evaluate
+from zipeval.inference.session import Session
 
 RAMP = np.tile(np.linspace(0, 1, 96), (96, 1))
 IN_BYTES = np.round(RAMP * 255)

@@ -14,17 +14,23 @@ import pytest
 from judge_server import serving
 from test_media import write_video
 
-from zipeval import answering, judge, models, records
-from zipeval import tables as tables_module
+from zipeval import models
+from zipeval.benchmarks import judge
+from zipeval.benchmarks.judge import Judge, JudgeError
+from zipeval.benchmarks.protocols import VideoQA
+from zipeval.benchmarks.videoqa import questions
 from zipeval.cli import compose, main
-from zipeval.config import JudgeConfig, judge_identity, public_url, run_id
+from zipeval.config.schema import JudgeConfig
 from zipeval.errors import RunError, Stopped, UsageError
-from zipeval.judge import Judge, JudgeError
-from zipeval.protocols import VideoQA
-from zipeval.render import render
-from zipeval.runner import Session, run
-from zipeval.tables import tables
-from zipeval.videoqa import questions
+from zipeval.evaluation.runner import run
+from zipeval.inference import answering
+from zipeval.inference.session import Session
+from zipeval.reporting import tables as tables_module
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import tables
+from zipeval.results import records
+from zipeval.results.identity import judge_identity, run_id
+from zipeval.utils.urls import public_url
 
 KEY = "sk-canary-5Yk2pQ7"
 YES, NO = "{'pred': 'yes', 'score': 5}", "{'pred': 'no', 'score': 0}"
@@ -254,7 +260,7 @@ def test_a_run_that_is_stopped_while_it_judges_keeps_its_verdicts(asked, monkeyp
         score(*given)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("zipeval.runner.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr("zipeval.evaluation.runner.JUDGED_AT_ONCE", 1)
     monkeypatch.setattr(judge.Judge, "score", then_stop)
     with serving(by_number([YES, NO, NO])) as server:
         config = asked(server, MSVD, "limit=3")
@@ -267,7 +273,7 @@ def test_a_run_that_is_stopped_while_it_judges_keeps_its_verdicts(asked, monkeyp
 
 def test_a_run_that_dies_while_it_judges_keeps_answers_and_verdicts(asked, monkeypatch):
     """The disk is full between a record's samples and the record itself."""
-    monkeypatch.setattr("zipeval.runner.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr("zipeval.evaluation.runner.JUDGED_AT_ONCE", 1)
     write, records_written = records.atomic_write, []
 
     def full(path, text):

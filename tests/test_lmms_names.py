@@ -7,12 +7,12 @@ from importlib.metadata import version
 import pytest
 from lmms_eval.api.instance import Instance
 
-from zipeval.chat_model import ZipEval
+from zipeval.benchmarks import lmms_names
+from zipeval.benchmarks.lmms_names import RequestArgs
 from zipeval.cli import compose
 from zipeval.errors import IncompatibleError
-from zipeval.evaluation import lmms_names
-from zipeval.evaluation.lmms_names import RequestArgs
-from zipeval.runner import Session
+from zipeval.evaluation.chat_model import ZipEval
+from zipeval.inference.session import Session
 
 ARGS = ("Is it red?", lambda doc: [], {"max_new_tokens": 8}, 3, "zipeval_shapes", "test")
 OTHERS = {

@@ -12,12 +12,12 @@ import sys
 import pytest
 
 from zipeval.errors import UsageError
-from zipeval.lock import holder, locked
+from zipeval.results.lock import holder, locked
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from zipeval.lock import locked
+from zipeval.results.lock import locked
 with locked(Path(sys.argv[1])):
     print(flush=True)
     time.sleep(60)
@@ -26,7 +26,7 @@ COUNTING = """
 import sys
 from pathlib import Path
 from zipeval.errors import UsageError
-from zipeval.lock import locked
+from zipeval.results.lock import locked
 path, done = Path(sys.argv[1]), 0
 while done < 50:
     try:

@@ -15,11 +15,12 @@ from test_tables import put
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.sdk.internal.datastore import DataStore
 
-from zipeval import logger, records
 from zipeval.cli import compose, main
 from zipeval.errors import UsageError
-from zipeval.runner import run
-from zipeval.tables import Cell, Row, Table
+from zipeval.evaluation.runner import run
+from zipeval.reporting import logger
+from zipeval.reporting.tables import Cell, Row, Table
+from zipeval.results import records
 
 VANILLA, VISIONZIP = ["method=vanilla"], ["method=visionzip", "tokens=16"]
 KEY = "0123456789abcdefghijklmnopqrstuvwxyzSECRET"

@@ -20,14 +20,16 @@ from PIL import Image, ImageFile
 from tiny import save_llava15
 from transformers import LlavaImageProcessor
 
-from zipeval import media, records
-from zipeval.chat_model import ZipEval
+from zipeval import media
 from zipeval.cli import compose
 from zipeval.engine.images import pictures
 from zipeval.errors import MediaError, UsageError
+from zipeval.evaluation.chat_model import ZipEval
+from zipeval.evaluation.runner import evaluate, run
+from zipeval.inference.session import Session
 from zipeval.methods.visionzip import VisionZip
-from zipeval.prompts import TEMPLATES
-from zipeval.runner import Session, evaluate, run
+from zipeval.models.prompts import TEMPLATES
+from zipeval.results import records
 
 GRAY = (127, 127, 127)
 

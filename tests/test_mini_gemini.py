@@ -15,16 +15,17 @@ from safetensors.torch import load_file, save_file
 from tiny import Watched, mini_gemini, prompts
 from transformers import AutoTokenizer, LlamaTokenizer
 
-from zipeval import cli, convert, models
+from zipeval import cli, models
 from zipeval.cli import compose
-from zipeval.config import ModelConfig
+from zipeval.config.schema import ModelConfig
 from zipeval.engine.vision import reduced_inputs
 from zipeval.errors import UsageError
+from zipeval.evaluation.runner import run
+from zipeval.inference.session import Session
 from zipeval.methods.uniform import Uniform
-from zipeval.models import EMBEDDED
-from zipeval.placement import Placement
-from zipeval.prompts import TEMPLATES
-from zipeval.runner import Session, run
+from zipeval.models import EMBEDDED, convert
+from zipeval.models.placement import Placement
+from zipeval.models.prompts import TEMPLATES
 
 CPU = Placement("cpu", "float32", "sdpa")
 WIDTH, PATCH, SIDE, DEPTH = 128, 8, 4, 3  # of CLIP: two heads of 64

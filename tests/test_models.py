@@ -19,11 +19,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from zipeval import models
 from zipeval.cli import compose
-from zipeval.config import ModelConfig
+from zipeval.config.schema import ModelConfig
 from zipeval.errors import UsageError
+from zipeval.inference.session import Session
 from zipeval.models import EMBEDDED
-from zipeval.placement import Placement, check_memory, machine, place
-from zipeval.runner import Session
+from zipeval.models.placement import Placement, check_memory, machine, place
 
 CPU = Placement("cpu", "float32", "sdpa")
 

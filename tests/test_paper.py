@@ -8,12 +8,12 @@ from dataclasses import asdict
 import pytest
 from test_tables import put
 
-from zipeval import paper
 from zipeval.cli import compose, main
-from zipeval.config import check
 from zipeval.errors import UsageError
-from zipeval.render import render
-from zipeval.tables import key
+from zipeval.inference.validation import check
+from zipeval.reporting import paper
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import key
 
 FIVE = {
     "fastv 192 MM-Vet: 27.7 is 89.1% of 31.1, printed 89.7%.",

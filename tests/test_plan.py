@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 import zipeval.published
-from zipeval import records, runner, samples
 from zipeval.benchmarks import BENCHMARKS
-from zipeval.budget import Shape
 from zipeval.cli import compose, expand, main
+from zipeval.engine.budget import Shape
+from zipeval.evaluation import runner
 from zipeval.methods import build
+from zipeval.results import records, samples
 
 PUBLISHED = Path(zipeval.published.__path__[0])
 FILES = {"table1": "scores", "table2": "scores", "table3": "scores", "table4": "efficiency", "table5": "misalignment"}

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import put, sample
 
-from zipeval.plots import HEIGHT, PANEL_SIZE, WIDTH, bars, curves, tradeoff
 from zipeval.reporting.method_styles import STYLES, method_styles
-from zipeval.tables import Cell, Row, Table, tables
+from zipeval.reporting.plots import HEIGHT, PANEL_SIZE, WIDTH, bars, curves, tradeoff
+from zipeval.reporting.tables import Cell, Row, Table, tables
 
 LABELS = st.text(ascii_lowercase + "_= ", min_size=1, max_size=90).map(str.strip).filter(bool)
 

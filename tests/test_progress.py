@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from zipeval.progress import progress
+from zipeval.utils.progress import progress
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):

@@ -12,9 +12,9 @@ from judge_server import kind, likes_all, serving
 from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 from miniatures import HUB
 
-from zipeval import judge
-from zipeval.protocols import PROTOCOLS
-from zipeval.runner import Session
+from zipeval.benchmarks import judge
+from zipeval.benchmarks.protocols import PROTOCOLS
+from zipeval.inference.session import Session
 
 MMB, VET, WILD = "mmbench_en_dev", "mmvet", "llava_in_the_wild"
 

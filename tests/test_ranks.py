@@ -11,17 +11,21 @@ from pathlib import Path
 import pytest
 from test_benchmarks import damaged
 
-from zipeval import placement, ranks, records
 from zipeval.cli import compose
 from zipeval.errors import UsageError
-from zipeval.ranks import Place
-from zipeval.runner import run
+from zipeval.evaluation.runner import run
+from zipeval.models import placement
+from zipeval.results import records
+from zipeval.utils import ranks
+from zipeval.utils.ranks import Place
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 # Something that rank $WHO does raises $RAISED, at $PLACE.
 FAILING = """
 import os
-from zipeval import errors, ranks, runner
+from zipeval import errors
+from zipeval.utils import ranks
+from zipeval.evaluation import runner
 from zipeval.cli import main
 
 def fail(*given):
@@ -74,7 +78,7 @@ def test_two_processes_make_the_records_of_one(miniatures, tmp_path):
 
 # Rank 1 must not hash data, which the first one has hashed.
 WATCHED = """
-from zipeval import ranks
+from zipeval.utils import ranks
 from zipeval.cli import main
 from zipeval.evaluation import data_identity
 
@@ -161,7 +165,7 @@ def test_ranks_do_not_share_gpus(setting, second_of_three):
 def test_alone_nothing_is_distributed(monkeypatch):
     """Also where another launcher, such as Slurm's, sets some of torchrun's variables."""
     script = (
-        "import sys; from zipeval import ranks\n"
+        "import sys; from zipeval.utils import ranks\n"
         "with ranks.agreed(), ranks.alone():\n    ranks.exchange(ranks.gather(1))\n"
         "ranks.leave(); print(ranks.here().count, 'torch' in sys.modules)"
     )
@@ -172,7 +176,7 @@ def test_alone_nothing_is_distributed(monkeypatch):
 
 ENDING = """
 import atexit
-from zipeval import ranks
+from zipeval.utils import ranks
 
 class Held:
     def __del__(self):

@@ -14,13 +14,13 @@ from decimal import Decimal
 
 import pytest
 
-from zipeval import records
 from zipeval.errors import RunError, UsageError
+from zipeval.results import records
 
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from zipeval import records
+from zipeval.results import records
 for i in itertools.count():
     samples = [{"doc_id": n, "text": "x" * 1000} for n in range(400)]
     images = {n: b"z" * 9999 for n in range(4)}
@@ -129,8 +129,8 @@ def test_the_revision_is_that_of_our_own_sources(tmp_path, monkeypatch):
         command = ["git", *identity, *arguments]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
 
-    source = tmp_path / "zipeval/records.py"
-    source.parent.mkdir()
+    source = tmp_path / "zipeval/results/records.py"
+    source.parent.mkdir(parents=True)
     source.write_text("")
     monkeypatch.setattr(records, "__file__", str(source))
     revision = records.git_revision.__wrapped__  # of a process it is asked once
@@ -140,7 +140,7 @@ def test_the_revision_is_that_of_our_own_sources(tmp_path, monkeypatch):
     assert revision() == {"revision": git("rev-parse", "HEAD"), "dirty": False}
     source.write_text("changed")
     assert revision() == {"revision": git("rev-parse", "HEAD"), "dirty": True}
-    wheel = tmp_path / "site-packages/zipeval/records.py"
+    wheel = tmp_path / "site-packages/zipeval/results/records.py"
     wheel.parent.mkdir(parents=True)
     monkeypatch.setattr(records, "__file__", str(wheel))
     assert revision() is None
@@ -148,7 +148,7 @@ def test_the_revision_is_that_of_our_own_sources(tmp_path, monkeypatch):
 
 def test_what_is_edited_during_a_run_does_not_change_its_revision(monkeypatch):
     before = records.git_revision()
-    monkeypatch.setattr(records, "__file__", "/nowhere/zipeval/records.py")
+    monkeypatch.setattr(records, "__file__", "/nowhere/zipeval/results/records.py")
     assert records.git_revision() == before
 
 

@@ -16,12 +16,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from tiny import llava, mini_gemini, prompts
 
-from zipeval import attention_plots
+from zipeval.analysis import attention_plots
+from zipeval.analysis.concentration import entropy, gini, top
 from zipeval.cli import main
-from zipeval.concentration import entropy, gini, top
 from zipeval.engine.received import of_every_layer
 from zipeval.engine.vision import see
-from zipeval.runner import Session
+from zipeval.inference.session import Session
 
 MEASURES = (gini, top, entropy)
 SHARES = arrays(np.float64, st.integers(2, 40), elements=st.floats(1e-6, 1.0))

@@ -9,11 +9,11 @@ import json
 import pytest
 from test_report import put, sample
 
-from zipeval.plots import plots
-from zipeval.render import FORMATS, legend, render
-from zipeval.report import report
+from zipeval.reporting.html.report import report
+from zipeval.reporting.plots import plots
 from zipeval.reporting.remarks import MARKS, Remark, key, marks, record_remarks, status
-from zipeval.tables import tables
+from zipeval.reporting.render import FORMATS, legend, render
+from zipeval.reporting.tables import tables
 
 LATEX = {"§": r"\textsuperscript{\S}", "¶": r"\textsuperscript{\P}", "‖": r"\textsuperscript{$\parallel$}"}
 KINDS = {

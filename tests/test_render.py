@@ -17,11 +17,11 @@ import pandas
 import pytest
 
 from zipeval.errors import UsageError
-from zipeval.paper import published
-from zipeval.render import FORMATS, render
+from zipeval.reporting.paper import published
 from zipeval.reporting.proper_names import proper_labels
 from zipeval.reporting.remarks import FAILED, Remark
-from zipeval.tables import Cell, Row, Table
+from zipeval.reporting.render import FORMATS, render
+from zipeval.reporting.tables import Cell, Row, Table
 
 EVIL = '<script>alert("1")</script> & 100% of $x_1 {~^#}\\'
 RECORD = {"run_id": "run-1"}

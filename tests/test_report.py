@@ -16,12 +16,15 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from zipeval import cli, overlap, plots, records
-from zipeval.gallery import covering, outlining, verdict
-from zipeval.render import grid
-from zipeval.report import report
-from zipeval.reporting.page import parts
-from zipeval.tables import tables
+from zipeval import cli
+from zipeval.reporting import plots
+from zipeval.reporting.html import overlap
+from zipeval.reporting.html.gallery import covering, outlining, verdict
+from zipeval.reporting.html.page import parts
+from zipeval.reporting.html.report import report
+from zipeval.reporting.render import grid
+from zipeval.reporting.tables import tables
+from zipeval.results import records
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style></details>{{ 7 * 7 }}"]
 TASKS = ("zipeval_shapes", "gqa")
@@ -381,7 +384,7 @@ def test_a_curve_is_of_one_benchmark_in_its_own_metric(sweep):
 def test_time_is_a_batchs_share_and_needs_every_benchmark(sweep):
     samples = [sample(i, 1.0, latency=8.0, batch=4) for i in range(4)] + [sample(4, 1.0, latency=3.0, batch=1)]
     path = put(sweep / "runs", "vanilla", None, "mmvet", samples)
-    from zipeval.report import _seconds, outcome
+    from zipeval.reporting.html.report import _seconds, outcome
 
     (table,) = tables(str(sweep / "runs"), statistics=True)
     outcomes = {c.record["path"]: outcome(c.record) for row in table.rows for c in row.cells.values()}
@@ -435,7 +438,7 @@ def test_refused(arguments, said, sweep, monkeypatch, capsys):
 
 def test_a_report_needs_no_torch(sweep):
     code = (
-        "import sys; from pathlib import Path; from zipeval.report import report\n"
+        "import sys; from pathlib import Path; from zipeval.reporting.html.report import report\n"
         f"report({str(sweep / 'runs')!r}, Path({str(sweep / 'r.html')!r}), Path({str(sweep / 'p')!r}))\n"
         "print({'torch', 'transformers', 'lmms_eval', 'matplotlib.pyplot'} & sys.modules.keys())"
     )

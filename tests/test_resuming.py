@@ -20,14 +20,15 @@ import pytest
 from test_lock import HOLDING
 from test_ranks import TORCHRUN, kept
 
-from zipeval import ranks, records
 from zipeval.cli import compose
 from zipeval.errors import BudgetError, Held, RunError, Stopped, UsageError
-from zipeval.journal import Journal, answered
+from zipeval.evaluation.runner import run
 from zipeval.methods.visionzip import VisionZip
-from zipeval.render import render
-from zipeval.runner import run
-from zipeval.tables import tables
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import tables
+from zipeval.results import records
+from zipeval.results.journal import Journal, answered
+from zipeval.utils import ranks
 
 BATCH, LIMIT = 8, 120
 METHOD = ["method=visionzip", "method._target_=test_resuming.Counted", "tokens=16"]
@@ -122,7 +123,7 @@ def test_a_run_killed_at_ten_random_points_ends_as_one_that_was_not(tmp_path, as
     config, rng = compose([*settings, f"results={tmp_path}/killed"]), random.Random(0)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["zipeval.chat_model", "lmms_eval.evaluator", "transformers.models.llava", "datasets"]
+        ["zipeval.evaluation.chat_model", "lmms_eval.evaluator", "transformers.models.llava", "datasets"]
     )
     kills = before = 0
     while kills < 10:
@@ -243,7 +244,7 @@ def test_a_run_whose_preprocessing_raises_in_a_worker_ends_and_goes_on(tmp_path,
 
 def raise_in_preparation():
     """Have the processor's part of a session raise at the tenth prompt that a worker prepares."""
-    from zipeval.runner import Session
+    from zipeval.inference.session import Session
 
     prepare, calls = Session.inputs, []
 
@@ -280,7 +281,7 @@ def test_workers_end_with_a_run_that_is_stopped(signals, tmp_path, asked):
 
 def test_stopped_while_it_scores(miniatures, tmp_path, asked, monkeypatch):
     """When all is answered: the record is written, and no other task is begun."""
-    from zipeval import runner
+    from zipeval.evaluation import runner
 
     scored = runner._scored
 
@@ -390,7 +391,7 @@ def test_a_record_that_cannot_be_written_leaves_the_answers(tmp_path, asked, mon
 
 def test_a_wrong_count_keeps_no_answer(tmp_path, asked, monkeypatch):
     """Where a method leaves another number of tokens than it should, its earlier answers are no better."""
-    from zipeval.runner import Session
+    from zipeval.inference.session import Session
 
     entering, calls = Session.entering, []
 
@@ -510,7 +511,7 @@ def test_another_question_under_the_same_number_is_refused(tmp_path, asked):
     """As of a data set on the hub that has changed."""
     config = compose([*METHOD, *SETTINGS, f"results={tmp_path}/runs"])
     with pytest.raises(Stopped), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zipeval.resuming._digest", lambda request: 1)
+        patch.setattr("zipeval.evaluation.resuming._digest", lambda request: 1)
         append = Journal.append
 
         def then_stop(self, answers):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zipeval import records
-from zipeval.answering import answering
 from zipeval.cli import compose
 from zipeval.engine import reuse as sharing
 from zipeval.engine.images import tower
-from zipeval.feed import feed
-from zipeval.runner import Session, run
+from zipeval.evaluation.runner import run
+from zipeval.inference.answering import answering
+from zipeval.inference.feed import feed
+from zipeval.inference.session import Session
+from zipeval.results import records
 
 MODELS = {"tiny_llava": 48, "tiny_gemini": 48, "tiny_next": 240, "tiny_video": 390}  # a third of the visual tokens
 METHODS = ("vanilla", "visionzip", "random", "pool", "none", "fastv", "sparsevlm", "chain")

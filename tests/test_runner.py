@@ -19,11 +19,15 @@ from tiny import save_llava15
 from transformers import LlavaForConditionalGeneration
 
 import zipeval.tasks
-from zipeval import answering, chat_model, models, records
+from zipeval import models
 from zipeval.cli import compose, main
 from zipeval.errors import MediaError, UsageError
-from zipeval.placement import Placement, machine
-from zipeval.runner import Session, run
+from zipeval.evaluation import chat_model
+from zipeval.evaluation.runner import run
+from zipeval.inference import answering
+from zipeval.inference.session import Session
+from zipeval.models.placement import Placement, machine
+from zipeval.results import records
 
 LIMIT = 48
 
@@ -354,5 +358,5 @@ def test_a_killed_sweep_leaves_whole_records_only_and_can_be_repeated(tmp_path):
 def test_registered_with_lmms_eval():
     script = "import lmms_eval.models as m; print(m.get_model('zipeval').__module__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip().splitlines()[-1] == "zipeval.chat_model"
+    assert done.stdout.strip().splitlines()[-1] == "zipeval.evaluation.chat_model"
     assert "Failed" not in done.stdout + done.stderr

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from zipeval import records
 from zipeval.cli import main
 from zipeval.errors import UsageError
-from zipeval.show import find, show
+from zipeval.reporting.show import find, show
+from zipeval.results import records
 
 RUNS = ("tiny-vanilla-0a1b", "tiny-visionzip-16-2c3d", "tiny-visionzip-32-4e5f", "tiny-visionzip-32-4e5f-2")
 

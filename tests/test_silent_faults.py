@@ -12,19 +12,19 @@ from tiny import llava, prompts, single
 from tiny_methods import METHODS, make
 from transformers import AutoTokenizer, DynamicCache
 
-from zipeval import chat_model, records
-from zipeval.answering import Answering
 from zipeval.cli import compose
 from zipeval.engine.decoder import Kept, Prompts, keep_best
 from zipeval.engine.guard import Guard
 from zipeval.engine.received import received
 from zipeval.errors import RunError
-from zipeval.evaluation import repeats
+from zipeval.evaluation import chat_model, repeats
+from zipeval.evaluation.runner import run
+from zipeval.inference.answering import Answering
 from zipeval.methods.fastv import FastV
 from zipeval.methods.sparsevlm import SparseVLM
 from zipeval.methods.visionzip import VisionZip
 from zipeval.models import EMBEDDED
-from zipeval.runner import run
+from zipeval.results import records
 
 NEW = 4
 REDUCING = [name for name in METHODS if name != "vanilla"]

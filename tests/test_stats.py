@@ -20,12 +20,12 @@ from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 from scipy.stats import binomtest
 from test_benchmarks import SCRIPTS
 
-from zipeval import judge, stats
-from zipeval.benchmarks import BENCHMARKS
+from zipeval.benchmarks import BENCHMARKS, judge
+from zipeval.benchmarks.protocols import summary
+from zipeval.benchmarks.videoqa import SETS
 from zipeval.errors import UsageError
-from zipeval.protocols import summary
-from zipeval.stats import average, compare, tied, value
-from zipeval.videoqa import SETS
+from zipeval.reporting import stats
+from zipeval.reporting.stats import average, compare, tied, value
 
 POPE_KINDS = ("adversarial", "popular", "random")
 GROUPED = ("mme", "mmbench_en_dev")

@@ -15,18 +15,21 @@ import psutil
 import pytest
 from test_sweep import failing, planned, run, states
 
-from zipeval import records, runner, sweep
 from zipeval.cli import main
 from zipeval.errors import RunError, UsageError
+from zipeval.evaluation import runner
+from zipeval.results import records
+from zipeval.sweeps import sweep
 
 # A job as any launcher starts it, in which a run has answered two of its questions and is at the third.
 JOB = """
 import sys, time
 from pathlib import Path
-from zipeval import runner, sweep
+from zipeval.evaluation import runner
+from zipeval.sweeps import sweep
 from zipeval.cli import expand
-from zipeval.journal import Journal
-from zipeval.lock import locked
+from zipeval.results.journal import Journal
+from zipeval.results.lock import locked
 
 evaluate = runner.run
 
@@ -214,7 +217,7 @@ def test_a_job_on_another_machine(age, locked, expected):
     """Whose process cannot be seen: only its locks, and it has none before it has looked at its configuration."""
     from datetime import datetime, timedelta, timezone
 
-    from zipeval.status import _status
+    from zipeval.sweeps.status import _status
 
     started = (datetime.now(timezone.utc) - timedelta(seconds=age)).isoformat(timespec="seconds")
     state = {"status": "running", "host": "elsewhere", "pid": os.getpid(), "started": started}

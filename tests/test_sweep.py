@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from test_ranks import kept
 
-from zipeval import ranks, records, runner, sweep
 from zipeval.cli import compose, expand, main
-from zipeval.config import check
 from zipeval.errors import RunError, Stopped, UsageError
+from zipeval.evaluation import runner
+from zipeval.inference.validation import check
+from zipeval.results import records
+from zipeval.sweeps import sweep
+from zipeval.utils import ranks
 
 TABLE = """# @package _global_
 defaults:
@@ -303,7 +306,8 @@ def test_a_killed_sweep_continues(tmp_path):
         "bound=none",
     ]
     script = (
-        "import os, signal, sys\nfrom zipeval import cli, runner\nevaluate = runner.run\n"
+        "import os, signal, sys\nfrom zipeval import cli\nfrom zipeval.evaluation import runner\n"
+        "evaluate = runner.run\n"
         "def run(config, checkpoint):\n    if config.tokens == 16:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return evaluate(config)\n"
         "runner.run = run\nsys.argv = ['zipeval', *sys.argv[1:]]\ncli.main()"

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from zipeval import records
 from zipeval.errors import UsageError
-from zipeval.render import render
-from zipeval.tables import tables, upper_bound_of
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import tables, upper_bound_of
+from zipeval.results import records
 
 
 def put(

@@ -13,16 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from zipeval import records, stats
-from zipeval.chat_model import ZipEval
 from zipeval.cli import compose
 from zipeval.errors import UsageError
 from zipeval.evaluation import task_scores
-from zipeval.gallery import verdict
-from zipeval.render import render
+from zipeval.evaluation.chat_model import ZipEval
+from zipeval.evaluation.runner import evaluate
+from zipeval.inference.session import Session
+from zipeval.reporting import stats
+from zipeval.reporting.html.gallery import verdict
 from zipeval.reporting.percentages import percent_of_bound
-from zipeval.runner import Session, evaluate
-from zipeval.tables import tables
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import tables
+from zipeval.results import records
 
 TASK = """\
 task: {name}
@@ -206,7 +208,7 @@ SHAPES = "zipeval_shapes"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Real runs of a few questions."""
-    from zipeval.runner import run
+    from zipeval.evaluation.runner import run
 
     root = tmp_path_factory.mktemp("runs")
     for overrides in (["method=vanilla"], ["method=visionzip", "tokens=16"]):
@@ -232,9 +234,9 @@ def tampered(run, tmp_path):
 
 def readers(path: Path):
     """Everything that reads samples."""
-    from zipeval.baseline import write
-    from zipeval.report import report
-    from zipeval.show import show
+    from zipeval.regression.baseline import write
+    from zipeval.reporting.html.report import report
+    from zipeval.reporting.show import show
 
     results, out = str(path.parent.parent), path.parent.parent.parent
     return (

@@ -18,12 +18,12 @@ from test_render import Comparison, table
 from test_tables import put
 
 from zipeval.cli import main
-from zipeval.paper import published
-from zipeval.render import render
 from zipeval.reporting.columns import choose
+from zipeval.reporting.paper import published
 from zipeval.reporting.remarks import FAILED, OVERFLOWED, Remark
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import Cell, Row, Table
 from zipeval.reporting.terminal import print_narrow
-from zipeval.tables import Cell, Row, Table
 
 TABLE1 = published("table1")
 

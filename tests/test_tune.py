@@ -22,17 +22,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import llava, prompts
 
-from zipeval import models, projector, records, training
-from zipeval import prompts as prompts_module
+from zipeval import models
 from zipeval.cli import compose, expand, main
 from zipeval.engine.vision import IGNORED, reduced_inputs
 from zipeval.errors import UsageError
+from zipeval.evaluation.runner import run
+from zipeval.inference.session import Session
+from zipeval.methods import projector
 from zipeval.methods.random import Random
 from zipeval.methods.visionzip import VisionZip
 from zipeval.methods.visionzip_tuned import VisionZipTuned
-from zipeval.runner import Session, run
-from zipeval.training import Conversations, Projecting
-from zipeval.tune import Settings, read, tune
+from zipeval.models import prompts as prompts_module
+from zipeval.results import records
+from zipeval.tuning import training
+from zipeval.tuning.training import Conversations, Projecting
+from zipeval.tuning.tune import Settings, read, tune
 
 SETTING = ["method=visionzip", "tokens=16", "runner.workers=0"]
 TURNS = ["What color is the star?", "cyan", "How many objects are there?", "3"]

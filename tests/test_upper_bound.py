@@ -11,15 +11,16 @@ from omegaconf import OmegaConf
 from test_cli import zipeval as command
 
 import zipeval.configs
-from zipeval import records
 from zipeval.benchmarks import BENCHMARKS, task_folder
+from zipeval.benchmarks.protocols import PROTOCOLS
 from zipeval.cli import compose, expand
-from zipeval.config import ModelConfig, fitting_suite, recorded
+from zipeval.config.schema import ModelConfig, fitting_suite
+from zipeval.evaluation.runner import run
 from zipeval.evaluation.upper_bound import describe, upper_bound
-from zipeval.protocols import PROTOCOLS
-from zipeval.render import render
-from zipeval.runner import run
-from zipeval.tables import tables
+from zipeval.reporting.render import render
+from zipeval.reporting.tables import tables
+from zipeval.results import records
+from zipeval.results.identity import recorded
 
 LIMIT = "limit=4"
 

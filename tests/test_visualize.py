@@ -12,10 +12,12 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from pyarrow import parquet
 
-from zipeval import records, visualize
+from zipeval.analysis import visualize
+from zipeval.analysis.redundancy import EMBEDDED
 from zipeval.cli import compose, main
-from zipeval.redundancy import EMBEDDED
-from zipeval.runner import Session, run
+from zipeval.evaluation.runner import run
+from zipeval.inference.session import Session
+from zipeval.results import records
 
 SETTINGS = [[f"method={method}", "tokens=16", "budget=final"] for method in visualize.METHODS]
 

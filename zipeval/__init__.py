@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from zipeval import moved
+
 if TYPE_CHECKING:
     from zipeval.api import load as load
     from zipeval.api import method as method
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from zipeval.reporting.results import read_results as read_results
 
 __version__ = "0.1.0"
+
+moved.install()
 
 _WHERE = {
     "Blind": "methods.none",
@@ -50,6 +54,8 @@ _WHERE = {
 
 
 def __getattr__(name: str):
+    if name in moved.MOVED:
+        return import_module(f"{__name__}.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

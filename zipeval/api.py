@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from zipeval import methods, models
-from zipeval.budget import Shape
-from zipeval.config import ModelConfig, check
+from zipeval.config.schema import ModelConfig
+from zipeval.engine.budget import Shape
 from zipeval.errors import UsageError
+from zipeval.inference.validation import check
 
 LOADED = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
 
@@ -22,8 +23,8 @@ def load(name: str, **settings: Any):
     Raises:
         UsageError: for what cannot be loaded; says what to do.
     """
-    from zipeval.composition import compose
-    from zipeval.placement import place
+    from zipeval.config.compose import compose
+    from zipeval.models.placement import place
 
     for setting in settings:
         if setting not in LOADED:
@@ -44,7 +45,7 @@ def method(name: str, model, tokens: int | None = None, budget: str = "paper", *
     Raises:
         UsageError: for a budget that cannot be met, and for a model of another family.
     """
-    from zipeval.composition import compose
+    from zipeval.config.compose import compose
 
     shape = shape_of(getattr(model, "config", model))
     seed = [f"seed={options.pop('seed')}"] if "seed" in options else []

@@ -4,5 +4,5 @@ from zipeval.cli.main import main as main
 from zipeval.cli.measure import bench as bench
 from zipeval.cli.resources import convert as convert
 from zipeval.cli.run import expand as expand
-from zipeval.composition import compose as compose
-from zipeval.composition import explain as explain
+from zipeval.config.compose import compose as compose
+from zipeval.config.compose import explain as explain

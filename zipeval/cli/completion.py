@@ -10,11 +10,12 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from zipeval.cli.arguments import Command, Operand, Setting
+from zipeval.cli.arguments import Command
 from zipeval.cli.run import config_dir_of, sweep_settings
 from zipeval.cli.run_settings import completed, method_settings, run_settings
-from zipeval.composition import GROUPS
-from zipeval.config_directories import config_files
+from zipeval.cli.settings import Operand, Setting
+from zipeval.config.compose import GROUPS
+from zipeval.config.directories import config_files
 
 CANDIDATES = "__complete"
 LIST_START = re.compile(r"(\[?(?:.*,)?)(.*)")

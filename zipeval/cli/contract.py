@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from zipeval.cli.arguments import CONFIG_DIR, Command, Operand
+from zipeval.cli.arguments import Command
 from zipeval.cli.output import hide_bars
 from zipeval.cli.run_settings import names
+from zipeval.cli.settings import CONFIG_DIR, Operand
 from zipeval.errors import RunError
 
 TEST_METHOD = Command(
@@ -26,7 +27,7 @@ def test_method(arguments: list[str]) -> None:
     options = TEST_METHOD.parse(arguments)
     (name,) = options.operands
     hide_bars()
-    from zipeval.composition import compose
+    from zipeval.config.compose import compose
 
     compose([f"method={name}", *options.overrides], options.config_dir)  # refused before torch is imported
     from zipeval.contract.candidates import candidate

@@ -9,11 +9,12 @@ import textwrap
 import traceback
 from collections.abc import Callable
 
-from zipeval import __version__, ranks
+from zipeval import __version__
 from zipeval.cli import completion, contract, measure, regression, resources, results, run, tune
 from zipeval.cli.arguments import Command
 from zipeval.cli.output import hush
 from zipeval.errors import RunError, Stopped, UsageError, did_you_mean
+from zipeval.utils import ranks
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 USAGE_WIDTH = 48  # columns of a command's usage, with its summary to the right

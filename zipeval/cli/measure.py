@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from zipeval import ranks
-from zipeval.cli.arguments import CONFIG_DIR, Command, Operand, Setting, path, positive, text
+from zipeval.cli.arguments import Command
 from zipeval.cli.output import hide_bars
 from zipeval.cli.run_settings import names
-from zipeval.composition import compose
+from zipeval.cli.settings import CONFIG_DIR, Operand, Setting, path, positive, text
+from zipeval.config.compose import compose
 from zipeval.errors import UsageError
+from zipeval.utils import ranks
 from zipeval.utils.docstrings import attributes
 
-OF_BENCH = ("init", "batch", "new_tokens", "prompt_tokens", "repeats", "results")  # zipeval.bench.Settings
+OF_BENCH = ("init", "batch", "new_tokens", "prompt_tokens", "repeats", "results")  # zipeval.efficiency.bench.Settings
 
 
 def bench_settings() -> tuple[Setting, ...]:
-    """Return what `zipeval bench` takes, as zipeval.bench.Settings documents it."""
-    from zipeval.bench import INITS, Settings
+    """Return what `zipeval bench` takes, as zipeval.efficiency.bench.Settings documents it."""
+    from zipeval.efficiency.bench import INITS, Settings
 
     explained = attributes(Settings)
     settings = [
@@ -39,7 +40,7 @@ def bench_settings() -> tuple[Setting, ...]:
 
 
 def _read_bench(name: str, value: str) -> str | int | tuple[int, ...]:
-    """Return a setting of zipeval.bench.Settings.
+    """Return a setting of zipeval.efficiency.bench.Settings.
 
     Raises:
         UsageError: for a number that is none.
@@ -70,8 +71,9 @@ BENCH = Command(
 def bench(arguments: list[str]) -> None:
     """Run `zipeval bench`: composes the configuration of every method at every budget, vanilla's before them."""
     options = BENCH.parse(arguments)
-    from zipeval.bench import Settings, read, render
-    from zipeval.bench import bench as measure
+    from zipeval.efficiency.bench import Settings, render
+    from zipeval.efficiency.bench import bench as measure
+    from zipeval.results.speed_records import read
 
     if ranks.here().count > 1:
         raise UsageError(f"{ranks.here().count} processes: they would disturb each other. Run this without torchrun.")
@@ -112,7 +114,7 @@ def analyze(arguments: list[str]) -> None:
     options = ANALYZE.parse(arguments)
     if options.out is None:
         raise UsageError(f"{' '.join(['analyze', *arguments])}: {ANALYZE.misused}")
-    from zipeval.redundancy import analyze as measure
+    from zipeval.analysis.redundancy import analyze as measure
 
     hide_bars()
     config = compose(options.overrides, options.config_dir)
@@ -157,7 +159,7 @@ def visualize(arguments: list[str]) -> None:
         raise UsageError(f"{of_method[0]}: of which method? Name a single one, such as method=chain.")
     budget = positive("tokens", options.tokens) if options.tokens else None
     from zipeval import models
-    from zipeval.visualize import METHODS, picture
+    from zipeval.analysis.visualize import METHODS, picture
 
     hide_bars()
     shared = ["budget=final", *(override for override in options.overrides if override not in of_method)]

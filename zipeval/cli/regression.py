@@ -6,8 +6,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from zipeval.cli.arguments import RESULTS, SWITCH, Command, Setting, path, switch
+from zipeval.cli.arguments import Command
 from zipeval.cli.output import hush
+from zipeval.cli.settings import RESULTS, SWITCH, Setting, path, switch
 from zipeval.errors import UsageError
 
 FILE = "results/baselines/shapes.json"
@@ -30,7 +31,7 @@ BASELINE = Command(
 def baseline(arguments: list[str]) -> None:
     """Run `zipeval baseline`."""
     options = BASELINE.parse(arguments)
-    from zipeval.baseline import write
+    from zipeval.regression.baseline import write
 
     count = write(options.results, options.out)
     command = shlex.join(["zipeval", "check", "--against", str(options.out), f"results={options.results}"])
@@ -81,7 +82,7 @@ def check(arguments: list[str]) -> None:
     options = CHECK.parse(arguments)
     if options.against is None:
         raise UsageError(f"check: name a baseline, `zipeval check --against {FILE}`.")
-    from zipeval import gate
+    from zipeval.regression import gate
 
     verdicts = gate.check(options.against, options.results, options.max_drop, options.allow_other_code)
     try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from zipeval.cli.arguments import CONFIG_DIR, Command, Operand, Setting, path
+from zipeval.cli.arguments import Command
 from zipeval.cli.output import hide_bars
-from zipeval.composition import ADDED, GROUPS, compose
-from zipeval.config_directories import OWN, ConfigFile, config_files
+from zipeval.cli.settings import CONFIG_DIR, Operand, Setting, path
+from zipeval.config.compose import ADDED, GROUPS, compose
+from zipeval.config.directories import OWN, ConfigFile, config_files
 from zipeval.errors import UsageError
 
 FAILED = 1
@@ -41,7 +42,7 @@ def convert(arguments: list[str]) -> None:
     for directory in (source, *towers.values()):
         if not directory.is_dir():
             raise UsageError(f"{directory}: no such directory.")
-    from zipeval.convert import mini_gemini
+    from zipeval.models.convert import mini_gemini
 
     model = mini_gemini(source, target, **towers)
     print(f"{target} is made: zipeval run model={model} model.path={target}")
@@ -148,7 +149,7 @@ def data(arguments: list[str]) -> None:
     """Run `zipeval data check`: exit code 1 where something is not there."""
     options = DATA.parse(arguments)
     from zipeval.benchmarks import task_folder
-    from zipeval.data import report
+    from zipeval.benchmarks.data import report
 
     config = compose(options.overrides, options.config_dir)
     for task in config.tasks:
@@ -170,7 +171,7 @@ DOCTOR = Command(
 def doctor(arguments: list[str]) -> None:
     """Run `zipeval doctor`: exit code 1 where runs do not work, or cannot be trusted."""
     DOCTOR.parse(arguments)
-    from zipeval.doctor import examine
+    from zipeval.evaluation.doctor import examine
 
     hide_bars()
     lines, healthy = examine()

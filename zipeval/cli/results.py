@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zipeval.cli.arguments import RESULTS, SWITCH, Command, Operand, Setting, number, path, switch, text
+from zipeval.cli.arguments import Command
 from zipeval.cli.run_settings import task_names
+from zipeval.cli.settings import RESULTS, SWITCH, Operand, Setting, number, path, switch, text
 from zipeval.errors import UsageError
 
 if TYPE_CHECKING:
-    from zipeval.tables import Table
+    from zipeval.reporting.tables import Table
 
 # The format of a table's file.
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
@@ -21,14 +22,14 @@ SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", 
 
 def formats() -> list[str]:
     """Return the formats of a table."""
-    from zipeval.render import FORMATS
+    from zipeval.reporting.render import FORMATS
 
     return [*FORMATS]
 
 
 def layouts() -> list[str]:
     """Return the published tables."""
-    from zipeval.paper import TABLES
+    from zipeval.reporting.paper import TABLES
 
     return [f"paper/{name}" for name in sorted(TABLES)]
 
@@ -64,7 +65,7 @@ STATUS = Command(
 def status(arguments: list[str]) -> None:
     """Run `zipeval status [SWEEP]`."""
     options = STATUS.parse(arguments)
-    from zipeval.status import status as show
+    from zipeval.sweeps.status import status as show
 
     show(options.operands[0] if options.operands else None, options.results)
 
@@ -119,7 +120,7 @@ TABLE = Command(
 def table(arguments: list[str]) -> None:
     """Run `zipeval table`."""
     options = TABLE.parse(arguments)
-    from zipeval import paper
+    from zipeval.reporting import paper
 
     if options.source == "paper" and not options.table:
         raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
@@ -142,9 +143,9 @@ def table(arguments: list[str]) -> None:
 
 def _tables_of_records(options) -> list[Table]:
     """Return the tables of the records, with the columns that are asked for."""
-    from zipeval import paper
+    from zipeval.reporting import paper
     from zipeval.reporting.columns import choose, with_columns
-    from zipeval.tables import headings, tables
+    from zipeval.reporting.tables import headings, tables
 
     results = options.results or paper.RESULTS
     if options.task:
@@ -169,7 +170,7 @@ def _average_notes(table: Table) -> list[str]:
 
 def _published(name: str, columns: Sequence[str]) -> list[Table]:
     """Return a published table, with the columns that are asked for."""
-    from zipeval import paper
+    from zipeval.reporting import paper
     from zipeval.reporting.columns import choose, with_columns
 
     table = paper.published(name)
@@ -200,8 +201,8 @@ def _format(options) -> str | None:
 
 def _write(file: Path, tables: list[Table], form: str) -> None:
     """Write tables to a file, and print its path."""
-    from zipeval.records import atomic_write
-    from zipeval.render import render
+    from zipeval.reporting.render import render
+    from zipeval.results.records import atomic_write
 
     atomic_write(file, render(tables, form) + "\n")
     print(file)
@@ -239,7 +240,7 @@ SHOW = Command(
 def show(arguments: list[str]) -> None:
     """Run `zipeval show RUN_ID`."""
     options = SHOW.parse(arguments)
-    from zipeval import show as shown
+    from zipeval.reporting import show as shown
 
     if options.sample is not None:
         shown.show_sample(options.operands[0], options.results, options.sample, options.task)
@@ -268,7 +269,7 @@ def report(arguments: list[str]) -> None:
     if options.out.suffix not in (".html", ".htm"):
         plots = ", or plots=DIR for PDF files" if options.out.suffix == ".pdf" else ""
         raise UsageError(f"out={options.out}: the report is a web page. Name a file that ends in .html{plots}.")
-    from zipeval.report import report as make
+    from zipeval.reporting.html.report import report as make
 
     written = make(options.results, options.out, options.plots)
     print("\n".join(map(str, written)))
@@ -290,6 +291,6 @@ VIEW = Command(
 def view(arguments: list[str]) -> None:
     """`zipeval view`."""
     options = VIEW.parse(arguments)
-    from zipeval.reporting.server import serve
+    from zipeval.reporting.html.server import serve
 
     serve(options.results, options.host, options.port)

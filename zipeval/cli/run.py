@@ -9,12 +9,13 @@ import sys
 from dataclasses import replace
 from functools import partial
 
-from zipeval import ranks
-from zipeval.cli.arguments import Command, Section, Setting, asks_for_help
+from zipeval.cli.arguments import Command, asks_for_help
 from zipeval.cli.output import hide_bars
 from zipeval.cli.run_settings import ADDED_GROUPS, method_settings, names, run_settings
-from zipeval.composition import SWEEPS, check_names, config_dir_override, explain, register_schema
+from zipeval.cli.settings import Section, Setting
+from zipeval.config.compose import SWEEPS, check_names, config_dir_override, explain, register_schema
 from zipeval.errors import RunError, UsageError, did_you_mean
+from zipeval.utils import ranks
 
 OF_SWEEPS = ("launcher=", "hydra/launcher=", "hydra.launcher.", "sweep.")
 OPTIONS = (
@@ -32,7 +33,7 @@ NODES = {  # of the configuration, and what stands above their settings in the h
 
 def groupings() -> tuple[str, ...]:
     """Return what the runs of one job of a sweep may share."""
-    from zipeval.sweep import GROUPINGS
+    from zipeval.sweeps.sweep import GROUPINGS
 
     return GROUPINGS
 
@@ -124,7 +125,7 @@ def run(arguments: list[str]) -> None:
     refused: list[UsageError | RunError] = []
 
     def job(config) -> None:
-        from zipeval.config import with_tasks
+        from zipeval.config.schema import with_tasks
 
         config = with_tasks(OmegaConf.to_object(config))
         try:
@@ -195,17 +196,16 @@ def _evaluate(config) -> None:
     Raises:
         UsageError, RunError: as the runs do. A run that cannot be is refused before its upper bound is evaluated.
     """
-    from zipeval import runner
+    from zipeval.evaluation import runner
     from zipeval.evaluation.upper_bound import describe, upper_bound
-    from zipeval.sweep import evaluate
 
     bound, evaluated = upper_bound(config), []
     if bound:
         runner.check_feasible(config)
         if ranks.first():
             print(describe(config), file=sys.stderr)
-        evaluated = evaluate(bound)
-    evaluated += evaluate(config)
+        evaluated = runner.evaluate_run(bound)
+    evaluated += runner.evaluate_run(config)
     if config.bound == "auto":
         _print_tables(config.results, evaluated)
 
@@ -216,8 +216,8 @@ def _print_tables(results: str, evaluated: list[str]) -> None:
     Args:
         evaluated: paths of the records.
     """
+    from zipeval.reporting.tables import tables
     from zipeval.reporting.terminal import print_tables
-    from zipeval.tables import tables
 
     if not evaluated:  # ranks other than the first
         return
@@ -232,7 +232,7 @@ def _print_tables(results: str, evaluated: list[str]) -> None:
 
 def _check_projector(config) -> None:
     """Raises UsageError for one that a run has no use for; in a sweep, vanilla stands beside those that have."""
-    from zipeval.config import check
+    from zipeval.inference.validation import check
 
     if config.projector and check(config).projector is None:
         raise UsageError(
@@ -249,7 +249,7 @@ def expand(arguments: list[str]):
     """(the sweep of `zipeval run -m`, overrides of Hydra's that launch it), by Hydra's rules; nothing is started.
 
     Raises:
-        UsageError: for a name that does not exist, and as zipeval.sweep.plan.
+        UsageError: for a name that does not exist, and as zipeval.sweeps.sweep.plan.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
@@ -261,9 +261,9 @@ def expand(arguments: list[str]):
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from zipeval.config import with_tasks
+    from zipeval.config.schema import with_tasks
     from zipeval.evaluation.upper_bound import with_upper_bounds
-    from zipeval.sweep import plan as plan_sweep
+    from zipeval.sweeps.sweep import plan as plan_sweep
 
     register_schema()
     options, _ = _hydra_arguments(RUN, arguments)
@@ -322,7 +322,7 @@ def _launch(sweep, launching: list[str]) -> None:
     import hydra
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    from zipeval.sweep import Job, begin, end, evaluated, lost
+    from zipeval.sweeps.sweep import Job, begin, end, evaluated, lost
 
     for override in launching:
         if override.endswith(("launcher=slurm", "launcher=submitit_slurm")) and not shutil.which("srun"):
@@ -360,7 +360,7 @@ def plan(arguments: list[str]) -> None:
     if asks_for_help(arguments):
         print(replace(PLAN, more_sections=partial(_sections, arguments)).help(), end="")
         return
-    from zipeval.plan import STAND_INS, show
+    from zipeval.sweeps.plan import STAND_INS, show
 
     missing = [name for name in STAND_INS if not any(a.lstrip("+").startswith(f"{name}=") for a in arguments)]
     sweep, _ = expand([*(f"{name}={STAND_INS[name]}" for name in missing), *arguments])

@@ -1,4 +1,4 @@
-"""The settings of `zipeval run`, as zipeval/config.py documents them, for help and completion. Imports no Hydra."""
+"""The settings of `zipeval run` for help and completion, as zipeval/config/schema.py documents them. No Hydra."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from zipeval.cli.arguments import SWITCH, Setting
-from zipeval.composition import GROUPS
-from zipeval.config_directories import config_files
+from zipeval.cli.settings import SWITCH, Setting
+from zipeval.config.compose import GROUPS
+from zipeval.config.directories import config_files
 from zipeval.utils.docstrings import attributes
 
 ADDED_GROUPS = {
@@ -27,7 +27,7 @@ YAML_SETTING = re.compile(r"(?P<name>\w+): (?P<value>\S+?)(?:\s+# (?P<meaning>.*
 @cache
 def run_settings() -> tuple[Setting, ...]:
     """Return every setting of a run, those of nodes by their whole name: `model.dtype`."""
-    from zipeval.config import RunConfig
+    from zipeval.config.schema import RunConfig
 
     settings = []
     for setting in _documented(RunConfig, ""):
@@ -74,7 +74,7 @@ def _documented(config: type, prefix: str) -> list[Setting]:
 
 def _choices(name: str, annotation: str) -> Iterable[str] | Callable[[], Iterable[str]]:
     """Return the values that a setting takes, as far as they can be listed."""
-    from zipeval.config import CHOICES
+    from zipeval.config.schema import CHOICES
 
     if name in GROUPS:
         return names(name)

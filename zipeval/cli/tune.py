@@ -5,19 +5,20 @@ from __future__ import annotations
 import shlex
 from dataclasses import fields
 
-from zipeval import ranks
-from zipeval.cli.arguments import CONFIG_DIR, Command, Setting
+from zipeval.cli.arguments import Command
 from zipeval.cli.output import hide_bars
-from zipeval.composition import compose
+from zipeval.cli.settings import CONFIG_DIR, Setting
+from zipeval.config.compose import compose
 from zipeval.errors import UsageError
-from zipeval.tune_settings import Settings
+from zipeval.tuning.settings import Settings
+from zipeval.utils import ranks
 from zipeval.utils.docstrings import attributes
 
 NUMBERS = {"fraction": float, "lr": float, "epochs": int, "batch_size": int, "accumulate": int}
 
 
 def tune_settings() -> tuple[Setting, ...]:
-    """Return what `zipeval tune` takes, as zipeval.tune.Settings documents it."""
+    """Return what `zipeval tune` takes, as zipeval.tuning.tune.Settings documents it."""
     explained = attributes(Settings)
     settings = []
     for field in fields(Settings):
@@ -27,7 +28,7 @@ def tune_settings() -> tuple[Setting, ...]:
 
 
 def _read(name: str, value: str) -> float | int | str:
-    """Return a setting of zipeval.tune.Settings.
+    """Return a setting of zipeval.tuning.tune.Settings.
 
     Raises:
         UsageError: for a number that is none.
@@ -68,7 +69,7 @@ TUNE = Command(
 def tune(arguments: list[str]) -> None:
     """Run `zipeval tune`: its own settings, and overrides of `zipeval run` for model and method."""
     options = TUNE.parse(arguments)
-    from zipeval.tune import tune as train
+    from zipeval.tuning.tune import tune as train
 
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     overrides = options.overrides

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save
 
-from zipeval.composition import compose
+from zipeval.config.compose import compose
 from zipeval.contract.checks import Candidate
 from zipeval.contract.subjects import Subject
 from zipeval.engine import hf_names

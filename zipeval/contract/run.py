@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from zipeval import console
 from zipeval.contract.checks import CHECKS, BrokenError, Candidate, NotApplicable
 from zipeval.contract.subjects import SUBJECTS
 from zipeval.errors import BudgetError, UsageError
+from zipeval.utils import console
 
 PASSED, FAILED, NOT_APPLICABLE = "passed", "FAILED", "n/a"
 

@@ -9,8 +9,8 @@ from functools import cache, partial
 
 import torch
 
-from zipeval.budget import Shape
 from zipeval.contract.tiny_models import FRAMES, llava, llava_next, mini_gemini, prompts, video_llava
+from zipeval.engine.budget import Shape
 
 SIDE, LAYERS = 6, 6
 QUESTIONS = [[5, 9, 11], [7, 8, 21, 30, 31, 40, 12], [50, 51]]  # of different lengths, so that two are padded
@@ -54,8 +54,8 @@ def _model(subject: Subject, dtype: torch.dtype) -> torch.nn.Module:
 def _embedded() -> torch.nn.Module:
     """Return a copy of the embedded model, as others use the one that is loaded."""
     from zipeval import models
-    from zipeval.composition import compose
-    from zipeval.placement import place
+    from zipeval.config.compose import compose
+    from zipeval.models.placement import place
 
     config = compose(["model=tiny_llava"]).model
     placement = place(replace(config, device="cpu", dtype="float32"))

@@ -17,7 +17,7 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
-from zipeval.budget import Picture
+from zipeval.engine.budget import Picture
 from zipeval.engine.images import PIXELS, pictures
 from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
 

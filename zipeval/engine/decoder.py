@@ -19,15 +19,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from zipeval.budget import Picture, Shape
 from zipeval.engine import hf_names
+from zipeval.engine.budget import Picture, Shape
 from zipeval.engine.guard import Applied, Guard, reduced_inside
 from zipeval.engine.images import check_model, largest_picture
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
 from zipeval.engine.turns import later, still_valid
 from zipeval.errors import BudgetError
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 DECODERS = ("llama", "mistral", "qwen2", "gemma")
 BLOCK = 256  # rows of one attention map at a time

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zipeval.engine.ragged import on_device, take
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 
 def merge(

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from zipeval.engine import hf_names
 from zipeval.errors import RunError
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 # Models under a method inside the decoder: only the first layer then has to get all that enters.
 reduced_inside: WeakSet = WeakSet()

@@ -13,7 +13,7 @@ from functools import cache as remember
 from typing import Any, NoReturn
 
 from zipeval.errors import IncompatibleError
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 TESTED = ("5.18.0", "5.24.0")  # the oldest and the newest transformers that the tests run on
 ALLOWED = "transformers>=5.18,<5.25"  # as in pyproject.toml

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from itertools import chain
 
-from zipeval.budget import Picture
+from zipeval.engine.budget import Picture
 from zipeval.engine.hf_names import PIXELS, SIZES, TOWERS
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 
 def check_model(model) -> None:

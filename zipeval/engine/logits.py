@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 NOT_NUMBERS = "the model's logits are not numbers (NaN or infinite)"
 NO_NUMBERS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zipeval.engine.hf_names import PLACEHOLDERS
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 
 def compact_index(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from zipeval.engine.images import cls_tokens, tower
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 ROWS = 64  # of an attention map, held at a time
 

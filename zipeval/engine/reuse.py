@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import DynamicCache
 
-from zipeval.budget import Picture
 from zipeval.engine import hf_names
+from zipeval.engine.budget import Picture
 from zipeval.engine.guard import check_scores
 from zipeval.engine.images import PIXELS, joined, pictures
 from zipeval.engine.ragged import left_padded, visual_slots

@@ -6,8 +6,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from zipeval import budget as budgets
-from zipeval.budget import Shape
+from zipeval.engine import budget as budgets
+from zipeval.engine.budget import Shape
 from zipeval.engine.decoder import DecoderMethod, Prompts
 
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from zipeval.engine.images import PIXELS, stock_positions
 from zipeval.engine.ragged import take
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 _open: WeakKeyDictionary = WeakKeyDictionary()  # model -> its open Trace
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from zipeval.engine import hf_names
 from zipeval.engine.ragged import visual_slots
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 PICTURES = (hf_names.SIZES, *chain.from_iterable(hf_names.PIXELS.values()))  # what a processor makes of them
 NEW_PICTURE = "a picture in a later turn: only those of the first turn are supported; begin a new cache"

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import chain, islice
 
-from zipeval.budget import Picture, Shape
 from zipeval.engine import hf_names
+from zipeval.engine.budget import Picture, Shape
 from zipeval.engine.guard import Applied, Guard
 from zipeval.engine.hf_names import PIXELS
 from zipeval.engine.images import (
@@ -34,7 +34,7 @@ from zipeval.engine.received import received
 from zipeval.engine.trace import observer
 from zipeval.engine.turns import FirstTurn, Turns
 from zipeval.errors import BudgetError
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 IGNORED = -100  # a label that no loss counts, as transformers has it
 

@@ -8,8 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zipeval.config import ModelConfig, RunConfig, check, run_identity, with_tasks
+from zipeval.config.schema import ModelConfig, RunConfig, with_tasks
 from zipeval.errors import UsageError, did_you_mean
+from zipeval.inference.validation import check
+from zipeval.results.identity import run_identity
 
 if TYPE_CHECKING:
     from zipeval.models import Checkpoint
@@ -51,10 +53,9 @@ def evaluate(
         UsageError: for what cannot be evaluated, before anything is.
         RunError: for what went wrong. Every answer is on disk, and the same call continues.
     """
+    from zipeval.evaluation.runner import check_feasible, evaluate_run
     from zipeval.evaluation.upper_bound import with_upper_bounds
     from zipeval.reporting.results import Results
-    from zipeval.runner import check_feasible
-    from zipeval.sweep import evaluate as evaluate_run
 
     model_settings = {key: value for key, value in settings.items() if key.startswith("model.")}
     others = {key: value for key, value in settings.items() if key not in model_settings}
@@ -164,7 +165,7 @@ def _composed(
         model: in place of one that the overrides name.
         fitting: whether the tasks are the suite that fits the model.
     """
-    from zipeval.composition import compose
+    from zipeval.config.compose import compose
 
     config = compose(overrides, None if config_dir is None else str(config_dir))
     if model is None:

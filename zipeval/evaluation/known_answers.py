@@ -62,10 +62,11 @@ def answer(method: str) -> Answer:
         Exception: whatever a package raises that does not fit.
     """
     from zipeval.benchmarks import task_folder
-    from zipeval.chat_model import ZipEval
-    from zipeval.composition import compose
-    from zipeval.evaluation.lmms_names import RequestArgs
-    from zipeval.runner import Session, evaluate
+    from zipeval.benchmarks.lmms_names import RequestArgs
+    from zipeval.config.compose import compose
+    from zipeval.evaluation.chat_model import ZipEval
+    from zipeval.evaluation.runner import evaluate
+    from zipeval.inference.session import Session
 
     session = Session(compose([*MODEL, *METHODS[method], f"limit={ROW + 1}"]))
     model, requests = ZipEval(session), []

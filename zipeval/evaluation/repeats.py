@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zipeval.evaluation.lmms_names import RequestKey
+from zipeval.benchmarks.lmms_names import RequestKey
 
 Cost = dict[str, Any]
 ALWAYS = ("output_tokens", "latency", "batch")  # told of every answer; the rest where it differs from the first's

@@ -8,8 +8,7 @@ from numbers import Real
 from statistics import fmean
 from typing import Any
 
-from zipeval.benchmarks import BENCHMARKS
-from zipeval.evaluation import lmms_names
+from zipeval.benchmarks import BENCHMARKS, lmms_names
 
 REL_TOL = 1e-6  # of a score beside its samples: sums in another order differ in the last bits
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from zipeval.benchmarks import BENCHMARKS
-from zipeval.budget import BUDGETS
-from zipeval.config import PACKINGS, RunConfig, check, run_identity
+from zipeval.config.schema import BUDGETS, PACKINGS, UPPER_BOUND, RunConfig
+from zipeval.inference.validation import check
+from zipeval.results.identity import run_identity
 
-UPPER_BOUND = "vanilla"
 # A run's overrides that say how it reduces tokens, which its upper bound does not do.
 OF_THE_METHOD = ("method", "tokens", "budget", "packing", "projector", "seed")
 
@@ -91,7 +91,7 @@ def bound_overrides(overrides: list[str]) -> list[str]:
 
 def describe(config: RunConfig) -> str:
     """Return in a line what `zipeval run` evaluates: the methods, the tasks and the number of their samples."""
-    from zipeval.samples import count
+    from zipeval.results.samples import count
 
     runs = [f"{UPPER_BOUND} (the upper bound)"] if upper_bound(config) else []
     runs.append(" ".join(str(part) for part in (config.method["name"], config.tokens) if part is not None))

@@ -69,7 +69,7 @@ FLAGS = ("do_sample", "early_stopping")
 # Settings of other models that are decided on elsewhere here, with the reason.
 SET_ASIDE = {"image_aspect_ratio": "model.image_aspect= of the run says how images are prepared"}
 KNOWN = (*NUMBERS, *FLAGS, *STOPS, *SET_ASIDE)
-HISTORY = "history"  # of a conversation: see zipeval/conversing.py
+HISTORY = "history"  # of a conversation: see zipeval/inference/conversing.py
 
 NOT_SAMPLED = dict.fromkeys((*SAMPLING, "seed"), "answers are not sampled")
 NO_BEAMS = dict.fromkeys((*BEAMS, "early_stopping"), "num_beams is 1")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from zipeval.budget import Shape
+from zipeval.engine.budget import Shape
 from zipeval.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
 
     Args:
         method: `_target_` names the class, `name` only its rows; options that are None have the class's default.
-        budget: what `tokens` counts, one of zipeval.budget.BUDGETS.
+        budget: what `tokens` counts, one of zipeval.engine.budget.BUDGETS.
         shape: what the budget is spent on.
 
     Raises:
@@ -57,10 +57,9 @@ def stages(method):
     """
     from zipeval.engine.decoder import DecoderMethod
     from zipeval.engine.vision import Everything, VisionMethod
-    from zipeval.methods.chain import Chain
     from zipeval.methods.vanilla import Vanilla
 
-    if isinstance(method, Chain):
+    if hasattr(method, "first"):  # a chain, which is built by this module
         return method.first, method.second
     if isinstance(method, VisionMethod):
         return method, None

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zipeval.budget import Picture, Shape
+from zipeval.engine.budget import Picture, Shape
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.guard import Applied
 from zipeval.engine.images import largest_picture

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zipeval.budget import Shape, published, search
+from zipeval.engine.budget import Shape, published, search
 from zipeval.engine.decoder import DecoderMethod, Kept, Prompts, keep_best
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 # Kept at K=2 in the comparisons that SparseVLM published and VisionZip took over.
 PUBLISHED = {192: 180, 128: 114, 64: 48}

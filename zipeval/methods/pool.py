@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zipeval.budget import Shape
+from zipeval.engine.budget import Shape
 from zipeval.engine.vision import Crops, Reduced, RowEnds, VisionMethod
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from zlib import crc32
 
 from zipeval.engine.ragged import take
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from zipeval.engine import density_peaks
 from zipeval.engine.decoder import Kept, Prompts, Read, keep_best
 from zipeval.engine.ragged import on_device, take
 from zipeval.engine.staged import Staged
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 PUBLISHED = {
     1.5: {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)},

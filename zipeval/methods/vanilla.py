@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from zipeval.budget import Picture
+from zipeval.engine.budget import Picture
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zipeval.budget import PAPER_TOKENS, Shape, published
+from zipeval.engine.budget import PAPER_TOKENS, Shape, published
 from zipeval.engine.ragged import take
 from zipeval.engine.vision import Crops, Reduced, VisionMethod
-from zipeval.lazy import torch
+from zipeval.utils.lazy import torch
 
 # By the crops of an image or frames of a video: visual tokens without reduction, and the dominant and contextual tokens
 # of a crop for what is left in all (Tables 1, 2 and 3). Other numbers are split in the same proportion, as is that for

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zipeval import projector
 from zipeval.engine import hf_names
-from zipeval.lazy import torch
+from zipeval.methods import projector
 from zipeval.methods.visionzip import VisionZip
+from zipeval.utils.lazy import torch
 
 
 @dataclass(frozen=True)

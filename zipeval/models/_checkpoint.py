@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from zipeval.progress import progress
 from zipeval.utils import content_hash
+from zipeval.utils.progress import progress
 
 # Weights, configurations, tokenizers, processors, chat templates, and code that comes with them.
 IDENTITY = (".safetensors", ".json", ".jinja", ".py", ".txt", ".model", ".tiktoken", ".bpe", ".vocab")

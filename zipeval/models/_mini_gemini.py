@@ -25,7 +25,8 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from zipeval.engine import hf_names
-from zipeval.models.mini_gemini import MODEL_TYPE
+
+MODEL_TYPE = "mini_gemini"  # as zipeval/models/mini_gemini.py has it
 
 
 class MiniGeminiConfig(LlavaConfig):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from zipeval.errors import UsageError
 
 if TYPE_CHECKING:
-    from zipeval.placement import Placement
+    from zipeval.models.placement import Placement
 
 MODEL_TYPE = "llava"
 MEDIA = ("image",)

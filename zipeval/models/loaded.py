@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipeval import models
-from zipeval.config import ModelConfig
+from zipeval.config.schema import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.models import Checkpoint
 from zipeval.utils import content_hash

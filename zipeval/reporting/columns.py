@@ -9,7 +9,7 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.reporting.remarks import LOWER
 from zipeval.reporting.table_text import has_average
-from zipeval.tables import Table
+from zipeval.reporting.tables import Table
 
 KNOWN = {benchmark.column for benchmark in BENCHMARKS.values()}
 NO_AVERAGE = "No average, which is of all {} columns of this table."

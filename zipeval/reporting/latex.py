@@ -22,7 +22,7 @@ from zipeval.reporting.table_text import (
     texts,
     words,
 )
-from zipeval.tables import Cell, Table
+from zipeval.reporting.tables import Cell, Table
 
 SPECIAL = str.maketrans(
     {character: rf"\{character}" for character in "&%$#_{}"}

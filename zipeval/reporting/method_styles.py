@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from zlib import crc32
 
-from zipeval.evaluation.upper_bound import UPPER_BOUND
+from zipeval.config.schema import UPPER_BOUND
 
 INK = "#1b1d21"
 # Okabe and Ito's colours, which the colour-blind tell apart, and four of Paul Tol's beside them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from zipeval.tables import Table
+from zipeval.reporting.tables import Table
 
 PROPER_NAMES = {
     "vanilla": "Vanilla",

@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zipeval import records
 from zipeval.errors import UsageError, did_you_mean
-from zipeval.tables import Record, Table, tables
+from zipeval.reporting.tables import Record, Table, tables
+from zipeval.results import records
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from zipeval.plots import Plot
-    from zipeval.reporting.frames import ScoreTable
+    from zipeval.reporting.plots import Plot
+    from zipeval.reporting.score_table import ScoreTable
 
 
 class Results:
@@ -80,7 +80,7 @@ class Results:
         Raises:
             UsageError: for names that are not there, and for records without an upper bound.
         """
-        from zipeval.reporting.frames import score_table
+        from zipeval.reporting.score_table import score_table
 
         return score_table(self._tables(task, columns, model, statistics), statistics)
 
@@ -100,7 +100,7 @@ class Results:
         Raises:
             UsageError: if there is no such plot, and where several tables could be plotted.
         """
-        from zipeval.report import table_plots
+        from zipeval.reporting.html.report import table_plots
 
         shown = self._tables(None, columns, model, statistics=True)
         if len(shown) > 1:

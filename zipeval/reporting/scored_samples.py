@@ -8,9 +8,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from zipeval import records
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError
+from zipeval.results import records
 
 Record = dict[str, Any]
 NEWLINE = "\n"
@@ -57,7 +57,7 @@ def score_disagreement(record: Record, samples: list[dict[str, Any]]) -> str:
     """Return in words how a record's score is not what its samples come to; nothing where it is, or cannot be told."""
     if not is_checkable(record) or record["score"] is None or not isfinite(record["score"]):
         return ""
-    from zipeval import stats  # and numpy, which a table without statistics does without
+    from zipeval.reporting import stats
 
     if stats.agrees(record["task"], samples, record["score"]):
         return ""
@@ -81,7 +81,7 @@ def follows_from_samples(record: Record, samples: list[dict[str, Any]]) -> bool:
         return True
     if "from_samples" in record:
         return record["from_samples"]
-    from zipeval import stats
+    from zipeval.reporting import stats
 
     # A benchmark's was checked when it was read. Only of another task may the samples have another number.
     return record["task"] in BENCHMARKS or stats.agrees(record["task"], samples, record["score"])

@@ -10,13 +10,13 @@ from functools import partial
 from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
-from zipeval.evaluation.upper_bound import UPPER_BOUND
+from zipeval.config.schema import UPPER_BOUND
 from zipeval.reporting import remarks
 from zipeval.reporting.remarks import LOWER, UNDEFINED
-from zipeval.tables import DIFFERENCE, MEASURED, Cell, Row, Table
+from zipeval.reporting.tables import DIFFERENCE, MEASURED, Cell, Row, Table
 
 if TYPE_CHECKING:
-    from zipeval.stats import Comparison
+    from zipeval.reporting.stats import Comparison
 
 NOTHING = "-"
 SAME, TIED = "≈", "†"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from zipeval.render import grid_lines, render
+from zipeval.reporting.render import grid_lines, render
 from zipeval.reporting.table_text import (
     MEASURES,
     TWO_LINES,
@@ -24,7 +24,7 @@ from zipeval.reporting.table_text import (
     texts,
     words,
 )
-from zipeval.tables import Table
+from zipeval.reporting.tables import Table
 
 GAP = 1  # blanks between columns
 LEAST_LABEL = 8  # a label's column is at least as wide as this, and longer words are broken
@@ -38,7 +38,8 @@ def print_tables(tables: list[Table], form: str | None = None) -> None:
     """Print tables on standard output.
 
     Args:
-        form: of zipeval.render.FORMATS; None: Markdown, or on a terminal that is too narrow for it the narrow form.
+        form: one of the FORMATS of zipeval/reporting/render.py; None: Markdown, or on a terminal that is too narrow
+            for it the narrow form.
     """
     if form is not None or not sys.stdout.isatty():
         print(render(tables, form or "markdown"))

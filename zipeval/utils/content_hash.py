@@ -256,3 +256,11 @@ def _write(key: str, content: Mapping) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """Hash of some files' names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What encoders attend to, and what methods keep of an image."""

@@ -1,0 +1,1 @@
+"""The regression gate: a baseline to commit, and records held against it."""

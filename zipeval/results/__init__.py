@@ -1,0 +1,1 @@
+"""Records on disk: what was evaluated, of what, and who is at it."""
