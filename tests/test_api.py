@@ -31,7 +31,8 @@ def tiny():
 
 def test_the_readmes_examples(tmp_path, monkeypatch, capsys):
     """One after another, each with what those before it left, as a reader would."""
-    assert len(EXAMPLES) == 4  # an image, a batch of several, two turns, a video
+    _, *examples = EXAMPLES
+    assert len(examples) == 4  # an image, a batch of several, two turns, a video
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     for name in ("photo", "other"):
@@ -40,7 +41,7 @@ def test_the_readmes_examples(tmp_path, monkeypatch, capsys):
     names, reduced = {}, []
     for method in (zipeval.VisionZip, zipeval.SparseVLM):
         monkeypatch.setattr(method, "reduce", counted(method, reduced))
-    for example in EXAMPLES:
+    for example in examples:
         exec(compile(example, "README.md", "exec"), names)
         asked = next(names[name] for name in ("conversation", "batch", "inputs") if f"{name} = " in example)
         asked = asked if torch.is_tensor(asked) else asked["input_ids"]
@@ -50,6 +51,14 @@ def test_the_readmes_examples(tmp_path, monkeypatch, capsys):
     assert [name for name, _ in reduced] == ["VisionZip", *["SparseVLM"] * 3, "VisionZip", "VisionZip"]
     assert [count for name, count in reduced if name == "VisionZip"] == [1, 1, 8]
     assert capsys.readouterr().out.startswith("['")
+
+
+def test_the_readmes_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(EXAMPLES[0].replace("limit=200", "limit=20"), "README.md", "exec"), names)
+    assert len(names["runs"].records) == 3
+    assert (tmp_path / "tradeoff.pdf").is_file()
 
 
 def counted(method, calls):
@@ -70,7 +79,7 @@ def test_names_are_classes_that_the_command_line_knows():
     for name, module in zipeval._WHERE.items():  # what type checkers see
         assert f"from zipeval.{module} import {name} as {name}\n" in text
     targets = {compose([f"method={m}", "tokens=48", *more]).method["_target_"] for m, more in every_method()}
-    exported = {f"zipeval.{module}.{name}" for name, module in zipeval._WHERE.items() if module != "api"}
+    exported = {f"zipeval.{module}.{name}" for name, module in zipeval._WHERE.items() if "methods." in module}
     assert exported == targets
     with pytest.raises(AttributeError, match="no attribute 'Vision'"):
         _ = zipeval.Vision
