@@ -146,6 +146,25 @@ def test_the_revision_is_that_of_our_own_sources(tmp_path, monkeypatch):
     assert revision() is None
 
 
+def test_code_is_what_answers_depend_on(tmp_path, monkeypatch):
+    """A docstring of the report is no reason to answer all questions again."""
+    for name in ("engine/decoder.py", "reporting/html/report.py", "media.py", "results/records.py", "cli/run.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("before")
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "results/records.py"))
+    code = records.code.__wrapped__
+    before = code()
+    for name in ("reporting/html/report.py", "results/records.py", "cli/run.py"):
+        (tmp_path / name).write_text("after")
+        assert code() == before
+    hashes = {before}
+    for name in ("engine/decoder.py", "media.py"):
+        (tmp_path / name).write_text("after")
+        hashes.add(code())
+    assert len(hashes) == 3
+
+
 def test_what_is_edited_during_a_run_does_not_change_its_revision(monkeypatch):
     before = records.git_revision()
     monkeypatch.setattr(records, "__file__", "/nowhere/zipeval/results/records.py")

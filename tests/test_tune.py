@@ -36,7 +36,7 @@ from zipeval.models import prompts as prompts_module
 from zipeval.results import records
 from zipeval.tuning import training
 from zipeval.tuning.training import Conversations, Projecting
-from zipeval.tuning.tune import Settings, read, tune
+from zipeval.tuning.tune import TUNING, Settings, read, tune
 
 SETTING = ["method=visionzip", "tokens=16", "runner.workers=0"]
 TURNS = ["What color is the star?", "cyan", "How many objects are there?", "3"]
@@ -234,7 +234,7 @@ def test_the_manifest_says_what_it_was_made_of(tuned, data):
         "samples": count - 1,
     }
     assert said["training"]["lr"] == 3e-4
-    assert said["code"] == records.code()
+    assert said["code"] == records.code(TUNING) != records.code()
     assert said["versions"] == records.versions()
 
 

@@ -16,11 +16,11 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ SCHEMA = 6
 # Of 4, records have no directions, digests nor `from_samples`. Of 4 and 5, samples have no `question`, `choices` and
 # `pictures`.
 READABLE = (4, 5, SCHEMA)
-ELSEWHERE = ("configs", "tasks", "published")  # in a checkout
+# What answers and their scores depend on, of zipeval's own code; tasks and configurations have hashes of their own.
+ANSWERING = ("engine", "methods", "models", "benchmarks", "inference", "evaluation", "media.py")
 PACKAGES = (
     "zipeval",
     "lmms-eval",
@@ -238,11 +239,10 @@ def git_revision() -> dict[str, Any] | None:
 
 @cache
 def code(modules: tuple[str, ...] = ()) -> str:
-    """Hash of zipeval's own Python files and of those of other modules, which are imported."""
+    """Return the hash of the code that answers depend on: zipeval's own, and that of other modules."""
     here = Path(__file__).parents[1]
-    # In a wheel configurations, tasks and published numbers are below, which have hashes of their own or need none.
-    files = {path for path in here.rglob("*.py") if path.relative_to(here).parts[0] not in ELSEWHERE}
-    files |= {Path(file) for name in modules if (file := getattr(sys.modules[name], "__file__", None))}
+    files = {path for path in here.rglob("*.py") if path.relative_to(here).parts[0] in ANSWERING}
+    files |= {Path(file) for name in modules if (file := getattr(import_module(name), "__file__", None))}
     return digest_files(files)
 
 

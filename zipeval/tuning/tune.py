@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
 BEGUN, CHECKPOINTS = "tuning.json", "checkpoints"  # manifest and state of a training that is not finished
+TUNING = ("zipeval.tuning.tune", "zipeval.tuning.training")  # modules that a projector depends on too
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _manifest(session: Session, settings: Settings, data: Data) -> dict[str, Any
         "training": {**trained, "seed": config.seed, "processes": ranks.here().count},
         "read": {"prompt": config.model.prompt, "image_aspect": config.model.image_aspect},
         "held": asdict(session.placement),
-        "code": records.code(),
+        "code": records.code(TUNING),
         "versions": records.versions(),
     }
 
