@@ -415,7 +415,7 @@ def test_refused_before_weights_are_made(arguments, message, tmp_path, monkeypat
 
 
 def test_weights_that_do_not_fit_are_not_made(monkeypatch):
-    monkeypatch.setattr("zipeval.models.placement._free_bytes", lambda placement: 8 << 30)
+    monkeypatch.setattr("zipeval.checkpoints.placement._free_bytes", lambda placement: 8 << 30)
     config = compose(["model=llava_next", "model.device=cpu", "model.dtype=bfloat16"])
     placement = Session(config, models.sketch(config.model)).placement
     with pytest.raises(UsageError, match=r"llava_next take 13.2 GiB in bfloat16, 8.0 GiB are free"):

@@ -16,6 +16,7 @@ LAYERS = (
     ("errors", "moved"),
     ("utils", "config", "media"),
     ("engine",),
+    ("checkpoints",),
     ("methods", "models", "benchmarks"),
     ("results",),
     ("inference", "reporting"),

@@ -21,6 +21,7 @@ from tiny import save_llava15
 from transformers import LlavaImageProcessor
 
 from zipeval import media
+from zipeval.checkpoints.prompts import TEMPLATES
 from zipeval.cli import compose
 from zipeval.engine.images import pictures
 from zipeval.errors import MediaError, UsageError
@@ -28,7 +29,6 @@ from zipeval.evaluation.chat_model import ZipEval
 from zipeval.evaluation.runner import evaluate, run
 from zipeval.inference.session import Session
 from zipeval.methods.visionzip import VisionZip
-from zipeval.models.prompts import TEMPLATES
 from zipeval.results import records
 
 GRAY = (127, 127, 127)

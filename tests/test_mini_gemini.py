@@ -16,6 +16,8 @@ from tiny import Watched, mini_gemini, prompts
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from zipeval import cli, models
+from zipeval.checkpoints.placement import Placement
+from zipeval.checkpoints.prompts import TEMPLATES
 from zipeval.cli import compose
 from zipeval.config.schema import ModelConfig
 from zipeval.engine.vision import reduced_inputs
@@ -24,8 +26,6 @@ from zipeval.evaluation.runner import run
 from zipeval.inference.session import Session
 from zipeval.methods.uniform import Uniform
 from zipeval.models import EMBEDDED, convert
-from zipeval.models.placement import Placement
-from zipeval.models.prompts import TEMPLATES
 
 CPU = Placement("cpu", "float32", "sdpa")
 WIDTH, PATCH, SIDE, DEPTH = 128, 8, 4, 3  # of CLIP: two heads of 64

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from zipeval import models
+from zipeval.checkpoints.placement import Placement, check_memory, machine, place
 from zipeval.cli import compose
 from zipeval.config.schema import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.inference.session import Session
 from zipeval.models import EMBEDDED
-from zipeval.models.placement import Placement, check_memory, machine, place
 
 CPU = Placement("cpu", "float32", "sdpa")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from test_benchmarks import damaged
 
+from zipeval.checkpoints import placement
 from zipeval.cli import compose
 from zipeval.errors import UsageError
 from zipeval.evaluation.runner import run
-from zipeval.models import placement
 from zipeval.results import records
 from zipeval.utils import ranks
 from zipeval.utils.ranks import Place

@@ -20,13 +20,13 @@ from transformers import LlavaForConditionalGeneration
 
 import zipeval.tasks
 from zipeval import models
+from zipeval.checkpoints.placement import Placement, machine
 from zipeval.cli import compose, main
 from zipeval.errors import MediaError, UsageError
 from zipeval.evaluation import chat_model
 from zipeval.evaluation.runner import run
 from zipeval.inference import answering
 from zipeval.inference.session import Session
-from zipeval.models.placement import Placement, machine
 from zipeval.results import records
 
 LIMIT = 48

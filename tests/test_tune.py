@@ -23,16 +23,16 @@ from safetensors.torch import load_file, save_file
 from tiny import llava, prompts
 
 from zipeval import models
+from zipeval.checkpoints import projector
+from zipeval.checkpoints import prompts as prompts_module
 from zipeval.cli import compose, expand, main
 from zipeval.engine.vision import IGNORED, reduced_inputs
 from zipeval.errors import UsageError
 from zipeval.evaluation.runner import run
 from zipeval.inference.session import Session
-from zipeval.methods import projector
 from zipeval.methods.random import Random
 from zipeval.methods.visionzip import VisionZip
 from zipeval.methods.visionzip_tuned import VisionZipTuned
-from zipeval.models import prompts as prompts_module
 from zipeval.results import records
 from zipeval.tuning import training
 from zipeval.tuning.training import Conversations, Projecting

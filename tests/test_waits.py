@@ -16,12 +16,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
+from zipeval.checkpoints import projector
 from zipeval.engine import decoder, guard
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.images import PIXELS, pictures, tower
 from zipeval.engine.ragged import compact_index, on_device
 from zipeval.engine.vision import VisionMethod, reduced, see
-from zipeval.methods import projector
 from zipeval.methods.fastv import FastV
 from zipeval.methods.random import Random
 from zipeval.methods.sparsevlm import SparseVLM

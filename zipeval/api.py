@@ -23,8 +23,8 @@ def load(name: str, **settings: Any):
     Raises:
         UsageError: for what cannot be loaded; says what to do.
     """
+    from zipeval.checkpoints.placement import place
     from zipeval.config.compose import compose
-    from zipeval.models.placement import place
 
     for setting in settings:
         if setting not in LOADED:

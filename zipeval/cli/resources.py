@@ -42,7 +42,7 @@ def convert(arguments: list[str]) -> None:
     for directory in (source, *towers.values()):
         if not directory.is_dir():
             raise UsageError(f"{directory}: no such directory.")
-    from zipeval.models.convert import mini_gemini
+    from zipeval.models._convert import mini_gemini
 
     model = mini_gemini(source, target, **towers)
     print(f"{target} is made: zipeval run model={model} model.path={target}")

@@ -143,7 +143,7 @@ class RunConfig:
 
 VIDEO_FAMILIES = ("video_llava",)  # whose papers' benchmarks are videos
 BUDGETS = ("paper", "mean", "final")  # what `tokens` counts; zipeval/engine/budget.py says how
-PROMPTS = ("hf", "vicuna_v1", "llava_v1")  # of zipeval/models/prompts.py
+PROMPTS = ("hf", "vicuna_v1", "llava_v1")  # of zipeval/checkpoints/prompts.py
 PACKINGS = ("published", "newline")
 BOUNDS = ("auto", "none")
 REUSES = ("none", "features", "prefix")

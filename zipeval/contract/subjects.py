@@ -54,8 +54,8 @@ def _model(subject: Subject, dtype: torch.dtype) -> torch.nn.Module:
 def _embedded() -> torch.nn.Module:
     """Return a copy of the embedded model, as others use the one that is loaded."""
     from zipeval import models
+    from zipeval.checkpoints.placement import place
     from zipeval.config.compose import compose
-    from zipeval.models.placement import place
 
     config = compose(["model=tiny_llava"]).model
     placement = place(replace(config, device="cpu", dtype="float32"))

@@ -16,10 +16,10 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 from zipeval import models
+from zipeval.checkpoints import projector
+from zipeval.checkpoints.placement import machine
 from zipeval.config.schema import ModelConfig, RunConfig
 from zipeval.errors import UsageError
-from zipeval.methods import projector
-from zipeval.models.placement import machine
 from zipeval.reporting.tables import key
 from zipeval.results import records
 from zipeval.results.speed_records import RESULTS, SCHEMA, about, first, limit, speed_up, total

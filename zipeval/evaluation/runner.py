@@ -16,6 +16,7 @@ from statistics import fmean
 from zipeval import benchmarks, methods, models
 from zipeval.benchmarks import data, lmms_names, stack
 from zipeval.benchmarks.protocols import PROTOCOLS, no_key, pending, summary
+from zipeval.checkpoints.placement import machine
 from zipeval.config.schema import REUSES, RunConfig
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
 from zipeval.errors import BudgetError, Held, NotHereError, RunError, Stopped, UsageError
@@ -26,7 +27,6 @@ from zipeval.evaluation.upper_bound import describe
 from zipeval.inference import generation
 from zipeval.inference.session import Session
 from zipeval.inference.validation import check
-from zipeval.models.placement import machine
 from zipeval.reporting import logger
 from zipeval.results import journal, records
 from zipeval.results.identity import recorded

@@ -11,13 +11,12 @@ from zipeval import benchmarks, methods, models
 from zipeval.benchmarks import data_identity, stack, videoqa
 from zipeval.benchmarks.data_identity import DataIdentity
 from zipeval.benchmarks.protocols import PROTOCOLS
+from zipeval.checkpoints import projector, prompts
+from zipeval.checkpoints.placement import place
 from zipeval.config.schema import RunConfig
 from zipeval.engine.budget import Picture, Shape
 from zipeval.errors import BudgetError, MediaError, UsageError
 from zipeval.inference.validation import check
-from zipeval.methods import projector
-from zipeval.models import prompts
-from zipeval.models.placement import place
 from zipeval.results.identity import run_id
 
 

@@ -9,9 +9,9 @@ from functools import reduce
 
 from zipeval.benchmarks.protocols import PROTOCOLS
 from zipeval.benchmarks.videoqa import SETS
+from zipeval.checkpoints import projector
 from zipeval.config.schema import BUDGETS, CHOICES, PACKINGS, RunConfig, with_tasks
 from zipeval.errors import UsageError
-from zipeval.methods import projector
 from zipeval.results.identity import _nodes
 from zipeval.utils.urls import public_url
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zipeval.checkpoints import projector
 from zipeval.engine import hf_names
-from zipeval.methods import projector
 from zipeval.methods.visionzip import VisionZip
 from zipeval.utils.lazy import torch
 

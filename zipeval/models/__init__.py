@@ -12,11 +12,11 @@ from importlib import import_module
 from math import prod
 from pathlib import Path
 
+from zipeval.checkpoints.hub import fetch, snapshot
+from zipeval.checkpoints.placement import Placement, check_memory
 from zipeval.config.schema import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.models._checkpoint import fingerprint
-from zipeval.models.hub import fetch, snapshot
-from zipeval.models.placement import Placement, check_memory
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 

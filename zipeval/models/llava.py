@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from zipeval.errors import UsageError
 
 if TYPE_CHECKING:
-    from zipeval.models.placement import Placement
+    from zipeval.checkpoints.placement import Placement
 
 MODEL_TYPE = "llava"
 MEDIA = ("image",)

@@ -1,7 +1,7 @@
 """Mini-Gemini (MGM) and its HD variant: LLaVA whose visual tokens attend to a ConvNeXt's features of their patch.
 
 transformers lacks it: zipeval/models/_mini_gemini.py is the architecture. The official checkpoints are not in the
-Hugging Face layout: zipeval/models/convert.py brings them there.
+Hugging Face layout: zipeval/models/_convert.py brings them there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zipeval.models import llava
 
 if TYPE_CHECKING:
-    from zipeval.models.placement import Placement
+    from zipeval.checkpoints.placement import Placement
 
 MODEL_TYPE = "mini_gemini"
 MEDIA, ASPECTS = llava.MEDIA, llava.ASPECTS

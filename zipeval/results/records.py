@@ -34,7 +34,7 @@ SCHEMA = 6
 # `pictures`.
 READABLE = (4, 5, SCHEMA)
 # What answers and their scores depend on, of zipeval's own code; tasks and configurations have hashes of their own.
-ANSWERING = ("engine", "methods", "models", "benchmarks", "inference", "evaluation", "media.py")
+ANSWERING = ("engine", "checkpoints", "methods", "models", "benchmarks", "inference", "evaluation", "media.py")
 PACKAGES = (
     "zipeval",
     "lmms-eval",

@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from zipeval.checkpoints import prompts
 from zipeval.engine.images import joined
 from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.engine.vision import IGNORED
 from zipeval.errors import MediaError, RunError, UsageError
 from zipeval.inference.feed import processes
-from zipeval.models import prompts
 from zipeval.utils import ranks
 from zipeval.utils.progress import progress
 

@@ -1,6 +1,6 @@
 """`zipeval tune`: train the projector for the few tokens that VisionZip leaves (its section 2.4, the rows VisionZip‡).
 
-    OUT/projector.safetensors   the tuned weights with their manifest, see zipeval/methods/projector.py
+    OUT/projector.safetensors   the tuned weights with their manifest, see zipeval/checkpoints/projector.py
     OUT/checkpoints/            of a training that is under way; the same command goes on from the latest
 
 Data are LLaVA's instructions, the layout of llava_v1_5_mix665k.json. docs/tuning.md says where every setting is from.
@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zipeval.checkpoints import projector
 from zipeval.config.schema import RunConfig
 from zipeval.errors import UsageError
 from zipeval.inference.session import Session
-from zipeval.methods import projector
 from zipeval.reporting import logger
 from zipeval.results import records
 from zipeval.results.lock import locked

@@ -24,10 +24,10 @@ from transformers import (
     LlavaProcessor,
 )
 
+from zipeval.checkpoints.prompts import VICUNA_V1
 from zipeval.errors import UsageError
 from zipeval.models import mini_gemini as family
 from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
-from zipeval.models.prompts import VICUNA_V1
 
 SHARD = "5GB"
 DECODERS = {"mgm": LlamaConfig, "mini_gemini": LlamaConfig, "mgm_gemma": GemmaConfig, "mini_gemini_gemma": GemmaConfig}

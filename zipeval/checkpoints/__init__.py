@@ -1,0 +1,1 @@
+"""Weights: where they come from, where they go, and what belongs to them."""
