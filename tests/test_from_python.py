@@ -12,7 +12,7 @@ from tiny_methods import snapshot
 import zipeval
 from zipeval.errors import UsageError
 from zipeval.evaluation import from_python
-from zipeval.models._loaded import describe, fingerprint
+from zipeval.models._in_memory import describe, fingerprint
 
 LIMIT = 12
 

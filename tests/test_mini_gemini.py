@@ -25,7 +25,8 @@ from zipeval.errors import UsageError
 from zipeval.evaluation.runner import run
 from zipeval.inference.session import Session
 from zipeval.methods.uniform import Uniform
-from zipeval.models import EMBEDDED, convert
+from zipeval.models import EMBEDDED
+from zipeval.models import _convert as convert
 
 CPU = Placement("cpu", "float32", "sdpa")
 WIDTH, PATCH, SIDE, DEPTH = 128, 8, 4, 3  # of CLIP: two heads of 64

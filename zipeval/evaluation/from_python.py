@@ -104,9 +104,9 @@ def _model(
             if value is not None:
                 raise UsageError(f"{argument}: model={model} is a name, and brings its own. Leave {argument} out.")
         return None, None
-    from zipeval.models import loaded
+    from zipeval.models import _in_memory
 
-    config, checkpoint = loaded.describe(model, processor, name)
+    config, checkpoint = _in_memory.describe(model, processor, name)
     known = [field.name for field in fields(ModelConfig)]
     for setting, value in settings.items():
         option = setting.removeprefix("model.")
