@@ -11,10 +11,11 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
+from own_tasks import write_task
 from PIL import Image as Pillow
 
 from zipeval.cli import compose
-from zipeval.errors import UsageError
+from zipeval.errors import RunError, UsageError
 from zipeval.evaluation import task_scores
 from zipeval.evaluation.chat_model import ZipEval
 from zipeval.evaluation.runner import evaluate
@@ -274,3 +275,42 @@ def test_records_of_before_are_checked_too(tampered):
     for reader in readers(tampered(change)):
         with pytest.raises(UsageError, match=r"its score is 12\.5"):
             reader()
+
+
+@pytest.mark.parametrize(
+    ("process", "named", "text"),
+    [
+        ("return {'acc': doc['gold']}", "process", "raised KeyError: 'gold'"),
+        ("return {'acc': float(doc['image'].size[0])}", "process", "raised KeyError: 'image'"),
+        ("return {'acc': 1 / 0}", "process", "raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_fails_in_a_tasks_function_is_not_blamed_on_its_data(process, named, text, tmp_path, monkeypatch):
+    from lmms_eval.api.task import ConfigurableTask
+
+    monkeypatch.setattr(ConfigurableTask.process_results.retry, "wait", lambda state: 0)
+    folder = write_task(tmp_path / "task", "own", "{max_new_tokens: 4}", samples=2, process=process).parent
+    session = Session(compose(["method=vanilla", f"results={tmp_path}"]))
+    with pytest.raises(RunError, match=rf"tasks=\[own\]: its function {named} \(utils.py, line 6\) {text}"):
+        evaluate(ZipEval(session), "own", folder)
+
+
+def test_what_fails_in_an_aggregation_names_it_too(tmp_path):
+    file = write_task(tmp_path / "task", "own", "{max_new_tokens: 4}", samples=2)
+    file.write_text(file.read_text().replace("aggregation: mean", "aggregation: !function utils.total"))
+    with (file.parent / "utils.py").open("a") as utils:
+        utils.write("\n\ndef total(scores):\n    raise ValueError('no\\nscores')\n")
+    session = Session(compose(["method=vanilla", f"results={tmp_path}"]))
+    with pytest.raises(RunError, match=r"its function total \(utils.py, line 10\) raised ValueError: no\. Mend it"):
+        evaluate(ZipEval(session), "own", file.parent)
+
+
+def test_a_data_set_that_does_not_load_is_told_as_that(tmp_path, monkeypatch):
+    from lmms_eval.api.task import ConfigurableTask
+
+    monkeypatch.setattr(ConfigurableTask.download.retry, "wait", lambda state: 0)
+    file = write_task(tmp_path / "task", "own", "{max_new_tokens: 4}", samples=2)
+    (file.parent / "test.parquet").write_bytes(b"torn")
+    session = Session(compose(["method=vanilla", f"results={tmp_path}"]))
+    with pytest.raises(UsageError, match="its data set does not load"):
+        evaluate(ZipEval(session), "own", file.parent)

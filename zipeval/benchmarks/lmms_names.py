@@ -6,7 +6,8 @@ Nothing here imports lmms-eval before it is asked to: a run is refused without t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from functools import partial
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from zipeval.errors import IncompatibleError, UsageError
+from zipeval.errors import IncompatibleError, RunError, UsageError
 
 TESTED = ("0.7.3", "0.7.3")  # lowest and newest lmms-eval that the tests ran on
 MULTI_ROUND = "generate_until_multi_round"  # request_type and output_type of a conversation
@@ -310,6 +311,51 @@ def not_loaded(task: str, cause: BaseException) -> UsageError:
     return UsageError(
         f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
     )
+
+
+@contextmanager
+def explained(task: str, folder: Path) -> Iterator[None]:
+    """Within the block, what fails of a task is told in one sentence: its data set, or a function of its own.
+
+    Args:
+        folder: that defines the task.
+
+    Raises:
+        UsageError: where the data set does not load.
+        RunError: where a function of the task fails, or the task's answers cannot be scored.
+    """
+    from tenacity import RetryError
+
+    try:
+        yield
+    except (UsageError, RunError):
+        raise
+    except Exception as error:  # a task's functions raise anything
+        # lmms-eval tries five times to load a data set, and to score an answer.
+        cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
+        frames = traceback.extract_tb(cause.__traceback__)
+        what = f"raised {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'without a reason'}"
+        end = "Mend it and run this again: answers are kept."
+        if function := _own_function(frames, folder):
+            place = f"{Path(function.filename).name}, line {function.lineno}"
+            raise RunError(f"tasks=[{task}]: its function {function.name} ({place}) {what}. {end}") from error
+        if not isinstance(error, RetryError):
+            raise
+        if any(frame.name == "download" for frame in frames):
+            raise not_loaded(task, cause) from error
+        raise RunError(f"tasks=[{task}]: scoring its answers {what}. {end}") from error
+
+
+def _own_function(frames: Sequence[traceback.FrameSummary], folder: Path) -> traceback.FrameSummary | None:
+    """Return the function of a task that an error comes from; None where it comes from zipeval, or from elsewhere."""
+    ours = Path(__file__).resolve().parents[1]
+    for frame in reversed(frames):
+        file = Path(frame.filename).resolve()
+        if file.is_relative_to(folder.resolve()):
+            return frame
+        if file.is_relative_to(ours):
+            return None
+    return None
 
 
 @contextmanager

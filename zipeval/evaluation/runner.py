@@ -447,29 +447,29 @@ def _scored(task: str, results: dict, samples: list[dict]) -> dict:
 def _lmms_eval(model, task: str, folder: Path) -> dict:
     """What lmms-eval itself returns."""
     from lmms_eval import evaluator
-    from tenacity import RetryError
 
     config, questions = model.session.config, model.session.questions.get(task)
     known = benchmarks.BENCHMARKS.get(task)
     ours = {**known.settings, **(known.functions() if known.functions else {})} if known else {}
-    try:
-        # A task's own functions may import what nothing else does.
-        with no_key(), ranks.alone(), stack.explained("lmms_eval"), lmms_names.patched(questions):
-            return evaluator.simple_evaluate(
-                model=model,
-                tasks=[task],
-                task_manager=lmms_names.task_manager(folder, ours),
-                limit=config.limit,
-                bootstrap_iters=0,  # our own statistics come from the samples
-                random_seed=config.seed,
-                numpy_random_seed=config.seed,
-                torch_random_seed=config.seed,
-                process_docs_parallel=1,  # or a seeded guess, as of MMMU, would be another one every time
-                # Score from the answers alone: otherwise every image is decoded a second time.
-                cli_args=argparse.Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
-            )
-    except RetryError as error:  # how lmms-eval reports a data set that does not load
-        raise lmms_names.not_loaded(task, error.last_attempt.exception()) from error
+    with ExitStack() as block:
+        block.enter_context(no_key())
+        block.enter_context(ranks.alone())
+        block.enter_context(lmms_names.explained(task, folder))
+        block.enter_context(stack.explained("lmms_eval"))  # a task's own functions may import what nothing else does
+        block.enter_context(lmms_names.patched(questions))
+        return evaluator.simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=lmms_names.task_manager(folder, ours),
+            limit=config.limit,
+            bootstrap_iters=0,  # our own statistics come from the samples
+            random_seed=config.seed,
+            numpy_random_seed=config.seed,
+            torch_random_seed=config.seed,
+            process_docs_parallel=1,  # or a seeded guess, as of MMMU, would be another one every time
+            # Score from the answers alone: otherwise every image is decoded a second time.
+            cli_args=argparse.Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
+        )
 
 
 def _follows(task: str, samples: list[dict], score: float | None) -> bool:
