@@ -88,6 +88,16 @@ def test_samples_that_changed_are_refused(tmp_path):
         _ = read_results(tmp_path).samples
 
 
+@pytest.mark.parametrize("name", ["count", "failed"])
+def test_a_record_that_counts_other_samples_is_refused(name, tmp_path):
+    path = put(tmp_path, "vanilla", None, "gqa", [sample(i, 1.0) for i in range(3)])
+    record = json.loads(path.read_text())
+    (record["samples"] if name == "count" else record)[name] = 2
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="it says 2 (failed )?samples, and its samples are"):
+        _ = read_results(tmp_path).samples
+
+
 def test_a_table_holds_the_numbers_that_the_command_line_prints(results):
     table = results.table()
     assert table.index.names == ["model", "method", "tokens"]

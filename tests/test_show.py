@@ -37,7 +37,8 @@ def put(root, name=RUNS[1], task="shapes", score=91.5, **fields):
         "ended": "2026-01-01T01:00:00+00:00",
         "seconds": 3600.0,
     }
-    return records.write(root / name, record | fields, [{"doc_id": n} for n in range(7)])
+    samples = [{"doc_id": n} | ({"error": "no picture"} if n < 3 else {}) for n in range(7)]
+    return records.write(root / name, record | fields, samples)
 
 
 def shown(capsys, *arguments):

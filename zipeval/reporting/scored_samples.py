@@ -43,7 +43,7 @@ def parse_samples(content: bytes, positions: bool = True) -> list[dict[str, Any]
 
 
 def check_score(record: Record, samples: list[dict[str, Any]]) -> None:
-    """Refuse a record whose score is not what its samples come to.
+    """Refuse a record whose score, or number of samples, is not what its samples come to.
 
     Raises:
         UsageError: says both numbers, and what to do.
@@ -53,8 +53,25 @@ def check_score(record: Record, samples: list[dict[str, Any]]) -> None:
         raise UsageError(f"{disagreement}. Move both away and {records.again(Path(record['path']))}.")
 
 
+def _count_disagreement(record: dict[str, Any], samples: list[dict[str, Any]]) -> str:
+    """Return in words how a record counts other samples, or failed ones, than there are; nothing where it does not."""
+    counts = {
+        "samples": (record["samples"]["count"], len(samples)),
+        "failed samples": (record.get("failed", 0), sum("error" in sample for sample in samples)),
+    }
+    for what, (written, counted) in counts.items():
+        if written != counted:
+            return f"{record['path']}: it says {written} {what}, and its samples are {counted}"
+    return ""
+
+
 def score_disagreement(record: Record, samples: list[dict[str, Any]]) -> str:
-    """Return in words how a record's score is not what its samples come to; nothing where it is, or cannot be told."""
+    """Return in words how a record's score or counts are not what its samples come to; nothing where they are.
+
+    Of some scores it cannot be told.
+    """
+    if counted := _count_disagreement(record, samples):
+        return counted
     if not is_checkable(record) or record["score"] is None or not isfinite(record["score"]):
         return ""
     from zipeval.reporting import stats
