@@ -94,7 +94,7 @@ def test_a_record_that_counts_other_samples_is_refused(name, tmp_path):
     record = json.loads(path.read_text())
     (record["samples"] if name == "count" else record)[name] = 2
     path.write_text(json.dumps(record))
-    with pytest.raises(UsageError, match="it says 2 (failed )?samples, and its samples are"):
+    with pytest.raises(UsageError, match=r"it says 2 (failed )?samples, and its samples are"):
         _ = read_results(tmp_path).samples
 
 
@@ -113,6 +113,14 @@ def test_a_table_holds_the_numbers_that_the_command_line_prints(results):
     for form in ("markdown", "csv", "latex", "json"):
         assert table.render(form) == render(shown, form)
     assert table._repr_html_() == render(shown, "html")
+
+
+def test_columns_are_chosen_by_heading_or_task(results):
+    for name in ("GQA", "gqa"):
+        assert [*results.table(columns=[name]).columns.get_level_values(0).unique()][2:] == ["GQA"]
+    with pytest.raises(UsageError, match=r"columns=GQQ: no such column\. Did you mean GQA"):
+        results.table(columns=["GQQ"])
+    assert [*results.table(task="gqa", columns=["accuracy"]).columns.get_level_values(0).unique()][2:] == ["accuracy"]
 
 
 def test_csv_is_the_frame(results):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,6 +120,7 @@ def table(arguments: list[str]) -> None:
     """Run `zipeval table`."""
     options = TABLE.parse(arguments)
     from zipeval.reporting import paper
+    from zipeval.reporting.columns import chosen_tables
 
     if options.source == "paper" and not options.table:
         raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
@@ -128,7 +128,9 @@ def table(arguments: list[str]) -> None:
     _check_idle(options, name in paper.SPEED)
     form = _format(options)
     if not options.table:
-        shown = _tables_of_records(options)
+        shown = chosen_tables(
+            options.results or paper.RESULTS, options.columns, task=options.task, statistics=options.statistics
+        )
     elif options.source == "paper":
         shown = _published(name, options.columns)
     else:
@@ -139,33 +141,6 @@ def table(arguments: list[str]) -> None:
         print_tables(shown, form)
     else:
         _write(options.out, shown, form)
-
-
-def _tables_of_records(options) -> list[Table]:
-    """Return the tables of the records, with the columns that are asked for."""
-    from zipeval.reporting import paper
-    from zipeval.reporting.columns import choose, with_columns
-    from zipeval.reporting.tables import headings, tables
-
-    results = options.results or paper.RESULTS
-    if options.task:
-        # The columns are the task's metrics, whose names its records tell.
-        made = tables(results, options.task, statistics=options.statistics)
-        metrics = [name for table in made for name in table.columns]
-        return with_columns(made, choose(options.columns, metrics)) if options.columns else made
-    # Without any record, `tables` says how to make them.
-    known = headings(results)
-    chosen = choose(options.columns, known) if options.columns and known else None
-    made = tables(results, columns=chosen, statistics=options.statistics)
-    if chosen is None or {*chosen} == {*known}:
-        return made
-    return [replace(table, notes=[*table.notes, *_average_notes(table)]) for table in made]
-
-
-def _average_notes(table: Table) -> list[str]:
-    """Say that an average is not of all benchmarks that there are."""
-    has_average = any(row.average is not None for row in table.rows)
-    return [f"average: of {', '.join(table.columns)} only."] if has_average else []
 
 
 def _published(name: str, columns: Sequence[str]) -> list[Table]:

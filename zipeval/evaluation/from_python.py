@@ -71,7 +71,7 @@ def evaluate(
     for _, config in with_upper_bounds(composed):
         config = check(config)
         runs.setdefault(run_identity(config), config)
-    for config in runs.values():
+    for _, config in composed:  # what is missing is told of the whole run, and not of its upper bound alone
         check_feasible(config, checkpoint)
     paths = []
     for config in runs.values():

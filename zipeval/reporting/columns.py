@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.reporting.remarks import LOWER
 from zipeval.reporting.table_text import has_average
-from zipeval.reporting.tables import Table
+from zipeval.reporting.tables import Table, headings, tables
 
 KNOWN = {benchmark.column for benchmark in BENCHMARKS.values()}
 NO_AVERAGE = "No average, which is of all {} columns of this table."
@@ -80,3 +81,34 @@ def _with_columns(table: Table, columns: list[str]) -> Table:
     if has_average(table):
         notes.append(NO_AVERAGE.format(len(table.columns)))
     return replace(table, columns=shown, rows=rows, notes=notes)
+
+
+def chosen_tables(
+    results: str, columns: Sequence[str] | None = None, task: str | None = None, **options: Any
+) -> list[Table]:
+    """Return the tables of a directory of records, with the columns that are asked for.
+
+    Args:
+        columns: headings or names of tasks, with `task` of its metrics; None for all.
+        options: of zipeval.reporting.tables.tables.
+
+    Raises:
+        UsageError: for a name that means no column, and as `tables` does.
+    """
+    if task or not columns:
+        made = tables(results, task, **options)
+        # The columns are the task's metrics, whose names its records tell.
+        metrics = [name for table in made for name in table.columns]
+        return with_columns(made, choose(columns, metrics)) if columns else made
+    known = headings(results)
+    # Without any record, `tables` says how to make them.
+    chosen = choose(columns, known) if known else None
+    made = tables(results, columns=chosen, **options)
+    if chosen is None or {*chosen} == {*known}:
+        return made
+    return [replace(table, notes=[*table.notes, *_average_notes(table)]) for table in made]
+
+
+def _average_notes(table: Table) -> list[str]:
+    """Say that an average is not of all benchmarks that there are."""
+    return [f"average: of {', '.join(table.columns)} only."] if has_average(table) else []

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zipeval.errors import UsageError, did_you_mean
-from zipeval.reporting.tables import Record, Table, tables
+from zipeval.reporting.columns import chosen_tables
+from zipeval.reporting.tables import Record, Table
 from zipeval.results import records
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Results:
 
         Args:
             task: show all metrics of this task instead of the main one of every task.
-            columns: benchmarks to show, by the headings of their columns, in this order; None for all.
+            columns: benchmarks to show, by their headings or their tasks, in this order; None for all.
             model: of runs of this model only.
             statistics: add 95% intervals, and which differences are significant.
 
@@ -87,7 +88,8 @@ class Results:
     def _tables(self, task: str | None, columns: list[str] | None, model: str | None, statistics: bool) -> list[Table]:
         if self.paths is not None and not self._records:
             raise UsageError(f"results={self.directory}: the records of these runs are gone. Evaluate them again.")
-        return tables(self.directory, task=task, model=model, columns=columns, statistics=statistics, paths=self.paths)
+        options = {"model": model, "statistics": statistics, "paths": self.paths}
+        return chosen_tables(self.directory, columns, task, **options)
 
     def plot(self, name: str = "tokens", columns: list[str] | None = None, model: str | None = None) -> Plot:
         """Return a plot of percentages with 95% intervals, which a notebook shows; `.save("FILE.pdf")` writes it.
