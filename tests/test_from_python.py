@@ -43,6 +43,9 @@ def test_a_model_that_is_loaded_answers_as_the_named_one(tmp_path, loaded):
     model, processor = loaded
     processor = copy.deepcopy(processor)
     processor.tokenizer.padding_side = "right"
+    # transformers leaves hooks of its own on an encoder that is asked for attention weights the first time.
+    side = model.config.vision_config.image_size
+    model.model.vision_tower(torch.zeros(1, 3, side, side), output_attentions=True)
     before = snapshot(model)
     runs = evaluate(
         tmp_path, model, ["visionzip", "fastv"], tokens=16, tasks="zipeval_shapes", processor=processor, name="mine"
@@ -52,6 +55,18 @@ def test_a_model_that_is_loaded_answers_as_the_named_one(tmp_path, loaded):
     assert runs.samples[columns].equals(named.samples[columns])
     assert {*runs.records.model} == {"mine"}
     assert snapshot(model) == before and processor.tokenizer.padding_side == "right"
+
+
+def test_a_model_that_its_user_changes_is_no_runs(tmp_path):
+    """A run by name reads the checkpoint's weights, whatever was done to those that `load` gave."""
+    before = evaluate(tmp_path / "before", "tiny_llava", "visionzip", tokens=16)
+    model, processor = zipeval.load("tiny_llava")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    processor.tokenizer.padding_side = "right"
+    after = evaluate(tmp_path / "after", "tiny_llava", "visionzip", tokens=16)
+    assert after.samples.prediction.tolist() == before.samples.prediction.tolist()
+    assert zipeval.load("tiny_llava")[0].lm_head.weight.any()
 
 
 def test_a_model_that_changed_is_another_model(tmp_path, loaded):
@@ -94,6 +109,9 @@ def test_a_model_that_is_loaded_is_refused_where_answers_would_not_be_its_own(tm
     refused("the model is loaded already", model, processor=processor, **{"model.dtype": "float16"})
     refused("no such setting of model", model, processor=processor, **{"model.promt": "hf"})
     refused("model=tiny_llava is a name", "tiny_llava", processor=processor)
+    for name in ("llava-hf/mine", "../mine", "..", "a b"):
+        refused("it names folders of records", model, processor=processor, name=name)
+    refused("mme.* is missing", model, processor=processor, name="mine")  # the suite that fits it
     without = copy.deepcopy(processor)
     without.chat_template = None
     refused("the processor has no chat template", model, processor=without)
@@ -115,7 +133,7 @@ def test_what_cannot_be_is_refused_before_anything_is_evaluated(tmp_path, monkey
         ("tasks=.*no such task", ("tiny_llava", "visionzip", 16), {"tasks": ["shaeps"]}),
         ("no such setting", ("tiny_llava", "visionzip", 16), {"batchsize": 8}),
         ("method=x: it is given as an argument", ("tiny_llava", "visionzip", 16), {"method": "x"}),
-        ("there is nothing in it", ("tiny_llava", []), {}),
+        ("there is nothing in a list", ("tiny_llava", []), {}),
         ("limit=0", ("tiny_llava", "visionzip", 16), {"limit": 0}),
     ):
         with pytest.raises(UsageError, match=match):

@@ -31,7 +31,7 @@ def load(name: str, **settings: Any):
             raise UsageError(f"{setting}={settings[setting]}: no setting of load(). It takes {', '.join(LOADED)}.")
     config = compose([f"model={name}"])
     config = check(replace(config, model=replace(config.model, **settings))).model
-    return models.load(config.family, models.find(config), place(config))
+    return models.load_copy(config.family, models.find(config), place(config))
 
 
 def method(name: str, model, tokens: int | None = None, budget: str = "paper", **options: Any):

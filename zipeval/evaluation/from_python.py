@@ -84,7 +84,7 @@ def _listed(values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         return [values]
     if not values:
-        raise UsageError("methods=[] or tokens=[]: there is nothing in it. Name at least one value.")
+        raise UsageError("methods, tokens or tasks: there is nothing in a list. Name at least one value.")
     return [*values]
 
 

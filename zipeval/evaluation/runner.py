@@ -54,12 +54,12 @@ def check_feasible(config: RunConfig, checkpoint: models.Checkpoint | None = Non
     except NotHereError as error:
         if config.model.embedded:
             raise
-        raise UsageError("\nzipeval: ".join(_missing(config))) from error
+        raise UsageError("\nzipeval: ".join(_missing(config, checkpoint))) from error
 
 
-def _missing(config: RunConfig) -> list[str]:
+def _missing(config: RunConfig, checkpoint: models.Checkpoint | None) -> list[str]:
     """Return what has to be fetched before a run, and what the run evaluates then."""
-    checks = [partial(models.find, config.model)]
+    checks = [] if checkpoint else [partial(models.find, config.model)]
     checks += [partial(data.require, task, config.data.root) for task in config.tasks]
     missing = []
     for check_one in checks:

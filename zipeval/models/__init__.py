@@ -278,6 +278,16 @@ def load(family: str, checkpoint: Checkpoint, placement: Placement):
     return _loaded[key]
 
 
+def load_copy(family: str, checkpoint: Checkpoint, placement: Placement):
+    """Return (model, processor) of its own: whoever changes it changes no run's.
+
+    Raises:
+        UsageError: as `load` does.
+    """
+    check_memory(checkpoint, placement)
+    return import_module(f"zipeval.models.{family}").load(checkpoint.path, placement)
+
+
 def _clear() -> None:
     """Give back the memory of the loaded model: to the driver too, which is asked what is free."""
     import torch

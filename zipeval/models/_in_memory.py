@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from zipeval.errors import UsageError
 from zipeval.models import Checkpoint
 from zipeval.utils import content_hash
 
+NAME = re.compile(r"\w[\w.-]*")
 # Of a configuration, what no answer depends on: where it came from, and which release wrote it.
 ABOUT = ("_name_or_path", "transformers_version", "name_or_path")
 
@@ -33,6 +35,10 @@ def describe(model, processor, name: str | None = None) -> tuple[ModelConfig, Ch
     _check(model, processor)
     settings = model.config.to_dict()
     name = name or Path(model.config.name_or_path).name or kind
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"name={name}: it names folders of records. Use letters, digits, '-', '_' and '.', such as name=mine."
+        )
     config = ModelConfig(
         name=name,
         family=kind,

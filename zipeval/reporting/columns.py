@@ -27,6 +27,7 @@ def choose(names: Sequence[str], headings: Iterable[str]) -> list[str]:
         UsageError: for a name that means none of the headings.
     """
     headings = list(dict.fromkeys(headings))
+    names = [names] if isinstance(names, str) else names
     chosen: list[str] = []
     for name in names:
         matching = _matching(name, headings)
