@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import SCORES, put, sample, sweep  # noqa: F401  a fixture
+from test_report import SCORES, put, sample, write_sweep
 
 from zipeval.errors import UsageError
 from zipeval.reporting.frames import _against_bound
@@ -20,8 +21,8 @@ SHAPES, GQA = "zipeval_shapes", "GQA"  # headings
 
 
 @pytest.fixture
-def results(sweep):  # noqa: F811
-    return read_results(sweep / "runs")
+def results(tmp_path):
+    return read_results(write_sweep(tmp_path / "sweep") / "runs")
 
 
 def test_a_row_for_each_record(results):
@@ -138,8 +139,8 @@ def test_a_part_of_a_table_is_a_plain_frame(results):
     assert type(table[SHAPES]) is pd.DataFrame
 
 
-def test_two_tables_of_one_model_stand_apart(results, sweep):  # noqa: F811
-    put(sweep / "runs", "vanilla", None, "gqa", [sample(i, 1.0) for i in range(10)], prompt="vicuna_v1")
+def test_two_tables_of_one_model_stand_apart(results):
+    put(Path(results.directory), "vanilla", None, "gqa", [sample(i, 1.0) for i in range(10)], prompt="vicuna_v1")
     names = results.table().index.get_level_values("model").unique()
     assert len(names) == 2 and all("prompt=" in name for name in names)
     with pytest.raises(UsageError, match="Choose one with model="):

@@ -118,6 +118,32 @@ def test_a_model_that_is_loaded_is_refused_where_answers_would_not_be_its_own(tm
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_model_with_code_of_its_users_is_refused(loaded, monkeypatch):
+    """Its answers would be recorded as those of the weights alone, or not be made at all: they are there already."""
+    processor = loaded[1]
+
+    def refused(match, change):
+        model = copy.deepcopy(loaded[0])
+        change(model)
+        with pytest.raises(UsageError, match=match):
+            describe(model, processor, "m")
+
+    def negated(module, inputs, output):
+        return -output
+
+    class Head(torch.nn.Linear):
+        pass
+
+    describe(*loaded, "m")  # also with the hooks that transformers leaves
+    refused("lm_head has a hook of test_from_python", lambda model: model.lm_head.register_forward_hook(negated))
+    refused("lm_head has a hook", lambda model: model.lm_head.register_forward_pre_hook(lambda module, inputs: None))
+    refused("lm_head has a forward of", lambda model: setattr(model.lm_head, "forward", negated))
+    refused("lm_head has a class of", lambda model: setattr(model, "lm_head", Head(2, 2)))
+    attention = type(loaded[0].model.language_model.layers[0].self_attn)
+    monkeypatch.setattr(attention, "forward", negated)
+    refused(r"layers\.0\.self_attn has a forward of", lambda model: None)
+
+
 def test_what_cannot_be_is_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
     from zipeval.evaluation import runner
 

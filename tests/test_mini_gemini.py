@@ -631,3 +631,12 @@ def test_half_precision(grid):
 def test_cls_cannot_be_mined():
     with pytest.raises(ValueError, match="CLS cannot be mined"):
         mini_gemini().get_image_features(torch.randn(1, 3, 96, 96), vision_feature_select_strategy="full")
+
+
+def test_its_names_are_the_same_wherever_they_are_written():
+    """What imports no torch cannot read them of the architecture, nor a schema those of the templates."""
+    from zipeval.config import schema
+    from zipeval.models import _mini_gemini, mini_gemini
+
+    assert _mini_gemini.MiniGeminiConfig.model_type == mini_gemini.MODEL_TYPE
+    assert tuple(TEMPLATES) == schema.PROMPTS

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
+import zipeval
 from zipeval.errors import RunError, UsageError
 from zipeval.results import records
 
@@ -148,6 +150,8 @@ def test_the_revision_is_that_of_our_own_sources(tmp_path, monkeypatch):
 
 def test_code_is_what_answers_depend_on(tmp_path, monkeypatch):
     """A docstring of the report is no reason to answer all questions again."""
+    package = Path(zipeval.__file__).parent
+    assert all((package / name).exists() for name in records.ANSWERING)  # a name that is gone would hash nothing
     for name in ("engine/decoder.py", "reporting/html/report.py", "media.py", "results/records.py", "cli/run.py"):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)

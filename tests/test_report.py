@@ -86,15 +86,19 @@ def put(root, method, tokens, task, samples, pictures=(), batch_size=4, prompt="
 SCORES = {("vanilla", None): 9, ("fastv", 8): 8, ("visionzip", 8): 7, ("fastv", 4): 5, ("visionzip", 4): 6}
 
 
-@pytest.fixture
-def sweep(tmp_path):
+def write_sweep(root):
     """vanilla and two methods at two budgets, on two benchmarks of ten samples."""
     for number, task in enumerate(TASKS):
         for (method, tokens), right in SCORES.items():
             kept = {"kept": [[0, 1, 5]], "merged": [[15]]} if tokens else {}
             samples = [sample(i, float(i < right - number), **kept) for i in range(10)]
-            put(tmp_path / "runs", method, tokens, task, samples, pictures=(0, 1) if number == 0 else ())
-    return tmp_path
+            put(root / "runs", method, tokens, task, samples, pictures=(0, 1) if number == 0 else ())
+    return root
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return write_sweep(tmp_path)
 
 
 class Page(HTMLParser):
@@ -384,13 +388,14 @@ def test_a_curve_is_of_one_benchmark_in_its_own_metric(sweep):
 def test_time_is_a_batchs_share_and_needs_every_benchmark(sweep):
     samples = [sample(i, 1.0, latency=8.0, batch=4) for i in range(4)] + [sample(4, 1.0, latency=3.0, batch=1)]
     path = put(sweep / "runs", "vanilla", None, "mmvet", samples)
-    from zipeval.reporting.html.report import _seconds, outcome
+    from zipeval.reporting.html.report import outcome
 
     (table,) = tables(str(sweep / "runs"), statistics=True)
     outcomes = {c.record["path"]: outcome(c.record) for row in table.rows for c in row.cells.values()}
     assert outcomes[str(path)].seconds == pytest.approx((4 * 2.0 + 3.0) / 5)
-    assert _seconds(table, table.rows[0], outcomes) == pytest.approx((0.8 + 0.8 + 2.2) / 3)
-    assert _seconds(table, table.rows[1], outcomes) is None
+    seconds = plots.seconds_of_rows(table, {path: found.seconds for path, found in outcomes.items()})
+    assert seconds[0] == pytest.approx((0.8 + 0.8 + 2.2) / 3)
+    assert seconds[1] is None
     assert outcome(records.read(path) | {"reuse": "features"}).seconds is None
 
 

@@ -15,7 +15,9 @@ LOADED = ("path", "revision", "dtype", "device", "attn_implementation", "quantiz
 
 
 def load(name: str, **settings: Any):
-    """(model, processor) of `zipeval list models`, as `zipeval run model=NAME` loads them.
+    """Return (model, processor) of `zipeval list models`, as `zipeval run model=NAME` loads them.
+
+    They are a copy of the caller's own: what is done to them changes no run.
 
     Args:
         settings: how it is loaded, `LOADED`: as model.SETTING= on the command line.

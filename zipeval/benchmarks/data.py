@@ -129,6 +129,16 @@ def copies_below(root: str | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """Within the block datasets reads what its cache has: a newer version on the hub is not what was answered."""
+    import datasets
+    from huggingface_hub import constants
+
+    with patch.object(datasets.config, "HF_HUB_OFFLINE", True), patch.object(constants, "HF_HUB_OFFLINE", True):
+        yield
+
+
 def sources(task: str) -> tuple[Source, ...]:
     """Return the parts of data sets that a task of the papers is known to read, its samples first."""
     return benchmarks.BENCHMARKS[task].sources if task in benchmarks.BENCHMARKS else ()

@@ -314,7 +314,7 @@ def not_loaded(task: str, cause: BaseException) -> UsageError:
 
 
 @contextmanager
-def explained(task: str, folder: Path) -> Iterator[None]:
+def explained_failures(task: str, folder: Path) -> Iterator[None]:
     """Within the block, what fails of a task is told in one sentence: its data set, or a function of its own.
 
     Args:

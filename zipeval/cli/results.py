@@ -179,7 +179,10 @@ def _write(file: Path, tables: list[Table], form: str) -> None:
     from zipeval.reporting.render import render
     from zipeval.results.records import atomic_write
 
-    atomic_write(file, render(tables, form) + "\n")
+    try:
+        atomic_write(file, render(tables, form) + "\n")
+    except OSError as error:
+        raise UsageError(f"out={file}: cannot be written ({error.strerror}). Name a file elsewhere.") from error
     print(file)
 
 

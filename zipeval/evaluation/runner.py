@@ -454,7 +454,7 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
     with ExitStack() as block:
         block.enter_context(no_key())
         block.enter_context(ranks.alone())
-        block.enter_context(lmms_names.explained(task, folder))
+        block.enter_context(lmms_names.explained_failures(task, folder))
         block.enter_context(stack.explained("lmms_eval"))  # a task's own functions may import what nothing else does
         block.enter_context(lmms_names.patched(questions))
         return evaluator.simple_evaluate(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from zipeval import methods
 from zipeval.engine import hf_names
 from zipeval.engine.budget import Picture
 from zipeval.engine.compiled import compiled
@@ -21,6 +20,7 @@ from zipeval.engine.trace import Trace, trace
 from zipeval.engine.vision import Encoded, outputs, shrunk
 from zipeval.inference.feed import Question, collate
 from zipeval.inference.generation import generation_options, resolve
+from zipeval.methods._stages import stages
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Answering:
 
     def _sharing(self, batch: list[Question], beams: int) -> _Read:
         """Every picture encoded once; where that is enough to know what is left of it, every prefix read once."""
-        model, (method, _) = self.model, methods.stages(self.session.method)
+        model, (method, _) = self.model, stages(self.session.method)
         wanted: dict[str, dict[str, dict]] = {kind: {} for kind in PIXELS}
         for question in batch:
             for key, (kind, inputs) in zip(question.keys, question.pictures(), strict=True):
@@ -212,7 +212,7 @@ def answering(session) -> Iterator[Answering]:
 def _applied(session, model):
     if session.reuse == "none":
         return session.method.applied(model)
-    _, inside = methods.stages(session.method)
+    _, inside = stages(session.method)
     return inside.applied(model) if inside else nullcontext()
 
 

@@ -17,6 +17,7 @@ from zipeval.config.schema import RunConfig
 from zipeval.engine.budget import Picture, Shape
 from zipeval.errors import BudgetError, MediaError, UsageError
 from zipeval.inference.validation import check
+from zipeval.methods._stages import stages
 from zipeval.results.identity import run_id
 
 
@@ -107,10 +108,10 @@ class Session:
     @cached_property
     def reuse(self) -> str:
         """What is really shared: inside the decoder methods look at the question, so that its prefix is its own."""
-        asked, stages = self.config.runner.reuse, methods.stages(self.method)
-        if asked == "none" or stages is None:
+        asked, parts = self.config.runner.reuse, stages(self.method)
+        if asked == "none" or parts is None:
             return "none"
-        return "features" if stages[1] else asked
+        return "features" if parts[1] else asked
 
     @cached_property
     def resolved(self) -> dict:

@@ -50,24 +50,6 @@ def modules(method: dict[str, Any]) -> tuple[str, ...]:
     return (method["_target_"].rpartition(".")[0], *inner)
 
 
-def stages(method):
-    """(what acts before the decoder, what acts inside it or None), if the method is made of such; else None.
-
-    The encoder's output, which the first is a function of, can then be shared.
-    """
-    from zipeval.engine.decoder import DecoderMethod
-    from zipeval.engine.vision import Everything, VisionMethod
-    from zipeval.methods.vanilla import Vanilla
-
-    if hasattr(method, "first"):  # a chain, which is built by this module
-        return method.first, method.second
-    if isinstance(method, VisionMethod):
-        return method, None
-    if isinstance(method, DecoderMethod):
-        return Everything(), method
-    return (Everything(), None) if isinstance(method, Vanilla) else None
-
-
 def _packed(method, shape: Shape):
     from zipeval.engine.vision import RowEnds, VisionMethod
 

@@ -15,6 +15,8 @@ from zipeval.errors import UsageError
 from zipeval.models import Checkpoint
 from zipeval.utils import content_hash
 
+LIBRARIES = ("torch", "transformers", "accelerate", "zipeval")  # whose code is in records, by version
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 NAME = re.compile(r"\w[\w.-]*")
 # Of a configuration, what no answer depends on: where it came from, and which release wrote it.
 ABOUT = ("_name_or_path", "transformers_version", "name_or_path")
@@ -88,11 +90,32 @@ def _check(model, processor) -> None:
             raise UsageError(f"processor: {kind} has no {part}. Give the whole one, as AutoProcessor loads it.")
     if model.training:
         raise UsageError("model: it is in training mode, in which dropout changes answers. Call model.eval() first.")
+    _check_code(model)
     if getattr(model, "is_quantized", False) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise UsageError(
             "model: it is quantised or lies on several devices. Give its name or model.path instead, with "
             "model.quantization= or model.device_map=."
         )
+
+
+def _check_code(model) -> None:
+    """Refuse a model that computes with code of its user's: a fingerprint of weights does not tell of it.
+
+    Raises:
+        UsageError: names the module, and what to do.
+    """
+    for name, module in model.named_modules():
+        # What runs when the module is called: its class, its forward, and hooks around that.
+        code = {"class": type(module), "forward": getattr(module, "forward", None)}
+        for hooks in HOOKS:
+            code |= {f"hook {number}": hook for number, hook in vars(module).get(hooks, {}).items()}
+        for what, part in code.items():
+            package = str(getattr(part, "__module__", None)).partition(".")[0]
+            if package not in LIBRARIES:
+                raise UsageError(
+                    f"model: {name or type(module).__name__} has a {what.split()[0]} of {package}, of which no "
+                    "fingerprint tells. Remove it; docs/adding-a-method.md says how a method changes a model."
+                )
 
 
 def fingerprint(model, processor) -> str:

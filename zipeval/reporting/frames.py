@@ -10,8 +10,7 @@ import pandas as pd
 
 from zipeval.errors import UsageError
 from zipeval.reporting import remarks
-from zipeval.reporting.html.sample_columns import kind_of_question
-from zipeval.reporting.scored_samples import read_scored
+from zipeval.reporting.scored_samples import kind_of_question, read_scored
 from zipeval.reporting.tables import Cell, Record, Row, Table, bound_among, heading, is_higher_better, key
 
 WHOLE = "Int64"  # whole numbers of which some are missing

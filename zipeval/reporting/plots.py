@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from textwrap import fill
 from xml.etree import ElementTree
 
@@ -19,6 +20,7 @@ from zipeval.errors import UsageError
 from zipeval.reporting import remarks
 from zipeval.reporting.method_styles import INK, MethodStyle, method_styles
 from zipeval.reporting.remarks import Remark
+from zipeval.reporting.scored_samples import read_scored, seconds_per_sample
 from zipeval.reporting.tables import Cell, Row, Table
 
 FRONT = "Pareto front"
@@ -76,7 +78,10 @@ class Plot:
         path = Path(path)
         if path.suffix not in UNDATED:
             raise UsageError(f"{path}: a plot's file ends in one of {', '.join(UNDATED)}. Choose one of these.")
-        save(self.figure, path)
+        try:
+            save(self.figure, path)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name a file elsewhere.") from error
 
     def _repr_png_(self) -> bytes:
         """Return what a notebook shows."""
@@ -112,6 +117,35 @@ def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
             found.append(Plot(f"bars-{number}-{column}", f"{_line(_percent_label(column))}, by budget", figure, column))
     key = remarks.key(r for row in table.rows for cell in row.cells.values() for r in cell.remarks)
     return [replace(plot, about=f"{plot.about}; {key}") for plot in found] if key else found
+
+
+def table_plots(table: Table) -> list[Plot]:
+    """Return the plots of a table that has statistics, with the seconds that its samples tell.
+
+    Raises:
+        UsageError: if samples changed since their record was written.
+    """
+    seconds = {}
+    for row in table.rows:
+        for cell in row.cells.values():
+            seconds[cell.record["path"]] = seconds_per_sample(cell.record, read_scored(cell.record, positions=False))
+    return plots(table, seconds_of_rows(table, seconds))
+
+
+def seconds_of_rows(table: Table, seconds: dict[str, float | None]) -> list[float | None]:
+    """Return for each row the mean of the benchmarks' seconds per sample.
+
+    It is None where one is missing, since they do not take the same time.
+
+    Args:
+        seconds: per sample, by the paths of records.
+    """
+    means = []
+    for row in table.rows:
+        of_row = [seconds[cell.record["path"]] for cell in row.cells.values()]
+        is_whole = len(of_row) == len(table.columns) and None not in of_row
+        means.append(fmean(of_row) if is_whole else None)
+    return means
 
 
 def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: str) -> Figure | None:
@@ -379,7 +413,7 @@ def _legend(figure: Figure, axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     for columns in range(len(labels), 0, -1):
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
-        figure.draw_without_rendering()
+        # Its size is known before the figure is drawn.
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()

@@ -102,7 +102,7 @@ class Results:
         Raises:
             UsageError: if there is no such plot, and where several tables could be plotted.
         """
-        from zipeval.reporting.html.report import table_plots
+        from zipeval.reporting.plots import table_plots
 
         shown = self._tables(None, columns, model, statistics=True)
         if len(shown) > 1:

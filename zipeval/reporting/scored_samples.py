@@ -6,6 +6,7 @@ import json
 import re
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from zipeval.benchmarks import BENCHMARKS
@@ -102,3 +103,25 @@ def follows_from_samples(record: Record, samples: list[dict[str, Any]]) -> bool:
 
     # A benchmark's was checked when it was read. Only of another task may the samples have another number.
     return record["task"] in BENCHMARKS or stats.agrees(record["task"], samples, record["score"])
+
+
+def kind_of_question(record: Record, sample: dict[str, Any]) -> str:
+    """Return the kind of a question: its own, or that of the one score that it has beside its metric.
+
+    A task that scores kinds apart gives a question `accuracy` and, say, `accuracy_color`.
+    """
+    if "kind" in sample:
+        return str(sample["kind"])
+    beginning = f"{record['metric']}_"
+    scores = sample.get("scores") or {}
+    names = [name for name in scores if name.startswith(beginning)]
+    return names[0].removeprefix(beginning) if len(names) == 1 and record["metric"] in scores else ""
+
+
+def seconds_per_sample(record: Record, samples: list[dict[str, Any]]) -> float | None:
+    """Return the mean share of a sample in the seconds of its batch; None where samples have no time of their own."""
+    # Where questions share what is computed of a picture a sample has no time of its own, and compiling takes minutes.
+    if record.get("reuse", "none") != "none" or record["config"].get("runner", {}).get("compile"):
+        return None
+    shares = [sample["latency"] / sample["batch"] for sample in samples if "latency" in sample]
+    return fmean(shares) if shares else None

@@ -46,19 +46,8 @@ def _element(label: str, total: int):
     """A bar of a notebook's own: an element of HTML that is replaced."""
     from IPython.display import HTML, display
 
-    done, start = 0, time.monotonic()
-    shown = display(HTML(_html(label, done, total, 0.0)), display_id=True)
-    last = start
-
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if now - last >= REDRAW or done == total:
-            last = now
-            shown.update(HTML(_html(label, done, total, now - start)))
-
-    yield advance
+    shown = display(HTML(_html(label, 0, total, 0.0)), display_id=True)
+    yield _redrawn(total, REDRAW, lambda done, seconds: shown.update(HTML(_html(label, done, total, seconds))))
 
 
 def _html(label: str, done: int, total: int, seconds: float) -> str:
@@ -87,6 +76,19 @@ def _bar(label, total):
 
 @contextmanager
 def _lines(label, total, every):
+    def show(done: int, seconds: float) -> None:
+        left = seconds * (total - done) / done
+        print(f"{label}: {done}/{total}, {seconds:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    yield _redrawn(total, every, show)
+
+
+def _redrawn(total: int, every: float, show: Callable[[int, float], None]) -> Callable[[int], None]:
+    """Return what counts samples, and shows their number and the seconds now and then and at the end.
+
+    Args:
+        every: seconds between two times.
+    """
     start = last = time.monotonic()
     done = 0
 
@@ -96,7 +98,6 @@ def _lines(label, total, every):
         now = time.monotonic()
         if now - last >= every or done == total:
             last = now
-            left = (now - start) * (total - done) / done
-            print(f"{label}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+            show(done, now - start)
 
-    yield advance
+    return advance

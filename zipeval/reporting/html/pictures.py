@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from zipeval import benchmarks
 from zipeval.benchmarks import data, lmms_names
@@ -54,7 +52,7 @@ def _picture_of_data_set(record: dict[str, Any], doc_id: int, wanted: str) -> by
     aspect, root = record["config"]["model"]["image_aspect"], record["config"]["data"]["root"]
     try:
         rows = _rows(record["task"], root)
-        if rows is None or doc_id >= len(rows):
+        if doc_id >= len(rows):
             return None
         (row,) = rows[doc_id].to_pylist()
         for image in chain(_images(row), _images_elsewhere(record["task"], row, root)):
@@ -93,40 +91,42 @@ def _images_elsewhere(task: str, row: dict[str, Any], root: str | None) -> Itera
 
 @lru_cache(DATA_SETS)
 def _images_by_id(source: Source, root: str | None):
-    """Return a data set of images, and the position of each by its id."""
+    """Return a data set of images, and the position of each by its id. Raises as `_rows` does."""
     rows = _loaded(root, source.dataset, name=source.config, split=source.split)
-    if rows is None or "id" not in rows.column_names:
-        return None, {}
-    return rows, {name: position for position, name in enumerate(rows["id"].to_pylist())}
+    names = rows.data.column("id").to_pylist() if "id" in rows.column_names else []
+    return rows, {name: position for position, name in enumerate(names)}
 
 
 @lru_cache(DATA_SETS)
 def _rows(task: str, root: str | None):
-    """Return the data set that a task's samples are numbered by, as Arrow; None where it is not here."""
+    """Return the data set that a task's samples are numbered by, as Arrow.
+
+    Raises:
+        UsageError: where it is not here. It is looked for again the next time, as a run may fetch it meanwhile.
+    """
     if task not in benchmarks.task_files() or not data.is_here(task, root):
-        return None
+        raise UsageError(f"tasks=[{task}]: its data set is not here.")
     file = benchmarks.task_files()[task][1]
     settings = lmms_names.task_settings(file)
     split = settings.get("test_split") or settings.get("validation_split")
     if not settings.get("dataset_path") or not split:  # of videos, for example
-        return None
+        raise UsageError(f"tasks=[{task}]: it names no data set.")
     files = (settings.get("dataset_kwargs") or {}).get("data_files")
     options = {} if files is None else {"data_files": {name: str(file.parent / path) for name, path in files.items()}}
     return _loaded(root, settings["dataset_path"], name=settings.get("dataset_name"), split=split, **options)
 
 
 def _loaded(root: str | None, path: str, **options: Any):
-    """Return a data set as Arrow, of this machine's copies; None where it does not load."""
-    import datasets
-    from huggingface_hub import constants
+    """Return a data set as Arrow, of this machine's copies.
 
-    with ExitStack() as block:
-        # What is in the cache is read as it is: a newer version on the hub is not the one that was answered.
-        block.enter_context(patch.object(datasets.config, "HF_HUB_OFFLINE", True))
-        block.enter_context(patch.object(constants, "HF_HUB_OFFLINE", True))
-        block.enter_context(data.copies_below(root))
+    Raises:
+        UsageError: where it does not load.
+    """
+    import datasets
+
+    with data.offline(), data.copies_below(root):
         try:
             rows = datasets.load_dataset(path, **options)
-        except Exception:  # datasets raises anything; without its picture a sample is still shown
-            return None
+        except Exception as error:  # datasets raises anything; without its picture a sample is still shown
+            raise UsageError(f"{path}: does not load ({error}).") from error
     return rows.with_format("arrow")  # rows as they are stored: decoding all images of one takes longer than finding it

@@ -16,9 +16,9 @@ from zipeval.reporting.html.browser import file_data, read_section
 from zipeval.reporting.html.gallery import Shown, gallery, pictures
 from zipeval.reporting.html.page import Browser, Failure
 from zipeval.reporting.method_styles import COLOURS, INK
-from zipeval.reporting.plots import LINE, Plot, budget, inline, plots, write
-from zipeval.reporting.scored_samples import read_scored
-from zipeval.reporting.tables import Record, Row, Table, tables
+from zipeval.reporting.plots import LINE, Plot, budget, inline, plots, seconds_of_rows, write
+from zipeval.reporting.scored_samples import read_scored, seconds_per_sample
+from zipeval.reporting.tables import Record, Table, tables
 from zipeval.results import records
 
 RESULTS = "results/runs"
@@ -150,11 +150,8 @@ def outcome(record: Record) -> Outcome:
     """Read the samples of a record once."""
     samples = read_scored(record)
     images = pictures(record)
-    # Where questions share what is computed of a picture a sample has no time of its own, and compiling takes minutes.
-    own = record.get("reuse", "none") == "none" and not record["config"].get("runner", {}).get("compile")
-    shares = [s["latency"] / s["batch"] for s in samples if own and "latency" in s]
     return Outcome(
-        seconds=fmean(shares) if shares else None,
+        seconds=seconds_per_sample(record, samples),
         batch=max((s["batch"] for s in samples if "latency" in s), default=None),
         kept={
             (record["task"], str(s["doc_id"])): [overlap.bits(positions) for positions in s["kept"]]
@@ -177,28 +174,11 @@ def _section(number: int, table: Table, outcomes: dict[str, Outcome]) -> Section
     return Section(
         number,
         table,
-        plots(table, [_seconds(table, row, outcomes) for row in table.rows]),
+        plots(table, seconds_of_rows(table, {path: found.seconds for path, found in outcomes.items()})),
         gallery(table, shown),
         list(_overlaps(table, outcomes)),
         sorted({found.batch for found in its if found.batch}),
     )
-
-
-def table_plots(table: Table) -> list[Plot]:
-    """Return the plots of a table that has statistics.
-
-    Raises:
-        UsageError: if samples changed since their record was written.
-    """
-    paths = {cell.record["path"]: cell.record for row in table.rows for cell in row.cells.values()}
-    outcomes = {path: outcome(record) for path, record in paths.items()}
-    return plots(table, [_seconds(table, row, outcomes) for row in table.rows])
-
-
-def _seconds(table: Table, row: Row, outcomes: dict[str, Outcome]) -> float | None:
-    """Mean of the benchmarks'; None where one is missing, since they do not take the same time."""
-    found = [outcomes[cell.record["path"]].seconds for cell in row.cells.values()]
-    return fmean(found) if len(found) == len(table.columns) and None not in found else None
 
 
 def _overlaps(table: Table, outcomes: dict[str, Outcome]) -> Iterator[Overlap]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zipeval.reporting.scored_samples import check_score, parse_samples
+from zipeval.reporting.scored_samples import check_score, kind_of_question, parse_samples
 from zipeval.results import records
 
 Record = dict[str, Any]
@@ -128,19 +128,6 @@ def _text(value: Any) -> str:
 def _choices(sample: dict[str, Any]) -> tuple[str, ...] | None:
     choices = sample.get("choices")
     return tuple(map(str, choices)) if choices else None
-
-
-def kind_of_question(record: Record, sample: dict[str, Any]) -> str:
-    """Return the kind of a question: its own, or that of the one score that it has beside its metric.
-
-    A task that scores kinds apart gives a question `accuracy` and, say, `accuracy_color`.
-    """
-    if "kind" in sample:
-        return str(sample["kind"])
-    beginning = f"{record['metric']}_"
-    scores = sample.get("scores") or {}
-    names = [name for name in scores if name.startswith(beginning)]
-    return names[0].removeprefix(beginning) if len(names) == 1 and record["metric"] in scores else ""
 
 
 def _failure(sample: dict[str, Any]) -> str:
