@@ -20,6 +20,7 @@ from zipeval.cli import compose, main
 from zipeval.evaluation.answer_choices import answer_choices
 from zipeval.evaluation.runner import run
 from zipeval.media import picture_hash
+from zipeval.reporting.html import pictures
 from zipeval.reporting.html.pictures import read_picture
 from zipeval.results import records
 
@@ -193,3 +194,14 @@ def test_pictures_beyond_those_that_are_kept(tmp_path):
     assert [sample["doc_id"] for sample in samples if read_picture(record, sample) is None] == []
     moved = {**record, "config": {**record["config"], "data": {"root": "/nowhere"}}, "task": "gqa"}
     assert read_picture(moved, samples[9]) is None  # its data set is not here
+
+
+def test_a_data_set_that_comes_later_is_looked_for_again(tmp_path):
+    """`zipeval view` shows a sweep that is under way, which may fetch its data while a page is open."""
+    path, samples = samples_of("method=vanilla", "limit=9", f"results={tmp_path}")
+    record = records.read(path)
+    with pytest.MonkeyPatch.context() as patch:
+        pictures._rows.cache_clear()
+        patch.setattr(pictures.data, "is_here", lambda task, root: False)
+        assert read_picture(record, samples[8]) is None
+    assert read_picture(record, samples[8]) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from zipeval.evaluation.runner import run
 from zipeval.inference.answering import answering
 from zipeval.inference.feed import feed
 from zipeval.inference.session import Session
+from zipeval.methods._stages import stages
+from zipeval.methods.chain import Chain
+from zipeval.methods.fastv import FastV
+from zipeval.methods.uniform import Uniform
 from zipeval.results import records
 
 MODELS = {"tiny_llava": 48, "tiny_gemini": 48, "tiny_next": 240, "tiny_video": 390}  # a third of the visual tokens
@@ -158,3 +163,16 @@ def test_a_run_answers_alike_however_fast(settings, plain, tmp_path):
 def test_methods_that_look_at_the_question_share_no_prefix(tmp_path):
     (path,) = run(compose([f"results={tmp_path}", "limit=4", "method=fastv", "tokens=48", "runner.reuse=prefix"]))
     assert records.read(path)["reuse"] == "features"
+
+
+def test_a_method_is_no_chain_for_a_name_of_its_own():
+    """What is shared depends on where a method acts, and that on its class."""
+
+    @dataclass(frozen=True)
+    class Leading(Uniform):
+        first: int = 3
+
+    method = Leading(tokens=4)
+    assert stages(method) == (method, None)
+    chain = Chain(Uniform(tokens=8), FastV(K=1, keep=4))
+    assert stages(chain) == (chain.first, chain.second)

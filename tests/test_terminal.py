@@ -255,6 +255,7 @@ def test_a_named_format_is_stronger_than_the_suffix(tmp_path, monkeypatch):
         ("none/t.csv", "there is no directory"),
         ("folder.csv", "is a directory"),
         ("locked/t.csv", "cannot be written to"),
+        ("/proc/t.csv", "cannot be written (No such file or directory)"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsys, out, message):
