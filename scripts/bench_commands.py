@@ -57,5 +57,11 @@ if __name__ == "__main__":
                 taken[name].append(seconds(command, here))
     for name, its in taken.items():
         bar = BARS.get(name)
-        verdict = "" if bar is None else f"  bar {bar:.1f} s" + ("" if median(its) < bar else ": MISSED")
-        print(f"{median(its):6.2f} s (from {min(its):5.2f} to {max(its):5.2f})  {name}{verdict}")
+        verdict = (
+            ""
+            if bar is None
+            else f"  bar {bar:.1f} s" + ("" if median(its) < bar else ": MISSED")
+        )
+        print(
+            f"{median(its):6.2f} s (from {min(its):5.2f} to {max(its):5.2f})  {name}{verdict}"
+        )

@@ -55,7 +55,9 @@ def builtin(session: Session):
 
 
 def main(pairs: int, limit: int, overrides: list[str]) -> None:
-    session = Session(compose([f"limit={limit}", "method=vanilla", "model.prompt=hf", *overrides]))
+    session = Session(
+        compose([f"limit={limit}", "method=vanilla", "model.prompt=hf", *overrides])
+    )
     (task,) = session.config.tasks
     folder = benchmarks.task_folder(task)
     ours, theirs = ZipEval(session), builtin(session)
@@ -64,16 +66,29 @@ def main(pairs: int, limit: int, overrides: list[str]) -> None:
         """(samples a second, answers)"""
         start = time.perf_counter()
         samples = _lmms_eval(model, task, folder)["samples"][task]
-        return len(samples) / (time.perf_counter() - start), [s["filtered_resps"][0].strip() for s in samples]
+        return len(samples) / (time.perf_counter() - start), [
+            s["filtered_resps"][0].strip() for s in samples
+        ]
 
     rates: list[tuple[float, float]] = []
     for pair in range(pairs + 1):
-        (our_rate, our_answers), (their_rate, their_answers) = in_turn(evaluated, ours, theirs, pair)
+        (our_rate, our_answers), (their_rate, their_answers) = in_turn(
+            evaluated, ours, theirs, pair
+        )
         if our_answers != their_answers:
-            differ = [i for i, its in enumerate(zip(our_answers, their_answers, strict=True)) if its[0] != its[1]]
-            sys.exit(f"answers differ: {[(i, our_answers[i], their_answers[i]) for i in differ[:5]]}")
+            differ = [
+                i
+                for i, its in enumerate(zip(our_answers, their_answers, strict=True))
+                if its[0] != its[1]
+            ]
+            sys.exit(
+                f"answers differ: {[(i, our_answers[i], their_answers[i]) for i in differ[:5]]}"
+            )
         warm = "" if pair else "  (warm-up)"
-        print(f"zipeval {our_rate:7.1f}, llava_hf {their_rate:7.1f} samples/s{warm}", flush=True)
+        print(
+            f"zipeval {our_rate:7.1f}, llava_hf {their_rate:7.1f} samples/s{warm}",
+            flush=True,
+        )
         rates += [(our_rate, their_rate)] * bool(pair)
     ratios = [a / b for a, b in rates]
     ours_median, theirs_median = (median(column) for column in zip(*rates, strict=True))

@@ -42,7 +42,10 @@ def repeated(folder: Path, samples: int, here: Path) -> Path:
     """The task with its questions over and over."""
     copy = Path(shutil.copytree(folder, here / TASK))
     table = parquet.read_table(copy / "test.parquet")
-    parquet.write_table(pyarrow.concat_tables([table] * -(-samples // len(table))), copy / "test.parquet")
+    parquet.write_table(
+        pyarrow.concat_tables([table] * -(-samples // len(table))),
+        copy / "test.parquet",
+    )
     return copy
 
 
@@ -63,12 +66,21 @@ def main(samples: int, overrides: list[str]) -> None:
 
         yield advance
 
-    with TemporaryDirectory() as here, patch.object(zipeval.progress, "progress", progress):
-        evaluate(ZipEval(session), TASK, repeated(benchmarks.task_folder(TASK), samples, Path(here)))
+    with (
+        TemporaryDirectory() as here,
+        patch.object(zipeval.progress, "progress", progress),
+    ):
+        evaluate(
+            ZipEval(session),
+            TASK,
+            repeated(benchmarks.task_folder(TASK), samples, Path(here)),
+        )
     print(f"scored  {samples:>7} {resident():8.1f} MiB")
     if len(told) > 1:
         growth = told[-1] - told[0]
-        print(f"growth while answering: {growth:.1f} MiB, {growth * 1024 / (len(told) - 1) / EVERY:.2f} KiB a sample")
+        print(
+            f"growth while answering: {growth:.1f} MiB, {growth * 1024 / (len(told) - 1) / EVERY:.2f} KiB a sample"
+        )
 
 
 if __name__ == "__main__":

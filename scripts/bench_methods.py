@@ -25,7 +25,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 import zipeval.methods
 from zipeval.config.compose import compose
@@ -37,17 +42,36 @@ from zipeval.methods.visionzip import VisionZip
 SIDE, PATCH, IMAGE, VOCABULARY = 24, 14, 999, 1000
 BEFORE, BEHIND = 35, (25, 13, 40, 20)  # tokens of text around the image
 TOKENS = 64  # of 576: one ninth
-SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
-CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-DECODER = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 32, "num_attention_heads": 12}
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+CLIP_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+DECODER = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 12,
+}
 
 
 def llava(vision: dict, text: dict):
     """A random LLaVA of 576 visual tokens with SDPA."""
     torch.manual_seed(0)
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision, image_size=SIDE * PATCH, patch_size=PATCH),
-        text_config=LlamaConfig(**text, vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=None),
+        vision_config=CLIPVisionConfig(
+            **vision, image_size=SIDE * PATCH, patch_size=PATCH
+        ),
+        text_config=LlamaConfig(
+            **text, vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=None
+        ),
         image_token_id=IMAGE,
         image_seq_length=SIDE**2,
     )
@@ -74,7 +98,11 @@ def method_of(name: str, layers: int, *overrides: str):
     shape = Shape(SIDE**2, SIDE**2, layers)
     more = ["method.first.tokens=192"] if name == "chain" else []
     return build(
-        compose([f"method={name}", f"tokens={TOKENS}", "budget=mean", *more, *overrides]).method, "mean", shape
+        compose(
+            [f"method={name}", f"tokens={TOKENS}", "budget=mean", *more, *overrides]
+        ).method,
+        "mean",
+        shape,
     )
 
 
@@ -86,12 +114,20 @@ def stopwatch(first, last) -> Iterator[list[float]]:
     """
     began: list[float] = []
     times: list[float] = []
-    hooks = [first.register_forward_pre_hook(lambda *given: began.append(time.perf_counter()))]
+    hooks = [
+        first.register_forward_pre_hook(
+            lambda *given: began.append(time.perf_counter())
+        )
+    ]
 
     def stop(*given):
         times[:] = [time.perf_counter() - began[-1]]
 
-    hooks.append(last.register_forward_hook(stop) if first is last else last.register_forward_pre_hook(stop))
+    hooks.append(
+        last.register_forward_hook(stop)
+        if first is last
+        else last.register_forward_pre_hook(stop)
+    )
     try:
         yield times
     finally:
@@ -105,7 +141,11 @@ def cut(model, lengths: list[int]) -> Iterator[None]:
 
     def shorten(length):
         def hook(module, args, kwargs):
-            hidden, mask, rotary = args[0], kwargs["attention_mask"], kwargs["position_embeddings"]
+            hidden, mask, rotary = (
+                args[0],
+                kwargs["attention_mask"],
+                kwargs["position_embeddings"],
+            )
             shorter = {"position_embeddings": tuple(x[:, -length:] for x in rotary)}
             if mask is not None:
                 shorter["attention_mask"] = mask[..., -length:, -length:]
@@ -127,7 +167,9 @@ def cut(model, lengths: list[int]) -> Iterator[None]:
 
 def interleaved(works: dict[str, Callable[[], object]], rounds: int) -> list[dict]:
     """What every work returns, round by round."""
-    return [{name: work() for name, work in works.items()} for _ in range(rounds + 1)][1:]
+    return [{name: work() for name, work in works.items()} for _ in range(rounds + 1)][
+        1:
+    ]
 
 
 def ratio(what: str, ratios: list[float], bar: float, seconds: float) -> bool:
@@ -155,17 +197,32 @@ def encoder(batch: int, rounds: int) -> list[bool]:
                 seconds.append(time.perf_counter() - start)
 
     def encode(method):
-        with method, stopwatch(model.model.vision_tower, model.model.multi_modal_projector) as times:
+        with (
+            method,
+            stopwatch(
+                model.model.vision_tower, model.model.multi_modal_projector
+            ) as times,
+        ):
             model(**inputs, logits_to_keep=1)
         return times[0]
 
-    works = {"stock": lambda: encode(nullcontext()), "ours": lambda: encode(Timed(tokens=TOKENS).applied(model))}
+    works = {
+        "stock": lambda: encode(nullcontext()),
+        "ours": lambda: encode(Timed(tokens=TOKENS).applied(model)),
+    }
     found = interleaved(works, rounds)
     stock = median(f["stock"] for f in found)
-    shares = [reducer / f["stock"] for reducer, f in zip(seconds[1:], found, strict=True)]
+    shares = [
+        reducer / f["stock"] for reducer, f in zip(seconds[1:], found, strict=True)
+    ]
     return [
         ratio(f"batch {batch}: VisionZip's reducer / encoder", shares, 0.03, stock),
-        ratio(f"batch {batch}: encoder with VisionZip / stock", [f["ours"] / f["stock"] for f in found], 1.05, stock),
+        ratio(
+            f"batch {batch}: encoder with VisionZip / stock",
+            [f["ours"] / f["stock"] for f in found],
+            1.05,
+            stock,
+        ),
     ]
 
 
@@ -205,7 +262,9 @@ def prefill(batch: int, rounds: int) -> list[bool]:
 @torch.no_grad()
 def first(batch: int, rounds: int) -> list[bool]:
     model, inputs = llava(SMALL, DECODER), prompts(batch)
-    names = sorted(path.stem for path in Path(zipeval.methods.__path__[0]).glob("[a-z]*.py"))
+    names = sorted(
+        path.stem for path in Path(zipeval.methods.__path__[0]).glob("[a-z]*.py")
+    )
     methods = {name: method_of(name, DECODER["num_hidden_layers"]) for name in names}
 
     def answer(method):
@@ -214,10 +273,17 @@ def first(batch: int, rounds: int) -> list[bool]:
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
             return time.perf_counter() - start
 
-    found = interleaved({name: partial(answer, method) for name, method in methods.items()}, rounds)
+    found = interleaved(
+        {name: partial(answer, method) for name, method in methods.items()}, rounds
+    )
     vanilla = median(f["vanilla"] for f in found)
     return [
-        ratio(f"batch {batch}: first token of {name} / vanilla", [f[name] / f["vanilla"] for f in found], 1.0, vanilla)
+        ratio(
+            f"batch {batch}: first token of {name} / vanilla",
+            [f[name] / f["vanilla"] for f in found],
+            1.0,
+            vanilla,
+        )
         for name in names
         if name != "vanilla"
     ]
@@ -225,10 +291,17 @@ def first(batch: int, rounds: int) -> list[bool]:
 
 if __name__ == "__main__":
     parts = {"encoder": encoder, "prefill": prefill, "first": first}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--only", nargs="+", choices=parts, default=[*parts])
     given = parser.parse_args()
-    met = [m for name in given.only for batch in given.batch for m in parts[name](batch, given.rounds)]
+    met = [
+        m
+        for name in given.only
+        for batch in given.batch
+        for m in parts[name](batch, given.rounds)
+    ]
     sys.exit(not all(met))

@@ -26,7 +26,10 @@ SAMPLES = 18 * PICTURES
 TASK = "zipeval_shapes"
 ALONE, SHARING = ["runner.reuse=none", "batch_size=1"], ["runner.reuse=prefix"]
 METHODS, BUDGETS = ("visionzip", "fastv", "sparsevlm", "random"), (48, 32, 16)
-ROWS = [["method=vanilla"], *([f"method={m}", f"tokens={t}"] for t in BUDGETS for m in METHODS)]
+ROWS = [
+    ["method=vanilla"],
+    *([f"method={m}", f"tokens={t}"] for t in BUDGETS for m in METHODS),
+]
 
 
 def requests(documents, texts: list[str]) -> list:
@@ -37,7 +40,13 @@ def requests(documents, texts: list[str]) -> list:
 
     def asked(text):
         return lambda document: [
-            {"role": "user", "content": [{"type": "image", "url": document["image"]}, {"type": "text", "text": text}]}
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "url": document["image"]},
+                    {"type": "text", "text": text},
+                ],
+            }
         ]
 
     return [
@@ -51,7 +60,9 @@ def requests(documents, texts: list[str]) -> list:
     ]
 
 
-def answer(overrides: list[str], documents, texts: list[str]) -> tuple[float, list[str]]:
+def answer(
+    overrides: list[str], documents, texts: list[str]
+) -> tuple[float, list[str]]:
     """Seconds, and the answers."""
     from zipeval.config.compose import compose
     from zipeval.evaluation.chat_model import ZipEval
@@ -73,7 +84,10 @@ def pairs(count: int, overrides: list[str]) -> None:
 
     file = Path(zipeval.tasks.__path__[0], "shapes", "test.parquet")
     rows = datasets.load_dataset("parquet", data_files={"test": str(file)})["test"]
-    texts = [f"{text}\nAnswer the question using a single word or phrase." for text in rows["question"][:SAMPLES]]
+    texts = [
+        f"{text}\nAnswer the question using a single word or phrase."
+        for text in rows["question"][:SAMPLES]
+    ]
     its = rows.select([number % PICTURES for number in range(SAMPLES)]), texts
     for method in (["method=vanilla"], ["method=visionzip", "tokens=16"]):
         ratios = []
@@ -82,11 +96,14 @@ def pairs(count: int, overrides: list[str]) -> None:
             alone, expected = answer([*method, *ALONE, *overrides], *its)
             shared, found = answer([*method, *SHARING, *overrides], *its)
             if found != expected:
-                sys.exit(f"{method}: {sum(a != b for a, b in zip(found, expected, strict=True))} answers differ")
+                sys.exit(
+                    f"{method}: {sum(a != b for a, b in zip(found, expected, strict=True))} answers differ"
+                )
             ratios.append(alone / shared)
         spread = " ".join(f"{ratio:.2f}" for ratio in sorted(ratios[1:]))
         print(
-            f"{' '.join(method)}: {median(ratios[1:]):.2f}x the samples per second ({spread}), same answers", flush=True
+            f"{' '.join(method)}: {median(ratios[1:]):.2f}x the samples per second ({spread}), same answers",
+            flush=True,
         )
 
 
@@ -95,14 +112,24 @@ def sweep(overrides: list[str]) -> None:
         start = time.perf_counter()
         with TemporaryDirectory() as results:
             for command in commands:
-                its = [sys.executable, "-m", "zipeval", "run", *command, f"results={results}", *overrides]
+                its = [
+                    sys.executable,
+                    "-m",
+                    "zipeval",
+                    "run",
+                    *command,
+                    f"results={results}",
+                    *overrides,
+                ]
                 subprocess.run(its, check=True, capture_output=True)
         return time.perf_counter() - start
 
     budgets = f"tokens={','.join(map(str, BUDGETS))}"
     together = seconds(["-m", f"method=vanilla,{','.join(METHODS)}", budgets, *SHARING])
     apart = seconds(*ROWS)
-    print(f"one command {together:.0f} s, {len(ROWS)} commands {apart:.0f} s: {together / apart:.3f}")
+    print(
+        f"one command {together:.0f} s, {len(ROWS)} commands {apart:.0f} s: {together / apart:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,13 @@ import time
 from statistics import median
 from tempfile import TemporaryDirectory
 
-ADVANCED = re.compile(rb"[1-9]\d*/\d+ \d+:\d\d:\d\d")  # samples done, of how many, time since the first
-PLAIN = {"NO_COLOR": "1", "COLUMNS": "200"}  # or colours come between these, or one of them does not fit
+ADVANCED = re.compile(
+    rb"[1-9]\d*/\d+ \d+:\d\d:\d\d"
+)  # samples done, of how many, time since the first
+PLAIN = {
+    "NO_COLOR": "1",
+    "COLUMNS": "200",
+}  # or colours come between these, or one of them does not fit
 
 
 def first_batch(overrides: list[str]) -> float:
@@ -32,8 +37,17 @@ def first_batch(overrides: list[str]) -> float:
     with TemporaryDirectory() as results:
         terminal, its = pty.openpty()  # only on a terminal every batch is told at once
         start = time.monotonic()
-        command = [sys.executable, "-m", "zipeval", "run", *overrides, f"results={results}"]
-        process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env={**os.environ, **PLAIN})
+        command = [
+            sys.executable,
+            "-m",
+            "zipeval",
+            "run",
+            *overrides,
+            f"results={results}",
+        ]
+        process = subprocess.Popen(
+            command, stdin=its, stdout=its, stderr=its, env={**os.environ, **PLAIN}
+        )
         os.close(its)
         said = b""
         try:
@@ -41,7 +55,9 @@ def first_batch(overrides: list[str]) -> float:
                 said += os.read(terminal, 4096)
             return time.monotonic() - start
         except OSError:  # its end of the terminal is closed
-            sys.exit(f"no batch was generated: {' '.join(command)}\n{said.decode(errors='replace')}")
+            sys.exit(
+                f"no batch was generated: {' '.join(command)}\n{said.decode(errors='replace')}"
+            )
         finally:
             process.kill()
             process.wait()
@@ -53,4 +69,6 @@ if __name__ == "__main__":
     for _ in range(int(sys.argv[1])):
         seconds.append(first_batch(sys.argv[2:]))
         print(f"{seconds[-1]:.1f} s", flush=True)
-    print(f"median {median(seconds):.1f} s, from {min(seconds):.1f} to {max(seconds):.1f}")
+    print(
+        f"median {median(seconds):.1f} s, from {min(seconds):.1f} to {max(seconds):.1f}"
+    )

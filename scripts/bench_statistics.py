@@ -20,7 +20,16 @@ GRADES = {  # what a sample's score can be, where that is not 0 or 1
     "mmvet": [n / 10 for n in range(11)],
     "llava_in_the_wild": range(1, 11),
 }
-TASKS = ("gqa", "mmbench_en_dev", "mme", "pope", "scienceqa_img", "mmmu_val", "seedbench", *GRADES)
+TASKS = (
+    "gqa",
+    "mmbench_en_dev",
+    "mme",
+    "pope",
+    "scienceqa_img",
+    "mmmu_val",
+    "seedbench",
+    *GRADES,
+)
 
 
 def runs(task: str, rng: np.random.Generator) -> tuple[list[dict], list[dict]]:
@@ -51,10 +60,18 @@ if __name__ == "__main__":
     rng = np.random.default_rng(0)
     pairs = [(task, *runs(task, rng)) for task in TASKS]
     total = 0.0
-    for name, work in [*((task, (task, *pair)) for task, *pair in pairs), ("average", None)]:
+    for name, work in [
+        *((task, (task, *pair)) for task, *pair in pairs),
+        ("average", None),
+    ]:
         start = time.perf_counter()
         found = compare(*work) if work else average(pairs)
         seconds = time.perf_counter() - start
         total += seconds
-        print(f"{name:18} {found.percent:6.2f} [{found.low:6.2f}, {found.high:6.2f}]  {seconds:5.2f} s", flush=True)
-    print(f"{len(TASKS)} x {SAMPLES:,} samples x {RESAMPLES:,} draws, and their average: {total:.1f} s")
+        print(
+            f"{name:18} {found.percent:6.2f} [{found.low:6.2f}, {found.high:6.2f}]  {seconds:5.2f} s",
+            flush=True,
+        )
+    print(
+        f"{len(TASKS)} x {SAMPLES:,} samples x {RESAMPLES:,} draws, and their average: {total:.1f} s"
+    )

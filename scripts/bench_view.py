@@ -28,7 +28,16 @@ SAMPLES, PATCHES, LAYERS, MERGED = 9_000, 576, 32, 10
 METHODS = ("visionzip", "fastv", "sparsevlm", "random")
 BUDGETS = (192, 128, 64)
 KINDS = ("adversarial", "popular", "random")
-OBJECTS = ("snowboard", "dining table", "person", "traffic light", "backpack", "chair", "dog", "spoon")
+OBJECTS = (
+    "snowboard",
+    "dining table",
+    "person",
+    "traffic light",
+    "backpack",
+    "chair",
+    "dog",
+    "spoon",
+)
 BAR_PAGE, BAR_FILTER, BAR_MEMORY = 2.0, 1.0, 1024  # seconds, seconds, MiB
 
 
@@ -42,11 +51,17 @@ def make(directory: Path) -> None:
             _write(directory, method, tokens, _samples(rng, tokens, bound))
 
 
-def _samples(rng: random.Random, tokens: int | None, bound: list[dict] | None) -> list[dict]:
+def _samples(
+    rng: random.Random, tokens: int | None, bound: list[dict] | None
+) -> list[dict]:
     samples = []
     for doc_id in range(SAMPLES):
         target = ("yes", "no")[doc_id % 2]
-        right = rng.random() < 0.86 if bound is None else bool(bound[doc_id]["score"]) != (rng.random() < 0.1)
+        right = (
+            rng.random() < 0.86
+            if bound is None
+            else bool(bound[doc_id]["score"]) != (rng.random() < 0.1)
+        )
         said = target if right else {"yes": "no", "no": "yes"}[target]
         count = tokens or PATCHES
         sample = {
@@ -72,14 +87,26 @@ def _samples(rng: random.Random, tokens: int | None, bound: list[dict] | None) -
         }
         if tokens:
             places = rng.sample(range(PATCHES), tokens)
-            sample |= {"kept": [sorted(places[MERGED:])], "merged": [sorted(places[:MERGED])]}
+            sample |= {
+                "kept": [sorted(places[MERGED:])],
+                "merged": [sorted(places[:MERGED])],
+            }
         # As a run writes it: scores stand behind what they came of.
-        samples.append(sample | {name: sample.pop(name) for name in ("score", "scores", "kind")})
+        samples.append(
+            sample | {name: sample.pop(name) for name in ("score", "scores", "kind")}
+        )
     return samples
 
 
-def _write(directory: Path, method: str, tokens: int | None, samples: list[dict]) -> None:
-    held = {"dtype": "float16", "attn_implementation": "sdpa", "quantization": "none", "device_map": None}
+def _write(
+    directory: Path, method: str, tokens: int | None, samples: list[dict]
+) -> None:
+    held = {
+        "dtype": "float16",
+        "attn_implementation": "sdpa",
+        "quantization": "none",
+        "device_map": None,
+    }
     count = float(tokens or PATCHES)
     record = {
         "run_id": f"llava15-{method}-{tokens}",
@@ -94,19 +121,46 @@ def _write(directory: Path, method: str, tokens: int | None, samples: list[dict]
         "from_samples": True,
         "score": stats.value("pope", samples),
         "metrics": {"pope_f1_llava": stats.value("pope", samples) / 100},
-        "visual_tokens": {"requested": tokens, "mean": count, "final": count, "patches": PATCHES},
+        "visual_tokens": {
+            "requested": tokens,
+            "mean": count,
+            "final": count,
+            "patches": PATCHES,
+        },
         "prefill": {"flops_exact": 10**9 * count},
         "config": {
             "model": {
-                **{"name": "llava15", "family": "llava", "path": None, "revision": None, "device": "auto"},
+                **{
+                    "name": "llava15",
+                    "family": "llava",
+                    "path": None,
+                    "revision": None,
+                    "device": "auto",
+                },
                 **{"prompt": "vicuna_v1", "image_aspect": "pad"},
                 **held,
             },
-            "method": {"name": method, "_target_": "x", **({"tokens": tokens} if tokens else {})},
-            **{"tokens": tokens, "budget": "paper", "packing": "published", "limit": None, "batch_size": 16, "seed": 0},
+            "method": {
+                "name": method,
+                "_target_": "x",
+                **({"tokens": tokens} if tokens else {}),
+            },
+            **{
+                "tokens": tokens,
+                "budget": "paper",
+                "packing": "published",
+                "limit": None,
+                "batch_size": 16,
+                "seed": 0,
+            },
             "data": {"root": None},
         },
-        "resolved": {"fingerprint": "the-weights", "device": "cuda", **held, "method": method},
+        "resolved": {
+            "fingerprint": "the-weights",
+            "device": "cuda",
+            **held,
+            "method": method,
+        },
         "versions": {"zipeval": "0.1.0"},
         "git": None,
         "started": "2026-01-01T00:00:00+00:00",
@@ -146,12 +200,21 @@ def measure(view: View) -> Iterator[tuple[str, float, float | None, str]]:
     for path in ("", "api/sections", "api/rows"):
         _, body = view.ask(path)
     first = time.perf_counter() - view.start
-    yield "the first page of questions, since the command", first, BAR_PAGE, f"{json.loads(body)['total']} questions"
+    yield (
+        "the first page of questions, since the command",
+        first,
+        BAR_PAGE,
+        f"{json.loads(body)['total']} questions",
+    )
     filters = {
         "lost by visionzip 64": {"outcome": "lost", "run": "visionzip 64"},
         "gained by any run": {"outcome": "gained", "run": "*"},
         "most runs fail": {"sort": "most-fail"},
-        "a kind, a method and a budget": {"kind": "popular", "method": "fastv", "budget": "128"},
+        "a kind, a method and a budget": {
+            "kind": "popular",
+            "method": "fastv",
+            "budget": "128",
+        },
         "search for snowboard": {"text": "snowboard"},
         "search for what is nowhere": {"text": "zebra crossing"},
         "page 100": {"page": "100"},
@@ -159,7 +222,9 @@ def measure(view: View) -> Iterator[tuple[str, float, float | None, str]]:
     for name, query in filters.items():
         seconds, body = view.ask("api/rows", **query)
         yield name, seconds, BAR_FILTER, f"{json.loads(body)['total']} questions"
-    seconds, body = view.ask("api/sample", task="pope", document="8999", sort="most-fail")
+    seconds, body = view.ask(
+        "api/sample", task="pope", document="8999", sort="most-fail"
+    )
     yield "a question with its kept tokens", seconds, BAR_FILTER, f"{len(body)} bytes"
     memory = view.memory()
     yield "memory (MiB)", memory, BAR_MEMORY, "the most so far"
@@ -175,7 +240,11 @@ def main(directory: Path) -> None:
     view = View(directory)
     try:
         for name, value, bar, what in measure(view):
-            verdict = "" if bar is None else f"  bar {bar:g}" + ("" if value < bar else ": MISSED")
+            verdict = (
+                ""
+                if bar is None
+                else f"  bar {bar:g}" + ("" if value < bar else ": MISSED")
+            )
             print(f"{value:8.2f}  {name}: {what}{verdict}", flush=True)
     finally:
         view.process.terminate()

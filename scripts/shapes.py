@@ -58,7 +58,11 @@ MAX_OBJECTS = 5
 SUPERSAMPLE = 2
 OUTLINE = (15, 15, 15)
 
-_texts = np.random.default_rng(20250611).permutation([a + b for a in CHARS for b in CHARS]).tolist()
+_texts = (
+    np.random.default_rng(20250611)
+    .permutation([a + b for a in CHARS for b in CHARS])
+    .tolist()
+)
 TEXTS = {"train": tuple(_texts[64:]), "test": tuple(_texts[:64])}
 
 
@@ -106,7 +110,9 @@ class Scene:
     signs: list[Sign] = field(default_factory=list)
 
 
-def make_scene(seed: int, index: int, split: str = "train", crowded: bool = False) -> tuple[Image.Image, Scene]:
+def make_scene(
+    seed: int, index: int, split: str = "train", crowded: bool = False
+) -> tuple[Image.Image, Scene]:
     """Scene number `index` of `seed`. `crowded` ones (many small things, up to three signs) are for pretraining."""
     rng = np.random.default_rng([seed, index])
     taken: list[tuple[float, float, float, float]] = []
@@ -115,7 +121,11 @@ def make_scene(seed: int, index: int, split: str = "train", crowded: bool = Fals
         sign = _place_sign(rng, taken, split)
         if sign:
             scene.signs.append(sign)
-    wanted = 14 if crowded else rng.choice(np.arange(1, MAX_OBJECTS + 1), p=[0.12, 0.22, 0.24, 0.22, 0.20])
+    wanted = (
+        14
+        if crowded
+        else rng.choice(np.arange(1, MAX_OBJECTS + 1), p=[0.12, 0.22, 0.24, 0.22, 0.20])
+    )
     for _ in range(wanted):
         thing = _place_thing(rng, taken, largest=13.0 if crowded else 17.0)
         if thing:
@@ -127,7 +137,10 @@ def _free_spot(rng, taken, width, height):
     """A random top left corner where a box fits beside those `taken`, to which it is added; None if crowded out."""
     for _ in range(40):
         x, y = rng.uniform(1, SIZE - 1 - width), rng.uniform(1, SIZE - 1 - height)
-        if all(x + width + 1 < a or c + 1 < x or y + height + 1 < b or d + 1 < y for a, b, c, d in taken):
+        if all(
+            x + width + 1 < a or c + 1 < x or y + height + 1 < b or d + 1 < y
+            for a, b, c, d in taken
+        ):
             taken.append((x, y, x + width, y + height))
             return x, y
     return None
@@ -137,7 +150,14 @@ def _place_sign(rng, taken, split):
     text = TEXTS[split][rng.integers(len(TEXTS[split]))]
     dark, light = rng.integers(5, 50, 3), rng.integers(220, 256, 3)
     plate, ink = (dark, light) if rng.random() < 0.5 else (light, dark)
-    sign = Sign(text, 0, 0, float(rng.uniform(2.3, 2.7)), tuple(map(int, plate)), tuple(map(int, ink)))
+    sign = Sign(
+        text,
+        0,
+        0,
+        float(rng.uniform(2.3, 2.7)),
+        tuple(map(int, plate)),
+        tuple(map(int, ink)),
+    )
     spot = _free_spot(rng, taken, sign.width, sign.height)
     if spot is None:
         return None
@@ -146,13 +166,20 @@ def _place_sign(rng, taken, split):
 
 
 def _place_thing(rng, taken, largest, smallest=8.5):
-    shape, color = SHAPES[rng.integers(len(SHAPES))], list(COLORS)[rng.integers(len(COLORS))]
+    shape, color = (
+        SHAPES[rng.integers(len(SHAPES))],
+        list(COLORS)[rng.integers(len(COLORS))],
+    )
     radius = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
     while (spot := _free_spot(rng, taken, 2.3 * radius, 2.3 * radius)) is None:
         radius *= 0.8
         if radius < 0.8 * smallest:
             return None
-    rgb = np.clip(np.array(COLORS[color]) * rng.uniform(0.85, 1.1) + rng.uniform(-12, 12, 3), 0, 255)
+    rgb = np.clip(
+        np.array(COLORS[color]) * rng.uniform(0.85, 1.1) + rng.uniform(-12, 12, 3),
+        0,
+        255,
+    )
     return Thing(
         shape,
         color,
@@ -168,7 +195,12 @@ def _outline_points(t: Thing) -> list[tuple[float, float]]:
     """Corners of every shape but the circle."""
     r = t.radius
     if t.shape == "diamond":
-        return [(t.x, t.y - 1.25 * r), (t.x + 0.75 * r, t.y), (t.x, t.y + 1.25 * r), (t.x - 0.75 * r, t.y)]
+        return [
+            (t.x, t.y - 1.25 * r),
+            (t.x + 0.75 * r, t.y),
+            (t.x, t.y + 1.25 * r),
+            (t.x - 0.75 * r, t.y),
+        ]
     if t.shape == "cross":
         w = 0.36 * r
         arm = [(-w, -r), (w, -r), (w, -w), (r, -w), (r, w), (w, w)]
@@ -178,18 +210,27 @@ def _outline_points(t: Thing) -> list[tuple[float, float]]:
         "triangle": (3, -90, (1.2,)),
         "star": (10, -90, (1.2, 0.5)),
     }[t.shape]
-    angles = [math.radians(first + t.rotation + 360 / corners * i) for i in range(corners)]
+    angles = [
+        math.radians(first + t.rotation + 360 / corners * i) for i in range(corners)
+    ]
     return [
-        (t.x + r * radii[i % len(radii)] * math.cos(a), t.y + r * radii[i % len(radii)] * math.sin(a))
+        (
+            t.x + r * radii[i % len(radii)] * math.cos(a),
+            t.y + r * radii[i % len(radii)] * math.sin(a),
+        )
         for i, a in enumerate(angles)
     ]
 
 
 def _background(rng) -> Image.Image:
     pixels = rng.uniform(70, 190) + rng.uniform(-14, 14, 3) + np.zeros((SIZE, SIZE, 3))
-    coarse = (rng.uniform(-22, 22, (6, 6, 1)) + rng.uniform(-6, 6, (6, 6, 3))).astype(np.float32)
+    coarse = (rng.uniform(-22, 22, (6, 6, 1)) + rng.uniform(-6, 6, (6, 6, 3))).astype(
+        np.float32
+    )
     for c in range(3):
-        pixels[..., c] += np.asarray(Image.fromarray(coarse[..., c]).resize((SIZE, SIZE), Image.BICUBIC))
+        pixels[..., c] += np.asarray(
+            Image.fromarray(coarse[..., c]).resize((SIZE, SIZE), Image.BICUBIC)
+        )
     pixels += rng.normal(0, 3, (SIZE, SIZE, 1))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
@@ -200,19 +241,42 @@ def _render(scene: Scene, rng) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 4)):  # thin grey lines: clutter that means nothing
         grey = int(rng.uniform(60, 200))
-        draw.line(tuple(rng.uniform(0, SIZE * s, 4)), fill=(grey,) * 3, width=int(rng.integers(1, 3)))
+        draw.line(
+            tuple(rng.uniform(0, SIZE * s, 4)),
+            fill=(grey,) * 3,
+            width=int(rng.integers(1, 3)),
+        )
     for sign in scene.signs:
-        draw.rectangle([sign.x * s, sign.y * s, (sign.x + sign.width) * s, (sign.y + sign.height) * s], fill=sign.plate)
+        draw.rectangle(
+            [
+                sign.x * s,
+                sign.y * s,
+                (sign.x + sign.width) * s,
+                (sign.y + sign.height) * s,
+            ],
+            fill=sign.plate,
+        )
         for k, char in enumerate(sign.text):
             left, top, _, _ = sign.glyph_box(k)
             for row, bits in enumerate(GLYPHS[char].split()):
                 for column, bit in enumerate(bits):
                     if bit == "1":
-                        x, y = (left + column * sign.cell) * s, (top + row * sign.cell) * s
-                        draw.rectangle([x, y, x + sign.cell * s - 1, y + sign.cell * s - 1], fill=sign.ink)
+                        x, y = (
+                            (left + column * sign.cell) * s,
+                            (top + row * sign.cell) * s,
+                        )
+                        draw.rectangle(
+                            [x, y, x + sign.cell * s - 1, y + sign.cell * s - 1],
+                            fill=sign.ink,
+                        )
     for t in scene.things:
         if t.shape == "circle":
-            box = [(t.x - t.radius) * s, (t.y - t.radius) * s, (t.x + t.radius) * s, (t.y + t.radius) * s]
+            box = [
+                (t.x - t.radius) * s,
+                (t.y - t.radius) * s,
+                (t.x + t.radius) * s,
+                (t.y + t.radius) * s,
+            ]
             draw.ellipse(box, fill=t.rgb, outline=OUTLINE, width=2 * s)
         else:
             points = [(x * s, y * s) for x, y in _outline_points(t)]
@@ -230,15 +294,25 @@ def patch_owners(scene: Scene) -> np.ndarray:
     draw = ImageDraw.Draw(labels)
     for j, sign in enumerate(scene.signs):
         code = 100 * (j + 1)
-        draw.rectangle([sign.x, sign.y, sign.x + sign.width, sign.y + sign.height], fill=code)
+        draw.rectangle(
+            [sign.x, sign.y, sign.x + sign.width, sign.y + sign.height], fill=code
+        )
         for k in range(2):
             draw.rectangle(sign.glyph_box(k), fill=code + k + 1)
     for i, t in enumerate(scene.things):
         if t.shape == "circle":
-            draw.ellipse([t.x - t.radius, t.y - t.radius, t.x + t.radius, t.y + t.radius], fill=i + 1)
+            draw.ellipse(
+                [t.x - t.radius, t.y - t.radius, t.x + t.radius, t.y + t.radius],
+                fill=i + 1,
+            )
         else:
             draw.polygon(_outline_points(t), fill=i + 1)
-    cells = np.asarray(labels).reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(GRID, GRID, -1)
+    cells = (
+        np.asarray(labels)
+        .reshape(GRID, PATCH, GRID, PATCH)
+        .transpose(0, 2, 1, 3)
+        .reshape(GRID, GRID, -1)
+    )
     owners = np.zeros((GRID, GRID, 3), np.uint8)
     most = np.full((GRID, GRID), PATCH * PATCH // 6)
     for i in range(len(scene.things)):
@@ -267,7 +341,11 @@ def _ask_exist(things: list[Thing], rng):
     answer = "yes" if yes else "no"
     if rng.random() < 0.3:
         options = sorted(set(shapes)) if yes else [s for s in SHAPES if s not in shapes]
-        return (f"Is there a {_pick(options, rng)} in the image?", answer) if options else None
+        return (
+            (f"Is there a {_pick(options, rng)} in the image?", answer)
+            if options
+            else None
+        )
     if yes:
         options = sorted(set(pairs))
     else:  # as POPE's adversarial split: mostly pairs of which the colour, the shape or both are in the image
@@ -276,7 +354,11 @@ def _ask_exist(things: list[Thing], rng):
         one = [(c, s) for c, s in absent if (c in colors) != (s in shapes)]
         u = rng.random()
         options = both if both and u < 0.35 else one if one and u < 0.8 else absent
-    return ("Is there a {} {} in the image?".format(*_pick(options, rng)), answer) if options else None
+    return (
+        ("Is there a {} {} in the image?".format(*_pick(options, rng)), answer)
+        if options
+        else None
+    )
 
 
 def _ask_attribute(things: list[Thing], rng, given: str, wanted: str, question: str):
@@ -304,10 +386,11 @@ def _ask_count(things: list[Thing], rng):
     values = [t.shape if u < 0.75 else t.color for t in things]
     every = SHAPES if u < 0.75 else list(COLORS)
     repeated = sorted({v for v in values if values.count(v) > 1})
-    if repeated and rng.random() < 0.6:
-        word = _pick(repeated, rng)
-    else:
-        word = _pick(every if rng.random() < 0.3 else values, rng)
+    word = (
+        _pick(repeated, rng)
+        if repeated and rng.random() < 0.6
+        else _pick(every if rng.random() < 0.3 else values, rng)
+    )
     return f"How many {word} objects are there?", str(values.count(word))
 
 
@@ -315,12 +398,17 @@ def _ask_position(things: list[Thing], rng):
     middle = SIZE / 2
     pairs = [(t.color, t.shape) for t in things]
     options = [
-        t for t in things if pairs.count((t.color, t.shape)) == 1 and min(abs(t.x - middle), abs(t.y - middle)) > 5
+        t
+        for t in things
+        if pairs.count((t.color, t.shape)) == 1
+        and min(abs(t.x - middle), abs(t.y - middle)) > 5
     ]
     if not options:
         return None
     t = _pick(options, rng)
-    answer = f"{'top' if t.y < middle else 'bottom'} {'left' if t.x < middle else 'right'}"
+    answer = (
+        f"{'top' if t.y < middle else 'bottom'} {'left' if t.x < middle else 'right'}"
+    )
     return f"Where is the {t.color} {t.shape}?", answer
 
 
@@ -336,7 +424,11 @@ ASK = {
 def ask(scene: Scene, kind: str, rng) -> tuple[str, str] | None:
     """One question of type `kind` and its answer, or None where the scene allows none."""
     if kind == "text":
-        return ("What does the sign say?", scene.signs[0].text) if len(scene.signs) == 1 else None
+        return (
+            ("What does the sign say?", scene.signs[0].text)
+            if len(scene.signs) == 1
+            else None
+        )
     return ASK[kind](scene.things, rng)
 
 
@@ -361,9 +453,16 @@ def write_instructions(directory: Path, images: int, per_image: int = 5) -> None
     for i in range(images):
         image, scene = make_scene(SEEDS["train"], i)
         image.save(directory / "images" / f"{i}.png")
-        for kind, question, answer in questions(scene, np.random.default_rng([SEEDS["train"], i]), per_image):
-            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
-            entries.append({"id": f"{i}-{kind}", "image": f"{i}.png", "conversations": turns})
+        for kind, question, answer in questions(
+            scene, np.random.default_rng([SEEDS["train"], i]), per_image
+        ):
+            turns = [
+                {"from": "human", "value": f"<image>\n{question}"},
+                {"from": "gpt", "value": answer},
+            ]
+            entries.append(
+                {"id": f"{i}-{kind}", "image": f"{i}.png", "conversations": turns}
+            )
     (directory / "instruct.json").write_text(json.dumps(entries, indent=1))
 
 

@@ -59,10 +59,14 @@ CHAT_TEMPLATE = (
 def make_tokenizer(vocabulary: int = 512) -> PreTrainedTokenizerFast:
     """Byte-level BPE over the questions; the characters of signs stay single tokens."""
     corpus = [f" {c}" for c in CHARS] * 20
-    corpus += ["Answer the question using a single word or phrase. Please answer yes or no."] * 50
+    corpus += [
+        "Answer the question using a single word or phrase. Please answer yes or no."
+    ] * 50
     for i in range(3000):
         _, scene = shapes.make_scene(SEEDS["tokenizer"], i)
-        for kind, question, answer in shapes.questions(scene, np.random.default_rng([SEEDS["tokenizer"], i]), 8):
+        for kind, question, answer in shapes.questions(
+            scene, np.random.default_rng([SEEDS["tokenizer"], i]), 8
+        ):
             prompt = PROMPT.replace("<image>", "").format(question=question)
             corpus.append(prompt + ("" if kind == "text" else f" {answer}"))
     tokenizer = Tokenizer(models.BPE())
@@ -77,7 +81,9 @@ def make_tokenizer(vocabulary: int = 512) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        single="<s> $A",
+        pair="<s> $A $B",
+        special_tokens=[("<s>", tokenizer.token_to_id("<s>"))],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -141,7 +147,10 @@ def make_model(tokenizer) -> LlavaForConditionalGeneration:
     model = LlavaForConditionalGeneration(config)
     start_local(model.model.vision_tower)
     model.generation_config.update(
-        max_new_tokens=8, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return model
 
@@ -158,12 +167,18 @@ def start_local(tower, scale: float = 0.4, gain: float = 1.4) -> None:
     quarter, head = width // 4, width // heads
     frequency = 2.5 * 0.06 ** (torch.arange(quarter) / quarter)
     place = torch.arange(GRID).float()
-    y, x = (p.reshape(-1, 1) * frequency for p in torch.meshgrid(place, place, indexing="ij"))
+    y, x = (
+        p.reshape(-1, 1) * frequency
+        for p in torch.meshgrid(place, place, indexing="ij")
+    )
     table = tower.embeddings.position_embedding.weight
     table.zero_()
     table[1:] = scale * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)
     used = torch.linspace(0, quarter - 1, head // 4).round().long().tolist()
-    cross, corners = ((1, 0), (-1, 0), (0, 1), (0, -1)), ((1, 1), (-1, 1), (1, -1), (-1, -1))
+    cross, corners = (
+        ((1, 0), (-1, 0), (0, 1), (0, -1)),
+        ((1, 1), (-1, 1), (1, -1), (-1, -1)),
+    )
     rings = (cross, corners, tuple((2 * x, 2 * y) for x, y in cross))
     for layer, offsets in zip(tower.encoder.layers, rings, strict=False):
         q, k = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
@@ -246,8 +261,16 @@ def patch_targets(owners: np.ndarray, scene: shapes.Scene):
             spots.append((on, ((left + right) / 2, (top + bottom) / 2)))
     for on, (cx, cy) in spots:
         centre[on] = cx, cy
-        is_centre[int(min(cy, SIZE - 1)) // PATCH * GRID + int(min(cx, SIZE - 1)) // PATCH] = 1
-    return shape, color, char, np.concatenate([place, centre], 1) / (SIZE / 2) - 1, is_centre
+        is_centre[
+            int(min(cy, SIZE - 1)) // PATCH * GRID + int(min(cx, SIZE - 1)) // PATCH
+        ] = 1
+    return (
+        shape,
+        color,
+        char,
+        np.concatenate([place, centre], 1) / (SIZE / 2) - 1,
+        is_centre,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ stage 1: the tower
@@ -259,7 +282,9 @@ class Heads(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         known = len(SHAPES) * len(COLORS) + len(COLORS) + len(SHAPES) + 2 * len(CHARS)
-        self.contents = nn.ModuleList([nn.Linear(width, known + MAX_OBJECTS + 1) for _ in range(2)])
+        self.contents = nn.ModuleList(
+            [nn.Linear(width, known + MAX_OBJECTS + 1) for _ in range(2)]
+        )
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
         self.sizes = (len(SHAPES) + 2, len(COLORS) + 1, 2 * len(CHARS) + 1, 4, 1)
         self.patch = nn.Linear(width, sum(self.sizes))
@@ -267,18 +292,32 @@ class Heads(nn.Module):
     def losses(self, seen, cls_target, count, patch_target):
         hidden, last, attention = seen
         out = {}
-        for name, norm, head, cls in zip(("cls", "cls_last"), self.norms, self.contents, (hidden, last), strict=False):
+        for name, norm, head, cls in zip(
+            ("cls", "cls_last"), self.norms, self.contents, (hidden, last), strict=False
+        ):
             logits = head(norm(cls[:, 0]))
-            known = F.binary_cross_entropy_with_logits(logits[:, : cls_target.shape[1]], cls_target)
-            number = F.cross_entropy(logits[:, cls_target.shape[1] :], count, ignore_index=-1)
+            known = F.binary_cross_entropy_with_logits(
+                logits[:, : cls_target.shape[1]], cls_target
+            )
+            number = F.cross_entropy(
+                logits[:, cls_target.shape[1] :], count, ignore_index=-1
+            )
             out[name] = 12 * known + (0.5 * number if (count >= 0).any() else 0)
-        *classes, place, centre = self.patch(self.norms[2](hidden[:, 1:])).split(self.sizes, -1)
-        for name, logits, target in zip(("shape", "color", "char"), classes, patch_target, strict=False):
+        *classes, place, centre = self.patch(self.norms[2](hidden[:, 1:])).split(
+            self.sizes, -1
+        )
+        for name, logits, target in zip(
+            ("shape", "color", "char"), classes, patch_target, strict=False
+        ):
             weight = torch.where(target == 0, 0.15, 1.0)
-            each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+            each = F.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), reduction="none"
+            )
             out[name] = (each * weight.flatten()).sum() / weight.sum()
         out["place"] = 10 * F.smooth_l1_loss(place, patch_target[3], beta=0.1)
-        out["centre"] = 3 * F.binary_cross_entropy_with_logits(centre[..., 0], patch_target[4])
+        out["centre"] = 3 * F.binary_cross_entropy_with_logits(
+            centre[..., 0], patch_target[4]
+        )
         goal = patch_target[4] / patch_target[4].sum(1, keepdim=True).clamp(min=1)
         out["attention"] = -0.3 * (goal * attention.clamp(min=1e-6).log()).sum(1).mean()
         return out
@@ -287,9 +326,15 @@ class Heads(nn.Module):
 def tower_targets(data: Scenes, index, device):
     known, number = zip(*(contents(data.scenes[i]) for i in index), strict=True)
     count = torch.tensor([n if n <= MAX_OBJECTS else -1 for n in number], device=device)
-    patch = zip(*(patch_targets(data.owners[i], data.scenes[i]) for i in index), strict=True)
+    patch = zip(
+        *(patch_targets(data.owners[i], data.scenes[i]) for i in index), strict=True
+    )
     patch = [torch.from_numpy(np.stack(p)).to(device) for p in patch]
-    return torch.tensor(np.stack(known), dtype=torch.float32, device=device), count, patch
+    return (
+        torch.tensor(np.stack(known), dtype=torch.float32, device=device),
+        count,
+        patch,
+    )
 
 
 class Muon(torch.optim.Optimizer):
@@ -298,18 +343,26 @@ class Muon(torch.optim.Optimizer):
     torch.optim.Muon iterates in bfloat16, which is many times slower than float32 on CPUs without bfloat16 units.
     """
 
-    def __init__(self, matrices, lr: float, weight_decay: float, momentum: float = 0.95):
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(
+        self, matrices, lr: float, weight_decay: float, momentum: float = 0.95
+    ):
+        super().__init__(
+            matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        )
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             shapes_of = lambda p: tuple(p.shape)  # noqa: E731
-            with_grad = sorted((p for p in group["params"] if p.grad is not None), key=shapes_of)
+            with_grad = sorted(
+                (p for p in group["params"] if p.grad is not None), key=shapes_of
+            )
             for shape, same in itertools.groupby(with_grad, shapes_of):
                 same = list(same)
                 grad = torch.stack([p.grad for p in same])
-                average = self.state[same[0]].setdefault("average", torch.zeros_like(grad))
+                average = self.state[same[0]].setdefault(
+                    "average", torch.zeros_like(grad)
+                )
                 average.lerp_(grad, 1 - group["momentum"])
                 update = orthogonal(grad.lerp(average, group["momentum"]))
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
@@ -337,14 +390,20 @@ class Optimizer:
         chosen = {id(p) for p in matrix}
         rest = [p for _, p in named if id(p) not in chosen]
         self.all = matrix + rest
-        self.optimizers = [torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
+        self.optimizers = [
+            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        ]
         if matrix:
             self.optimizers.append(Muon(matrix, lr=rate, weight_decay=0.05))
 
         def factor(step):
-            return min(1, (step + 1) / warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1, step / steps))))
+            return min(1, (step + 1) / warmup) * (
+                0.02 + 0.49 * (1 + math.cos(math.pi * min(1, step / steps)))
+            )
 
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in self.optimizers]
+        self.schedules = [
+            torch.optim.lr_scheduler.LambdaLR(o, factor) for o in self.optimizers
+        ]
 
     def step(self, loss) -> None:
         loss.backward()
@@ -371,9 +430,13 @@ def train_tower(tower, crowded, train, validation, steps, batch, log, rng, devic
     heads = Heads(tower.config.hidden_size).to(device)
     optimizer = Optimizer([tower, heads], 1.5e-3, steps, 40)
     for step in range(steps):
-        data = crowded if step < 0.6 * steps else train  # many things an image first, then the images of the task
+        data = (
+            crowded if step < 0.6 * steps else train
+        )  # many things an image first, then the images of the task
         index = rng.integers(0, len(data.scenes), batch)
-        losses = heads.losses(see(tower, data.images(index, device)), *tower_targets(data, index, device))
+        losses = heads.losses(
+            see(tower, data.images(index, device)), *tower_targets(data, index, device)
+        )
         optimizer.step(sum(losses.values()))
         if step % 50 == 0 or step == steps - 1:
             log(1, step, sum(losses.values()), **losses)
@@ -388,14 +451,32 @@ def judge_tower(tower, heads, data, device, count=256, kept=14):
     hidden, _, cls = see(tower, data.images(index, device))
     shape, _, char, place, _ = tower_targets(data, index, device)[2]
     told = heads.patch(heads.norms[2](hidden[:, 1:])).split(heads.sizes, -1)
-    random = torch.rand(cls.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    random = torch.rand(cls.shape, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
 
     def touched(score):
-        top = torch.zeros_like(score).scatter(1, score.topk(kept, 1).indices, 1).bool().cpu().numpy()
+        top = (
+            torch.zeros_like(score)
+            .scatter(1, score.topk(kept, 1).indices, 1)
+            .bool()
+            .cpu()
+            .numpy()
+        )
         hit = total = 0
-        for t, owners in zip(top, data.owners[index].reshape(-1, PATCHES, 3), strict=True):
-            units = {(o[0], 0, 0) if o[0] else (0, o[1], o[2]) for o in owners.tolist() if o[0] or o[2]}
-            got = {(o[0], 0, 0) if o[0] else (0, o[1], o[2]) for o in owners[t].tolist() if o[0] or o[2]}
+        for t, owners in zip(
+            top, data.owners[index].reshape(-1, PATCHES, 3), strict=True
+        ):
+            units = {
+                (o[0], 0, 0) if o[0] else (0, o[1], o[2])
+                for o in owners.tolist()
+                if o[0] or o[2]
+            }
+            got = {
+                (o[0], 0, 0) if o[0] else (0, o[1], o[2])
+                for o in owners[t].tolist()
+                if o[0] or o[2]
+            }
             hit, total = hit + len(got), total + len(units)
         return hit / total
 
@@ -405,7 +486,9 @@ def judge_tower(tower, heads, data, device, count=256, kept=14):
         "patch_place_error": float((told[3] - place).abs().mean()),
         "cls_touches": touched(cls),
         "random_touches": touched(random),
-        "cls_perplexity": float((-(p := cls / cls.sum(1, keepdim=True)) * p.log()).sum(1).exp().mean()),
+        "cls_perplexity": float(
+            (-(p := cls / cls.sum(1, keepdim=True)) * p.log()).sum(1).exp().mean()
+        ),
     }
 
 
@@ -426,13 +509,19 @@ class Packer:
         if (question, answer) not in self.known:
             tail = PROMPT.split("\n")[1].format(question=question)
             parts = tail, ANSWER.format(answer=answer)
-            self.known[question, answer] = [self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in parts]
+            self.known[question, answer] = [
+                self.tokenizer(p, add_special_tokens=False)["input_ids"] for p in parts
+            ]
         return self.known[question, answer]
 
     def __call__(self, asked):
         """asked: per image a list of (type, question, answer) -> ids, offset, segment, target, each (n, width)."""
         ids = torch.full((len(asked), self.width), self.tokenizer.pad_token_id)
-        offset, segment, target = torch.zeros_like(ids), torch.full_like(ids, -1), torch.full_like(ids, -100)
+        offset, segment, target = (
+            torch.zeros_like(ids),
+            torch.full_like(ids, -1),
+            torch.full_like(ids, -100),
+        )
         for row, questions in enumerate(asked):
             at = 0
             for number, (_, question, answer) in enumerate(questions):
@@ -452,17 +541,30 @@ def answer_logits(model, packer, features, positions, ids, offset, segment):
     """features (n, k, D) before the projector and positions (n, k) of those tokens -> logits (n, width, vocabulary)."""
     device, n = features.device, len(features)
     embed = model.model.language_model.embed_tokens
-    before, after = (embed(t.to(device)).expand(n, -1, -1) for t in (packer.before, packer.after))
-    inputs = torch.cat([before, model.model.multi_modal_projector(features), after, embed(ids)], 1)
+    before, after = (
+        embed(t.to(device)).expand(n, -1, -1) for t in (packer.before, packer.after)
+    )
+    inputs = torch.cat(
+        [before, model.model.multi_modal_projector(features), after, embed(ids)], 1
+    )
     end = positions.max() + 1
     start = torch.arange(len(packer.before), device=device).expand(n, -1)
     middle = (end + torch.arange(len(packer.after), device=device)).expand(n, -1)
     where = torch.cat([start, positions, middle, end + len(packer.after) + offset], 1)
     total, prefix = inputs.shape[1], inputs.shape[1] - ids.shape[1]
-    allowed = torch.ones(total, total, dtype=torch.bool, device=device).tril().expand(n, 1, -1, -1).clone()
+    allowed = (
+        torch.ones(total, total, dtype=torch.bool, device=device)
+        .tril()
+        .expand(n, 1, -1, -1)
+        .clone()
+    )
     allowed[:, 0, prefix:, prefix:] &= segment[:, :, None] == segment[:, None, :]
-    mask = torch.zeros(allowed.shape, device=device).masked_fill(~allowed, torch.finfo(torch.float32).min)
-    out = model.model.language_model(inputs_embeds=inputs, attention_mask=mask, position_ids=where, use_cache=False)
+    mask = torch.zeros(allowed.shape, device=device).masked_fill(
+        ~allowed, torch.finfo(torch.float32).min
+    )
+    out = model.model.language_model(
+        inputs_embeds=inputs, attention_mask=mask, position_ids=where, use_cache=False
+    )
     return model.lm_head(out.last_hidden_state[:, prefix:])
 
 
@@ -489,20 +591,36 @@ def all_features(tower, data, device, batch=128):
 
 def train_decoder(model, packer, train, validation, steps, batch, log, rng, device):
     tower = model.model.vision_tower.requires_grad_(False)
-    (features, rank), (held_out, _) = (all_features(tower, d, device) for d in (train, validation))
-    trained = [model.model.multi_modal_projector, model.model.language_model, model.lm_head]
+    (features, rank), (held_out, _) = (
+        all_features(tower, d, device) for d in (train, validation)
+    )
+    trained = [
+        model.model.multi_modal_projector,
+        model.model.language_model,
+        model.lm_head,
+    ]
     optimizer = Optimizer(trained, 1.5e-3, steps, 100)
     first = len(packer.before)
     for step in range(steps):
         index = rng.integers(0, len(train.scenes), batch)
         ids, offset, segment, target = (
-            t.to(device) for t in packer([shapes.questions(train.scenes[i], rng, 14) for i in index])
+            t.to(device)
+            for t in packer([shapes.questions(train.scenes[i], rng, 14) for i in index])
         )
-        kept = PATCHES if rng.random() < 0.5 else int(rng.integers(PATCHES // 14, PATCHES))
+        kept = (
+            PATCHES if rng.random() < 0.5 else int(rng.integers(PATCHES // 14, PATCHES))
+        )
         chosen = some_tokens(rank[index], kept, rng)
-        x = features[index].gather(1, chosen[..., None].expand(-1, -1, features.shape[2])).float().to(device)
+        x = (
+            features[index]
+            .gather(1, chosen[..., None].expand(-1, -1, features.shape[2]))
+            .float()
+            .to(device)
+        )
         # Vision-stage reduction closes the gaps in the rotary positions, decoder-stage reduction leaves them.
-        spots = first + (chosen if rng.random() < 0.3 else torch.arange(kept).expand(batch, -1))
+        spots = first + (
+            chosen if rng.random() < 0.3 else torch.arange(kept).expand(batch, -1)
+        )
         logits = answer_logits(model, packer, x, spots.to(device), ids, offset, segment)
         loss = F.cross_entropy(logits[target >= 0], target[target >= 0])
         optimizer.step(loss)
@@ -519,10 +637,15 @@ def judge_answers(model, packer, features, data, device, batch=64):
     positions = (len(packer.before) + torch.arange(PATCHES)).to(device)
     for start in range(0, len(data.scenes), batch):
         index = range(start, min(start + batch, len(data.scenes)))
-        rounds = [shapes.questions(data.scenes[i], np.random.default_rng([11, i]), 10) for i in index]
+        rounds = [
+            shapes.questions(data.scenes[i], np.random.default_rng([11, i]), 10)
+            for i in index
+        ]
         ids, offset, segment, target = (t.to(device) for t in packer(rounds))
         x = features[start : index.stop].float().to(device)
-        logits = answer_logits(model, packer, x, positions.expand(len(x), -1), ids, offset, segment)
+        logits = answer_logits(
+            model, packer, x, positions.expand(len(x), -1), ids, offset, segment
+        )
         wrong = (logits.argmax(-1) != target) & (target >= 0)
         for row, questions in enumerate(rounds):
             for number, (kind, _, _) in enumerate(questions):
@@ -530,7 +653,9 @@ def judge_answers(model, packer, features, data, device, batch=64):
                 if mine.any():
                     asked[kind] += 1
                     right[kind] += not (wrong[row] & mine).any()
-    return {k: right[k] / max(1, asked[k]) for k in TYPES} | {"all": sum(right.values()) / sum(asked.values())}
+    return {k: right[k] / max(1, asked[k]) for k in TYPES} | {
+        "all": sum(right.values()) / sum(asked.values())
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ output
@@ -542,19 +667,36 @@ def write_test_set(path: Path, images: int, per_image: int) -> None:
     for i in range(images):
         image, scene = shapes.make_scene(SEEDS["test"], i, "test")
         buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=90)  # VP8 decoding is bit-exact, JPEG decoding is not
-        asked = shapes.questions(scene, np.random.default_rng([SEEDS["test"], i]), per_image)
+        image.save(
+            buffer, "WEBP", quality=90
+        )  # VP8 decoding is bit-exact, JPEG decoding is not
+        asked = shapes.questions(
+            scene, np.random.default_rng([SEEDS["test"], i]), per_image
+        )
         for kind, question, answer in asked:
-            row = {"image": {"bytes": buffer.getvalue(), "path": None}, "image_id": f"{i:03d}"}
+            row = {
+                "image": {"bytes": buffer.getvalue(), "path": None},
+                "image_id": f"{i:03d}",
+            }
             rows.append(row | {"type": kind, "question": question, "answer": answer})
     text = datasets.Value("string")
-    features = {"question_id": text, "image_id": text, "type": text, "question": text, "answer": text}
+    features = {
+        "question_id": text,
+        "image_id": text,
+        "type": text,
+        "question": text,
+        "answer": text,
+    }
     for number, row in enumerate(rows):
         row["question_id"] = f"{row['image_id']}-{number:04d}"
-    table = datasets.Dataset.from_list(rows, datasets.Features({**features, "image": datasets.Image()}))
+    table = datasets.Dataset.from_list(
+        rows, datasets.Features({**features, "image": datasets.Image()})
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     # One dictionary page for all of a column: an image that several questions share is stored once.
-    parquet.write_table(table.data.table, path, compression="zstd", dictionary_pagesize_limit=2**26)
+    parquet.write_table(
+        table.data.table, path, compression="zstd", dictionary_pagesize_limit=2**26
+    )
 
 
 class Log:
@@ -565,9 +707,15 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, stage, step, loss=None, **values):
-        row = {"stage": stage, "step": step, "minutes": round((time.time() - self.start) / 60, 2)}
+        row = {
+            "stage": stage,
+            "step": step,
+            "minutes": round((time.time() - self.start) / 60, 2),
+        }
         values = values if loss is None else {"loss": loss, **values}
-        row |= {k: round(float(torch.as_tensor(v).detach()), 4) for k, v in values.items()}
+        row |= {
+            k: round(float(torch.as_tensor(v).detach()), 4) for k, v in values.items()
+        }
         self.rows.append(row)
         print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
         columns = list(dict.fromkeys(k for r in self.rows for k in r))
@@ -578,14 +726,29 @@ class Log:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "zipeval/embedded/tiny_llava")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, default=ROOT / "zipeval/embedded/tiny_llava"
+    )
     parser.add_argument("--data", type=Path, default=ROOT / "tasks/shapes/test.parquet")
-    parser.add_argument("--curve", type=Path, default=ROOT / "docs/tiny_llava_curve.csv")
+    parser.add_argument(
+        "--curve", type=Path, default=ROOT / "docs/tiny_llava_curve.csv"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the images and steps, to try the script out")
-    parser.add_argument("--tower", type=Path, help="skip stage 1 and take the tower of this checkpoint")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="share of the images and steps, to try the script out",
+    )
+    parser.add_argument(
+        "--tower", type=Path, help="skip stage 1 and take the tower of this checkpoint"
+    )
     parser.add_argument("--tower-steps", type=int, default=1200)
     parser.add_argument("--decoder-steps", type=int, default=2600)
     args = parser.parse_args()
@@ -597,17 +760,43 @@ def main() -> None:
     log = Log(args.curve)
     write_test_set(args.data, 300, 5)
     tokenizer = make_tokenizer()
-    crowded, train, validation = render("crowded", some(16000)), render("train", some(28000)), render("validation", 400)
+    crowded, train, validation = (
+        render("crowded", some(16000)),
+        render("train", some(28000)),
+        render("validation", 400),
+    )
     print(f"rendered after {(time.time() - log.start) / 60:.1f} minutes", flush=True)
     model = make_model(tokenizer).to(args.device)
     tower = model.model.vision_tower
     if args.tower:
-        trained = LlavaForConditionalGeneration.from_pretrained(args.tower, dtype=torch.float32)
+        trained = LlavaForConditionalGeneration.from_pretrained(
+            args.tower, dtype=torch.float32
+        )
         tower.load_state_dict(trained.model.vision_tower.state_dict())
     else:
-        train_tower(tower, crowded, train, validation, some(args.tower_steps), 64, log, rng, args.device)
+        train_tower(
+            tower,
+            crowded,
+            train,
+            validation,
+            some(args.tower_steps),
+            64,
+            log,
+            rng,
+            args.device,
+        )
     save(model, tokenizer, args.model)
-    train_decoder(model, Packer(tokenizer, 160), train, validation, some(args.decoder_steps), 16, log, rng, args.device)
+    train_decoder(
+        model,
+        Packer(tokenizer, 160),
+        train,
+        validation,
+        some(args.decoder_steps),
+        16,
+        log,
+        rng,
+        args.device,
+    )
     save(model, tokenizer, args.model)
 
 

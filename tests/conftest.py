@@ -10,8 +10,12 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("ZIPEVAL_CACHE", tempfile.mkdtemp())  # digests of the files of tests are of no use to anybody
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job inherits it, and so would what it runs
+os.environ.setdefault(
+    "ZIPEVAL_CACHE", tempfile.mkdtemp()
+)  # digests of the files of tests are of no use to anybody
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a shell's background job inherits it, and so would what it runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -48,10 +52,17 @@ def scripted(miniatures, tmp_path, monkeypatch):
             "answer",
             lambda self, batch, options: [
                 replace(real, text=said.pop(question.number))
-                for question, real in zip(batch, answer(self, batch, options), strict=True)
+                for question, real in zip(
+                    batch, answer(self, batch, options), strict=True
+                )
             ],
         )
-        settings = [f"tasks=[{task}]", f"data.root={miniatures}", f"results={tmp_path}", *overrides]
+        settings = [
+            f"tasks=[{task}]",
+            f"data.root={miniatures}",
+            f"results={tmp_path}",
+            *overrides,
+        ]
         (path,) = run(compose(settings))
         record = records.read(path)
         samples = records.read_samples(path.parent, record)
@@ -62,4 +73,7 @@ def scripted(miniatures, tmp_path, monkeypatch):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--goldens", help="folder with what the official implementations answer (see test_goldens.py)")
+    parser.addoption(
+        "--goldens",
+        help="folder with what the official implementations answer (see test_goldens.py)",
+    )

@@ -40,7 +40,12 @@ def kind(prompt: str) -> str:
 
 
 def likes_all(prompt: str) -> str:
-    return {"mmbench": "A", "mmvet": "1.0", "llava_bench": "8 8\nBoth are fine.", "videoqa": LIKED}[kind(prompt)]
+    return {
+        "mmbench": "A",
+        "mmvet": "1.0",
+        "llava_bench": "8 8\nBoth are fine.",
+        "videoqa": LIKED,
+    }[kind(prompt)]
 
 
 LIKED = "{'pred': 'yes', 'score': 5}"
@@ -63,13 +68,23 @@ def serving(reply: Callable[[str], str | tuple[int, str]]) -> Iterator[Judge]:
             status, text = said if isinstance(said, tuple) else (200, said)
             if status != 200:
                 # As some servers do, it repeats whatever it was sent.
-                answer = {"error": {"message": f"{text} {self.headers['Authorization']}"}}
+                answer = {
+                    "error": {"message": f"{text} {self.headers['Authorization']}"}
+                }
             else:
                 message = {"role": "assistant", "content": text}
                 choices = [{"index": 0, "finish_reason": "stop", "message": message}]
-                answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
+                answer = {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": "m",
+                    "choices": choices,
+                }
             whole = isinstance(said, tuple) and status == 200
-            content = (text if whole else json.dumps(answer)).encode(errors="surrogateescape")
+            content = (text if whole else json.dumps(answer)).encode(
+                errors="surrogateescape"
+            )
             with suppress(ConnectionError):  # who asked did not wait
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

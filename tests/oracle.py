@@ -20,7 +20,9 @@ def normed(x, weight, config):
 def turned(x, positions, theta):
     """Rotary embedding of x (heads, S, d)."""
     half = x.shape[-1] // 2
-    angle = torch.tensor(positions).float()[:, None] / theta ** (torch.arange(half) / half)
+    angle = torch.tensor(positions).float()[:, None] / theta ** (
+        torch.arange(half) / half
+    )
     cos, sin = angle.cos(), angle.sin()
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
@@ -31,7 +33,10 @@ def block(layer, config, x, positions):
     attention = layer.self_attn
     theta, heads = config.rope_parameters["rope_theta"], config.num_attention_heads
     h = normed(x, layer.input_layernorm.weight, config)
-    q, k, v = (p(h).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for p in projections(attention))
+    q, k, v = (
+        p(h).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        for p in projections(attention)
+    )
     q, k = turned(q, positions, theta), turned(k, positions, theta)
     share = heads // k.shape[0]
     rows = []
@@ -40,12 +45,18 @@ def block(layer, config, x, positions):
         later = torch.ones_like(logits).triu(1).bool()
         rows.append(logits.masked_fill(later, float("-inf")).softmax(-1))
     probabilities = torch.stack(rows)
-    mixed = torch.cat([probabilities[head] @ v[head // share] for head in range(heads)], -1)
+    mixed = torch.cat(
+        [probabilities[head] @ v[head // share] for head in range(heads)], -1
+    )
     x = x + attention.o_proj(mixed)
     h = normed(x, layer.post_attention_layernorm.weight, config)
     mlp = layer.mlp
     gate = mlp.gate_proj(h)
-    gate = F.gelu(gate, approximate="tanh") if config.model_type == "gemma" else F.silu(gate)
+    gate = (
+        F.gelu(gate, approximate="tanh")
+        if config.model_type == "gemma"
+        else F.silu(gate)
+    )
     return x + mlp.down_proj(gate * mlp.up_proj(h)), probabilities
 
 
@@ -61,7 +72,9 @@ def logits_of(model, x, kinds, method):
     probabilities = None
     for number, layer in enumerate(decoder.layers):
         x, slots = method(number, x, slots, probabilities, given)
-        x, probabilities = block(layer, decoder.config, x, [s["position"] for s in slots])
+        x, probabilities = block(
+            layer, decoder.config, x, [s["position"] for s in slots]
+        )
     return model.lm_head(normed(x[-1], decoder.norm.weight, decoder.config))
 
 
@@ -120,9 +133,13 @@ def sparsevlm(counts, after):
         rows = raters.rows(given, slots)
         score = sum(probabilities[:, row].mean(0) for row in rows) / len(rows)
         visual = visual_of(slots)
-        kept = best(score, visual, min(counts[after.index(number - 1)], len(visual) - 1))
+        kept = best(
+            score, visual, min(counts[after.index(number - 1)], len(visual) - 1)
+        )
         dropped = [i for i in visual if i not in kept]
-        recycled = sorted(dropped, key=lambda i: -float(score[i]))[: int(len(dropped) * 0.3) + 1]
+        recycled = sorted(dropped, key=lambda i: -float(score[i]))[
+            : int(len(dropped) * 0.3) + 1
+        ]
         merged = clustered(x[recycled], len(recycled) // 10 + 1)
         left = [i for i in range(visual[-1] + 1) if i not in dropped]
         after_image = list(range(visual[-1] + 1, len(slots)))
@@ -146,11 +163,21 @@ def sparsevlm_plus(counts, after, heads, width):
         for a, row in enumerate(rows):
             for b, column in enumerate(visual):
                 distance = slots[row]["position"] - slots[column]["position"]
-                turns = [math.cos(distance / 10000.0 ** (2 * k / width)) for k in range(width // 2)]
+                turns = [
+                    math.cos(distance / 10000.0 ** (2 * k / width))
+                    for k in range(width // 2)
+                ]
                 corrected[:, a, b] /= 2 * sum(turns) / math.sqrt(width)
-        chosen = sorted(range(len(corrected)), key=lambda head: -float(corrected[head].sum()))[:heads]
+        chosen = sorted(
+            range(len(corrected)), key=lambda head: -float(corrected[head].sum())
+        )[:heads]
         score = corrected[chosen].mean((0, 1))
-        kept = {visual[place] for place in best(score, range(len(visual)), counts[after.index(number - 1)])}
+        kept = {
+            visual[place]
+            for place in best(
+                score, range(len(visual)), counts[after.index(number - 1)]
+            )
+        }
         left = [i for i in range(len(slots)) if i in kept or i not in visual]
         return x[left], [slots[i] for i in left]
 
@@ -166,22 +193,43 @@ class Raters:
         """Where they are now."""
         if self.born is None:
             visual = visual_of(slots)
-            text = [i for i, s in enumerate(slots) if s["kind"] == "text" and i > visual[-1]]
+            text = [
+                i for i, s in enumerate(slots) if s["kind"] == "text" and i > visual[-1]
+            ]
             shares = (given[visual] @ given[text].T).softmax(-1).mean(0)
-            self.born = [t for t, share in zip(text, shares, strict=True) if share > shares.mean()]
+            self.born = [
+                t
+                for t, share in zip(text, shares, strict=True)
+                if share > shares.mean()
+            ]
         return [i for i, s in enumerate(slots) if s["born"] in self.born]
 
 
 def clustered(x, count):
     """Density peaks: (n, D) -> (count, D)."""
     n = len(x)
-    distance = [[float((x[i] - x[j]).norm()) / x.shape[1] ** 0.5 for j in range(n)] for i in range(n)]
-    density = [math.exp(-sum(d * d for d in sorted(row)[:count]) / count) for row in distance]
+    distance = [
+        [float((x[i] - x[j]).norm()) / x.shape[1] ** 0.5 for j in range(n)]
+        for i in range(n)
+    ]
+    density = [
+        math.exp(-sum(d * d for d in sorted(row)[:count]) / count) for row in distance
+    ]
     furthest = max(map(max, distance))
-    reach = [min([distance[i][j] for j in range(n) if density[j] > density[i]], default=furthest) for i in range(n)]
+    reach = [
+        min(
+            [distance[i][j] for j in range(n) if density[j] > density[i]],
+            default=furthest,
+        )
+        for i in range(n)
+    ]
     centres = sorted(range(n), key=lambda i: -reach[i] * density[i])[:count]
     members = [[] for _ in centres]
     for i in range(n):
-        home = centres.index(i) if i in centres else min(range(count), key=lambda c: distance[centres[c]][i])
+        home = (
+            centres.index(i)
+            if i in centres
+            else min(range(count), key=lambda c: distance[centres[c]][i])
+        )
         members[home].append(i)
     return torch.stack([x[m].mean(0) for m in members])

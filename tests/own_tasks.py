@@ -9,12 +9,21 @@ from datasets import Dataset, Features, Image, Value
 
 import zipeval.tasks
 
-FEATURES = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
-RIGHT = "return {'acc': float(str(results[0]).strip().lower() == doc['answer'].lower())}"
+FEATURES = Features(
+    {"image": Image(), "question": Value("string"), "answer": Value("string")}
+)
+RIGHT = (
+    "return {'acc': float(str(results[0]).strip().lower() == doc['answer'].lower())}"
+)
 
 
 def write_task(
-    folder: Path, name: str, generation: str, samples: int = 6, process: str = RIGHT, more: str = ""
+    folder: Path,
+    name: str,
+    generation: str,
+    samples: int = 6,
+    process: str = RIGHT,
+    more: str = "",
 ) -> Path:
     """Write a task, and its data beside it; returns its YAML file.
 
@@ -23,9 +32,15 @@ def write_task(
         process: what its process_results does with `doc` and `results`.
         more: further lines of its YAML.
     """
-    shapes = pd.read_parquet(Path(zipeval.tasks.__path__[0]) / "shapes" / "test.parquet").head(samples)
+    shapes = pd.read_parquet(
+        Path(zipeval.tasks.__path__[0]) / "shapes" / "test.parquet"
+    ).head(samples)
     rows = [
-        {"image": {"bytes": row.image["bytes"], "path": None}, "question": row.question, "answer": row.answer}
+        {
+            "image": {"bytes": row.image["bytes"], "path": None},
+            "question": row.question,
+            "answer": row.answer,
+        }
         for row in shapes.itertuples()
     ]
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,9 +40,13 @@ def packed(model, crops, columns, dominant, contextual):
                 cls.append(feature)
             else:
                 y, x = divmod(position - 1, SIDE)
-                patches[(tile // columns) * SIDE + y, (tile % columns) * SIDE + x] = feature
+                patches[(tile // columns) * SIDE + y, (tile % columns) * SIDE + x] = (
+                    feature
+                )
         merged += list(features[len(kept) :])
-    return np.array([*whole, *(patches[place] for place in sorted(patches)), *cls, *merged])
+    return np.array(
+        [*whole, *(patches[place] for place in sorted(patches)), *cls, *merged]
+    )
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -55,8 +59,13 @@ def test_equals_transcription(model, seed):
     grids = [GRIDS[i] for i in rng.choice(len(GRIDS), 2, replace=False)]
     pixels = model.config.vision_config.image_size
     sizes = torch.tensor([[rows * pixels, columns * pixels] for rows, columns in grids])
-    inputs |= {"pixel_values": inputs["pixel_values"].double()[:, :5], "image_sizes": sizes}
-    pixel_values = torch.randn(2, 5, 3, pixels, pixels, generator=torch.Generator().manual_seed(seed)).double()
+    inputs |= {
+        "pixel_values": inputs["pixel_values"].double()[:, :5],
+        "image_sizes": sizes,
+    }
+    pixel_values = torch.randn(
+        2, 5, 3, pixels, pixels, generator=torch.Generator().manual_seed(seed)
+    ).double()
     inputs["pixel_values"] = pixel_values
     counts = [picture.tokens for picture in pictures(model, inputs)]
     ids = [[1, *[model.config.image_token_id] * count, 5] for count in counts]
@@ -64,7 +73,9 @@ def test_equals_transcription(model, seed):
     inputs["input_ids"] = torch.tensor([[0] * (width - len(row)) + row for row in ids])
     inputs["attention_mask"] = (inputs["input_ids"] > 0).long()
     with torch.no_grad():
-        reduced = reduced_inputs(model, inputs, VisionZip(dominant=dominant, contextual=contextual))
+        reduced = reduced_inputs(
+            model, inputs, VisionZip(dominant=dominant, contextual=contextual)
+        )
         for image, (rows, columns) in enumerate(grids):
             crops = pixel_values[image, : 1 + rows * columns]
             expected = torch.tensor(packed(model, crops, columns, dominant, contextual))
@@ -85,9 +96,13 @@ def test_the_published_budget_is_a_share_of_every_crop(tokens, each):
 def test_other_budgets_are_met_on_every_grid(model, method, budget):
     inputs = prompts(model, [[5]], [len(GRIDS)])
     inputs["pixel_values"] = inputs["pixel_values"].double()
-    made = method.for_budget(47, budget, Shape(180, 180, 3, grids=((3, 0), (4, 0), (5, 0))))
+    made = method.for_budget(
+        47, budget, Shape(180, 180, 3, grids=((3, 0), (4, 0), (5, 0)))
+    )
     with torch.no_grad():
-        features = reduced_inputs(model, inputs, made)["mm_encoder_outputs"]["image"].pooler_output
+        features = reduced_inputs(model, inputs, made)["mm_encoder_outputs"][
+            "image"
+        ].pooler_output
     assert [len(f) for f in features] == [47] * len(GRIDS)
 
 
@@ -97,9 +112,13 @@ def test_a_budget_beyond_an_image_leaves_it_as_the_model_makes_it(model):
     inputs["pixel_values"] = inputs["pixel_values"].double()
     made = pictures(model, inputs)
     budget = min(picture.tokens for picture in made)
-    method = Random.for_budget(budget, "mean", Shape(180, 180, 3, grids=((3, 0), (4, 0), (5, 0))))
+    method = Random.for_budget(
+        budget, "mean", Shape(180, 180, 3, grids=((3, 0), (4, 0), (5, 0)))
+    )
     with torch.no_grad():
-        features = reduced_inputs(model, inputs, method)["mm_encoder_outputs"]["image"].pooler_output
+        features = reduced_inputs(model, inputs, method)["mm_encoder_outputs"][
+            "image"
+        ].pooler_output
     assert [len(f) for f in features] == [method.left_of(picture) for picture in made]
     smallest = min(range(len(made)), key=lambda i: made[i].tokens)
     with torch.no_grad():
@@ -112,12 +131,25 @@ def test_a_budget_beyond_an_image_leaves_it_as_the_model_makes_it(model):
 def test_pictures_are_those_of_the_processor():
     session = Session(compose(["model=tiny_next"]))
     model, _ = session.load()
-    sizes = [(96, 96), (200, 90), (90, 200), (192, 192), (300, 80), (80, 310), (10, 400)]
+    sizes = [
+        (96, 96),
+        (200, 90),
+        (90, 200),
+        (192, 192),
+        (300, 80),
+        (80, 310),
+        (10, 400),
+    ]
     for size in sizes:
-        content = [{"type": "image", "url": Image.new("RGB", size)}, {"type": "text", "text": "What?"}]
+        content = [
+            {"type": "image", "url": Image.new("RGB", size)},
+            {"type": "text", "text": "What?"},
+        ]
         inputs = session.inputs([[{"role": "user", "content": content}]])
         (picture,) = pictures(model, inputs)
-        assert picture.tokens == int((inputs["input_ids"] == model.config.image_token_id).sum())
+        assert picture.tokens == int(
+            (inputs["input_ids"] == model.config.image_token_id).sum()
+        )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -129,54 +161,110 @@ def test_row_ends_stay_behind_their_rows(model, seed):
     inputs["pixel_values"] = inputs["pixel_values"].double()
     method = VisionZip(dominant=dominant, contextual=contextual)
     with torch.no_grad():
-        published = reduced_inputs(model, inputs, method)["mm_encoder_outputs"]["image"].pooler_output
-        newline = reduced_inputs(model, inputs, RowEnds(method))["mm_encoder_outputs"]["image"].pooler_output
+        published = reduced_inputs(model, inputs, method)["mm_encoder_outputs"][
+            "image"
+        ].pooler_output
+        newline = reduced_inputs(model, inputs, RowEnds(method))["mm_encoder_outputs"][
+            "image"
+        ].pooler_output
     for image, (rows, columns) in enumerate(GRIDS):
         end = (newline[image] == model.model.image_newline).all(1)
         assert torch.equal(newline[image][~end], published[image])
         assert int(end.sum()) == rows * SIDE
         whole, tiles = dominant + contextual, rows * columns
         of_rows = newline[image][whole : len(newline[image]) - tiles * (1 + contextual)]
-        assert (of_rows[-1] == model.model.image_newline).all()  # CLS and merged tokens come after all rows
+        assert (
+            of_rows[-1] == model.model.image_newline
+        ).all()  # CLS and merged tokens come after all rows
         with torch.no_grad():
-            kept = [transcription(model, crop, dominant, contextual)[0] for crop in inputs["pixel_values"][image]]
+            kept = [
+                transcription(model, crop, dominant, contextual)[0]
+                for crop in inputs["pixel_values"][image]
+            ]
         expected = [0] * (rows * SIDE)
         for tile in range(tiles):
             for position in kept[1 + tile]:
                 if position:
                     expected[tile // columns * SIDE + (position - 1) // SIDE] += 1
-        ends = (of_rows == model.model.image_newline).all(1).nonzero().flatten().tolist()
+        ends = (
+            (of_rows == model.model.image_newline).all(1).nonzero().flatten().tolist()
+        )
         assert [b - a - 1 for a, b in zip([-1, *ends], ends, strict=False)] == expected
 
 
 @pytest.mark.parametrize(
     "method, budget",
-    [("visionzip", "paper"), ("visionzip", "mean"), ("random", "paper"), ("random", "final"), ("chain", "mean")],
+    [
+        ("visionzip", "paper"),
+        ("visionzip", "mean"),
+        ("random", "paper"),
+        ("random", "final"),
+        ("chain", "mean"),
+    ],
 )
 def test_row_ends_are_on_top_of_a_share_and_part_of_a_budget(method, budget):
-    tokens = ["method.first.tokens=160", "tokens=80"] if method == "chain" else ["tokens=160"]
-    session = Session(compose(["model=tiny_next", "packing=newline", f"method={method}", f"budget={budget}", *tokens]))
-    entering = [session.entering([Picture(720, crops, 144, rows)])[0] for crops, rows in ((5, 24), (4, 36), (3, 12))]
+    tokens = (
+        ["method.first.tokens=160", "tokens=80"]
+        if method == "chain"
+        else ["tokens=160"]
+    )
+    session = Session(
+        compose(
+            [
+                "model=tiny_next",
+                "packing=newline",
+                f"method={method}",
+                f"budget={budget}",
+                *tokens,
+            ]
+        )
+    )
+    entering = [
+        session.entering([Picture(720, crops, 144, rows)])[0]
+        for crops, rows in ((5, 24), (4, 36), (3, 12))
+    ]
     assert entering == ([184, 164, 108] if budget == "paper" else [160] * 3)
 
 
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["model=tiny_llava", "packing=newline"], "packing=newline: the images of tiny_llava have no row ends"),
-        (["packing=newline", "budget=mean", "tokens=39"], "tokens=39: too few for an image of 4 crops and 36 row ends"),
+        (
+            ["model=tiny_llava", "packing=newline"],
+            "packing=newline: the images of tiny_llava have no row ends",
+        ),
+        (
+            ["packing=newline", "budget=mean", "tokens=39"],
+            "tokens=39: too few for an image of 4 crops and 36 row ends",
+        ),
         (["budget=mean", "tokens=3"], "tokens=3: too few for an image of 4 crops"),
-        (["packing=newline", "method=fastv", "tokens=300", "budget=mean"], "packing=newline is of methods before"),
-        (["method=pool", "budget=mean", "tokens=51"], "no height x width within 12 x 12"),
+        (
+            ["packing=newline", "method=fastv", "tokens=300", "budget=mean"],
+            "packing=newline is of methods before",
+        ),
+        (
+            ["method=pool", "budget=mean", "tokens=51"],
+            "no height x width within 12 x 12",
+        ),
         (["packing=rows"], "packing=rows: expected one of published, newline"),
     ],
 )
 def test_what_cannot_be_packed_is_refused(overrides, message):
     with pytest.raises(UsageError, match=message):
-        Session(compose(["model=tiny_next", "method=visionzip", "tokens=40", *overrides]))
+        Session(
+            compose(["model=tiny_next", "method=visionzip", "tokens=40", *overrides])
+        )
 
 
 def test_row_ends_are_measured_too(tmp_path):
-    overrides = ["model=tiny_next", "method=visionzip", "tokens=160", "packing=newline", f"results={tmp_path}"]
+    overrides = [
+        "model=tiny_next",
+        "method=visionzip",
+        "tokens=160",
+        "packing=newline",
+        f"results={tmp_path}",
+    ]
     (path,) = run(compose([*overrides, "limit=4"]))
-    assert records.read(path)["visual_tokens"]["mean"] == 3 * 32 + 12  # square images become two tiles side by side
+    assert (
+        records.read(path)["visual_tokens"]["mean"] == 3 * 32 + 12
+    )  # square images become two tiles side by side

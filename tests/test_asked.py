@@ -42,7 +42,12 @@ def samples_of(*overrides):
         ({"choices": {"text": ["x", "y"], "label": ["A", "B"]}}, ["x", "y"]),
         ({"A": "red", "B": "blue", "C": "nan", "D": "nan"}, ["red", "blue"]),
         (
-            {"choice_a": "One", "choice_b": "Two", "choice_c": "Three", "choice_d": "Four"},
+            {
+                "choice_a": "One",
+                "choice_b": "Two",
+                "choice_c": "Three",
+                "choice_d": "Four",
+            },
             ["One", "Two", "Three", "Four"],
         ),
         ({"A": "a lone column"}, []),
@@ -57,7 +62,8 @@ def test_choices_of_every_layout(document, choices):
 
 @given(
     st.recursive(
-        st.none() | st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.none() | st.text() | st.integers(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
 def test_whatever_a_column_holds_is_no_error(value):
@@ -80,24 +86,38 @@ def test_a_sample_has_the_text_of_its_question(tmp_path):
     _, samples = samples_of("method=vanilla", f"results={tmp_path}")
     (file,) = task_folder("zipeval_shapes").glob("*.parquet")
     rows = parquet.read_table(file).select(["question"]).to_pylist()
-    assert [sample["question"] for sample in samples] == [row["question"] for row in rows[:6]]
+    assert [sample["question"] for sample in samples] == [
+        row["question"] for row in rows[:6]
+    ]
     assert all(len(sample["pictures"]) == 1 for sample in samples)
     assert all("choices" not in sample for sample in samples)
 
 
 def test_how_pictures_are_read_does_not_change_which_they_are(tmp_path):
-    _, plain = samples_of("method=vanilla", "batch_size=2", "runner.workers=0", f"results={tmp_path}/a")
-    _, shared = samples_of(
-        "method=visionzip", "tokens=16", "runner.reuse=prefix", "runner.workers=2", f"results={tmp_path}/b"
+    _, plain = samples_of(
+        "method=vanilla", "batch_size=2", "runner.workers=0", f"results={tmp_path}/a"
     )
-    assert [sample["pictures"] for sample in plain] == [sample["pictures"] for sample in shared]
+    _, shared = samples_of(
+        "method=visionzip",
+        "tokens=16",
+        "runner.reuse=prefix",
+        "runner.workers=2",
+        f"results={tmp_path}/b",
+    )
+    assert [sample["pictures"] for sample in plain] == [
+        sample["pictures"] for sample in shared
+    ]
     # Questions about one picture stand together: the first six are about two of them.
     assert len({sample["pictures"][0] for sample in plain}) < len(plain)
 
 
 def test_a_question_without_a_picture_has_none(miniatures, tmp_path):
     _, samples = samples_of(
-        "tasks=[scienceqa_img]", "limit=2", "method=vanilla", f"data.root={miniatures}", f"results={tmp_path}"
+        "tasks=[scienceqa_img]",
+        "limit=2",
+        "method=vanilla",
+        f"data.root={miniatures}",
+        f"results={tmp_path}",
     )
     assert all(sample["choices"] for sample in samples)
     assert all(len(sample["pictures"]) == len(sample["crops"]) for sample in samples)
@@ -112,7 +132,9 @@ def shown(tmp_path, monkeypatch, capsys):
 
     def show(*arguments):
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["zipeval", "show", *arguments, f"results={tmp_path}"])
+        monkeypatch.setattr(
+            sys, "argv", ["zipeval", "show", *arguments, f"results={tmp_path}"]
+        )
         main()
         return capsys.readouterr().out
 
@@ -124,7 +146,9 @@ def test_one_sample_is_shown_beside_the_upper_bound(shown, tmp_path):
     sample = records.read_samples(path.parent, records.read(path))[3]
     text = shown("tiny_llava-visionzip", "--sample", "3")
     assert text == shown("tiny_llava-visionzip", "sample=3", "task=zipeval_shapes")
-    lines = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in text.splitlines()[1:])
+    lines = dict(
+        re.split(r" {2,}", line.strip(), maxsplit=1) for line in text.splitlines()[1:]
+    )
     assert lines["question"] == sample["question"]
     assert lines["prediction"] == sample["prediction"]
     assert lines["vanilla's score"] in ("0.0", "1.0")
@@ -138,7 +162,10 @@ def test_one_sample_is_shown_beside_the_upper_bound(shown, tmp_path):
     [
         (["tiny_llava-vanilla", "sample=77"], "sample=77: .* from 0 to 5"),
         (["tiny_llava-vanilla", "sample=x"], "sample=x: expected a whole number"),
-        (["tiny_llava-vanilla", "task=zipeval_shapes"], "task=zipeval_shapes: it needs sample="),
+        (
+            ["tiny_llava-vanilla", "task=zipeval_shapes"],
+            "task=zipeval_shapes: it needs sample=",
+        ),
         (
             ["tiny_llava-vanilla", "sample=1", "task=zipeval_shape"],
             "task=zipeval_shape: .* Did you mean zipeval_shapes",
@@ -171,7 +198,13 @@ def test_a_sample_of_an_older_record_is_shown_as_far_as_it_tells(shown, tmp_path
 # One whose images are in its rows, one with several images, and one whose images are a data set of their own.
 @pytest.mark.parametrize("task", ["mme", "mmmu_val", "gqa"])
 def test_pictures_are_read_again_from_their_data_set(task, miniatures, tmp_path):
-    settings = [f"tasks=[{task}]", "limit=4", f"data.root={miniatures}", f"results={tmp_path}", "bound=none"]
+    settings = [
+        f"tasks=[{task}]",
+        "limit=4",
+        f"data.root={miniatures}",
+        f"results={tmp_path}",
+        "bound=none",
+    ]
     (path,) = run(compose(settings))
     record = records.read(path)
     samples = records.read_samples(path.parent, record)
@@ -191,8 +224,14 @@ def test_pictures_beyond_those_that_are_kept(tmp_path):
     """The first eight lie beside the record."""
     path, samples = samples_of("method=vanilla", "limit=10", f"results={tmp_path}")
     record = records.read(path)
-    assert [sample["doc_id"] for sample in samples if read_picture(record, sample) is None] == []
-    moved = {**record, "config": {**record["config"], "data": {"root": "/nowhere"}}, "task": "gqa"}
+    assert [
+        sample["doc_id"] for sample in samples if read_picture(record, sample) is None
+    ] == []
+    moved = {
+        **record,
+        "config": {**record["config"], "data": {"root": "/nowhere"}},
+        "task": "gqa",
+    }
     assert read_picture(moved, samples[9]) is None  # its data set is not here
 
 

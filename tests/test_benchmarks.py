@@ -25,7 +25,11 @@ from zipeval.reporting.render import render
 from zipeval.reporting.tables import tables
 from zipeval.results import records
 
-PAPER = [name for name, benchmark in BENCHMARKS.items() if benchmark.sources and not benchmark.turns]
+PAPER = [
+    name
+    for name, benchmark in BENCHMARKS.items()
+    if benchmark.sources and not benchmark.turns
+]
 
 
 # task: answers that are all right, all wrong, and mixed; the score of the mixed ones, computed by hand from what
@@ -39,16 +43,38 @@ SCRIPTS = {
         0,
     ),
     # existence: (200 + 50) / 2, since of its second image one question is right; color 0; code_reasoning 50.
-    "mme": (["Yes", "No."] * 4, ["No", "Yes"] * 4, ["Yes", "No", "Yes", "Yes", "No", "Yes", "no", "No"], 175, 0),
+    "mme": (
+        ["Yes", "No."] * 4,
+        ["No", "Yes"] * 4,
+        ["Yes", "No", "Yes", "Yes", "No", "Yes", "no", "No"],
+        175,
+        0,
+    ),
     # F1 of adversarial: precision and recall 1/2; of popular 1; of random: an empty answer is a yes, precision 2/3.
     "pope": (
         ["Yes, a dog.", "No."] * 6,
         ["No", "Yes"] * 6,
-        ["Yes.", "No, it is not.", "no", "Yes", *["yes", "no"] * 2, "", "no", "yes", "yes"],
+        [
+            "Yes.",
+            "No, it is not.",
+            "no",
+            "Yes",
+            *["yes", "no"] * 2,
+            "",
+            "no",
+            "yes",
+            "yes",
+        ],
         100 * (0.5 + 1 + 0.8) / 3,
         100 * 2 / 3,
     ),
-    "scienceqa_img": (["A", "B. y", "c", "A."], ["B", "A. x", "A", "C"], ["A", "A. x", "It is C", "a"], 50, 0),
+    "scienceqa_img": (
+        ["A", "B. y", "c", "A."],
+        ["B", "A. x", "A", "C"],
+        ["A", "A. x", "It is C", "a"],
+        50,
+        0,
+    ),
     # Two of ten said goal: each of these two finds one other of his opinion (1/3), the other eight find two (2/3).
     "vqav2_val": (
         ["net", "a net", "Net", "two"],
@@ -58,10 +84,34 @@ SCRIPTS = {
         0,
     ),
     # no was said by two as above, phone by one: nine people find him (1/3), he finds nobody.
-    "textvqa_val": (["nokia", "Nokia", "nokia.", "NOKIA"], ["lg"] * 4, ["no", "phone", "Nokia", "lg"], 190 / 4, 0),
-    "mmmu_val": (["A", "(C)", "B.", "12"], ["B", "A", "A", "13"], ["A", "B", "B", "There are 12"], 75, None),
-    "seedbench": (["A", "B. b", "C", "D"], ["B", "A", "D", "C"], ["a", "b", "B", "D"], 75, 0),
-    "vizwiz_vqa_val": (["soda"] * 4, ["tin"] * 4, ["soda.", "can", "unanswerable", "tin"], (100 + 60 + 60) / 4, 0),
+    "textvqa_val": (
+        ["nokia", "Nokia", "nokia.", "NOKIA"],
+        ["lg"] * 4,
+        ["no", "phone", "Nokia", "lg"],
+        190 / 4,
+        0,
+    ),
+    "mmmu_val": (
+        ["A", "(C)", "B.", "12"],
+        ["B", "A", "A", "13"],
+        ["A", "B", "B", "There are 12"],
+        75,
+        None,
+    ),
+    "seedbench": (
+        ["A", "B. b", "C", "D"],
+        ["B", "A", "D", "C"],
+        ["a", "b", "B", "D"],
+        75,
+        0,
+    ),
+    "vizwiz_vqa_val": (
+        ["soda"] * 4,
+        ["tin"] * 4,
+        ["soda.", "can", "unanswerable", "tin"],
+        (100 + 60 + 60) / 4,
+        0,
+    ),
 }
 CASES = [
     pytest.param(task, answers, expected, id=f"{task} {case}")
@@ -87,7 +137,11 @@ def test_the_number_of_the_papers(task, answers, expected, scripted):
 
 
 def test_every_benchmark_of_the_papers_is_here():
-    assert {*SCRIPTS, *PROTOCOLS} - set(SETS) == set(PAPER) == set(compose(["suite=paper_image"]).tasks)
+    assert (
+        {*SCRIPTS, *PROTOCOLS} - set(SETS)
+        == set(PAPER)
+        == set(compose(["suite=paper_image"]).tasks)
+    )
     assert set(compose(["suite=smoke"]).tasks) < set(PAPER)
     for task in PAPER:
         assert benchmarks.dataset(task) == BENCHMARKS[task].sources[0].dataset
@@ -96,7 +150,11 @@ def test_every_benchmark_of_the_papers_is_here():
 def test_a_suite_gives_a_number_for_every_column(miniatures, tmp_path, monkeypatch):
     """The model's own answers, cut short."""
     options = answering.generation_options
-    monkeypatch.setattr(answering, "generation_options", lambda given: {**options(given), "max_new_tokens": 4})
+    monkeypatch.setattr(
+        answering,
+        "generation_options",
+        lambda given: {**options(given), "max_new_tokens": 4},
+    )
     monkeypatch.chdir(tmp_path)
     settings = ["suite=paper_image", f"data.root={miniatures}", "results=results"]
     with serving(likes_all) as judge:
@@ -111,13 +169,30 @@ def test_a_suite_gives_a_number_for_every_column(miniatures, tmp_path, monkeypat
                     assert sample["latency"] > 0
                     assert len(sample["question_hash"]) == 16
     header, _, *rows = [
-        line.strip("|").split("|") for line in render(tables("results")).splitlines() if line.startswith("|")
+        line.strip("|").split("|")
+        for line in render(tables("results")).splitlines()
+        if line.startswith("|")
     ]
-    columns = ["GQA", "MMB", "MME", "POPE", "SQA", "VQAv2", "TextVQA", "MMMU", "SEED", "MM-Vet", "LLaVA-B", "VizWiz"]
+    columns = [
+        "GQA",
+        "MMB",
+        "MME",
+        "POPE",
+        "SQA",
+        "VQAv2",
+        "TextVQA",
+        "MMMU",
+        "SEED",
+        "MM-Vet",
+        "LLaVA-B",
+        "VizWiz",
+    ]
     assert [cell.strip() for cell in header[5:-1]] == columns  # Table 1's, in its order
     for row in rows:
         assert all(math.isfinite(float(cell.split()[0])) for cell in row[5:-1])
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]  # no file to submit, no log
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "results"
+    ]  # no file to submit, no log
 
 
 def test_pope_is_reported_under_both_rules(scripted):
@@ -130,8 +205,13 @@ def test_pope_is_reported_under_both_rules(scripted):
 def test_a_failed_question_of_pope_is_wrong_under_both_rules():
     """lmms-eval's rule counts an answer that is neither yes nor no nowhere."""
     asked = {"target": "yes", "kind": "random"}
-    samples = [{**asked, "prediction": "yes", "score": 1.0}, {**asked, "prediction": "", "score": 0.0, "error": "x"}]
-    assert scoring.pope({}, samples) == pytest.approx({"pope_f1_llava": 2 / 3, "pope_f1_exact": 2 / 3})
+    samples = [
+        {**asked, "prediction": "yes", "score": 1.0},
+        {**asked, "prediction": "", "score": 0.0, "error": "x"},
+    ]
+    assert scoring.pope({}, samples) == pytest.approx(
+        {"pope_f1_llava": 2 / 3, "pope_f1_exact": 2 / 3}
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +234,10 @@ def test_llavas_rule(answer, said):
 
 def test_seed_tells_images_from_videos(scripted):
     record, _ = scripted("seedbench", SCRIPTS["seedbench"][2])
-    assert (record["metrics"]["seed_image"], record["metrics"]["seed_video"]) == (0.5, 1.0)
+    assert (record["metrics"]["seed_image"], record["metrics"]["seed_video"]) == (
+        0.5,
+        1.0,
+    )
 
 
 def test_seed_shows_the_middle_frame_of_a_video(scripted):
@@ -167,15 +250,21 @@ def test_seed_shows_the_middle_frame_of_a_video(scripted):
 def test_a_change_of_what_replaces_a_task_is_another_version_of_it(monkeypatch):
     folder = benchmarks.task_folder("seedbench")
     before = benchmarks.task_hash("seedbench", folder)
-    changed = replace(BENCHMARKS["seedbench"], version=BENCHMARKS["seedbench"].version + 1)
+    changed = replace(
+        BENCHMARKS["seedbench"], version=BENCHMARKS["seedbench"].version + 1
+    )
     monkeypatch.setitem(BENCHMARKS, "seedbench", changed)
     assert benchmarks.task_hash("seedbench", folder) != before
 
 
-@pytest.mark.parametrize("task", ["vrbench_process", "videoevalpro", "unig2u_uni_mmmu_maze100"])
+@pytest.mark.parametrize(
+    "task", ["vrbench_process", "videoevalpro", "unig2u_uni_mmmu_maze100"]
+)
 def test_a_task_that_asks_a_judge_of_its_own_is_refused(task):
     """By lmms-eval's verifiers, or a client of its own."""
-    with pytest.raises(UsageError, match=rf"tasks=\[{task}\]: a judge model scores its answers"):
+    with pytest.raises(
+        UsageError, match=rf"tasks=\[{task}\]: a judge model scores its answers"
+    ):
         benchmarks.task_folder(task)
 
 
@@ -185,7 +274,9 @@ def test_of_tasks_in_several_rounds_only_our_conversations_run(task, monkeypatch
     if task in BENCHMARKS:
         assert benchmarks.task_folder(task).is_dir()
         monkeypatch.delitem(BENCHMARKS, task)
-    with pytest.raises(UsageError, match=rf"tasks=\[{task}\]: it asks in several rounds"):
+    with pytest.raises(
+        UsageError, match=rf"tasks=\[{task}\]: it asks in several rounds"
+    ):
         benchmarks.task_folder(task)
 
 
@@ -203,16 +294,34 @@ def test_gqa_encodes_no_image(scripted, monkeypatch):
 
 def test_mmmu_guesses_for_an_answer_and_not_for_a_failure():
     """What MMMU's rule guessed for the second sample is right."""
-    guess = {"question_type": "multiple-choice", "answer": "B", "parsed_pred": ["B"], "id": "validation_Art_1"}
-    logged = {"doc_id": 1, "target": "B", "arguments": ["Which?"], "filtered_resps": [""], "mmmu_acc": guess}
-    samples = [_sample("mmmu_val", logged, measured) for measured in ({}, {"error": "cannot be decoded"})]
+    guess = {
+        "question_type": "multiple-choice",
+        "answer": "B",
+        "parsed_pred": ["B"],
+        "id": "validation_Art_1",
+    }
+    logged = {
+        "doc_id": 1,
+        "target": "B",
+        "arguments": ["Which?"],
+        "filtered_resps": [""],
+        "mmmu_acc": guess,
+    }
+    samples = [
+        _sample("mmmu_val", logged, measured)
+        for measured in ({}, {"error": "cannot be decoded"})
+    ]
     assert scoring.mmmu({}, samples) == {"mmmu_acc": 0.5}
 
 
 def test_textvqa_shows_the_ocr_tokens(scripted, monkeypatch):
     seen = []
     decoded = Session.decoded
-    monkeypatch.setattr(Session, "decoded", lambda self, messages: seen.append(messages) or decoded(self, messages))
+    monkeypatch.setattr(
+        Session,
+        "decoded",
+        lambda self, messages: seen.append(messages) or decoded(self, messages),
+    )
     scripted("textvqa_val", SCRIPTS["textvqa_val"][0])
     text = seen[0][0]["content"][-1]["text"]
     assert text == (
@@ -229,24 +338,49 @@ def damaged(root, copy, file, row):
     image = rows[row][column]
     image = image[0] if isinstance(image, list) else image
     image["bytes"] = image["bytes"][:60]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=table.schema), copy / HUB / file)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows, schema=table.schema), copy / HUB / file
+    )
 
 
 @pytest.mark.parametrize(
     "task, file, row, failed, expected",
     [
-        ("pope", "POPE/data/test-00000-of-00001.parquet", 0, {0}, 100 * (2 / 3 + 1 + 1) / 3),  # one of two yes missed
-        ("gqa", "GQA/testdev_balanced_images/testdev-00000-of-00001.parquet", 2, {0, 2}, 50),  # n0, of two questions
+        (
+            "pope",
+            "POPE/data/test-00000-of-00001.parquet",
+            0,
+            {0},
+            100 * (2 / 3 + 1 + 1) / 3,
+        ),  # one of two yes missed
+        (
+            "gqa",
+            "GQA/testdev_balanced_images/testdev-00000-of-00001.parquet",
+            2,
+            {0, 2},
+            50,
+        ),  # n0, of two questions
         ("seedbench", "SEED-Bench/data/test-00000-of-00001.parquet", 1, {1}, 75),
         ("mmmu_val", "MMMU/data/validation-00000-of-00001.parquet", 0, {0}, 75),
-        ("mme", "MME/data/test-00000-of-00001.parquet", 0, {0}, 200 + 200 + (50 + 200) / 2),
+        (
+            "mme",
+            "MME/data/test-00000-of-00001.parquet",
+            0,
+            {0},
+            200 + 200 + (50 + 200) / 2,
+        ),
     ],
 )
-def test_a_damaged_image_is_one_failed_sample(task, file, row, failed, expected, miniatures, tmp_path, scripted):
+def test_a_damaged_image_is_one_failed_sample(
+    task, file, row, failed, expected, miniatures, tmp_path, scripted
+):
     """The run goes on; the sample is wrong whatever a benchmark makes of an empty answer."""
     damaged(miniatures, tmp_path / "copy", file, row)
     record, samples = scripted(task, SCRIPTS[task][0], f"data.root={tmp_path / 'copy'}")
     assert {s["doc_id"] for s in samples if "error" in s} == failed
-    assert all("image" in samples[i]["error"] and samples[i]["prediction"] == "" for i in failed)
+    assert all(
+        "image" in samples[i]["error"] and samples[i]["prediction"] == ""
+        for i in failed
+    )
     assert record["failed"] == len(failed)
     assert record["score"] == pytest.approx(expected)

@@ -18,10 +18,23 @@ from zipeval.reporting.html.report import report
 from zipeval.reporting.tables import tables
 from zipeval.results import records
 
-playwright = pytest.importorskip("playwright.sync_api", reason="`pip install 'zipeval[browser]'` installs Playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: `apt-get install chromium`")
-SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="`pip install 'zipeval[browser]'` installs Playwright"
+)
+CHROMIUM = (
+    shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="Chromium is not installed: `apt-get install chromium`"
+)
+SWITCHES = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+)
 SWITCHES += ("--disable-sync", "--no-first-run")
 COUNT = 120  # questions of a benchmark: three pages
 PLAIN, NARROW = {"width": 1280, "height": 800}, {"width": 400, "height": 800}
@@ -43,7 +56,14 @@ def results(tmp_path_factory):
         samples = [asked(i, i in right or i >= 12, tokens) for i in range(COUNT)]
         put(directory, method, tokens, "zipeval_shapes", samples, pictures=(0, 1))
         hostile = [
-            sample(i, float(not tokens), question=text, prediction=text, target=text, choices=[text, "b"])
+            sample(
+                i,
+                float(not tokens),
+                question=text,
+                prediction=text,
+                target=text,
+                choices=[text, "b"],
+            )
             for i, text in enumerate(HOSTILE)
         ]
         put(directory, method, tokens, "gqa", hostile)
@@ -83,7 +103,9 @@ class Page:
 
     def wait(self) -> None:
         """Until the page shows what its address says."""
-        self.until("document.querySelector('#questions').dataset.shown === location.hash")
+        self.until(
+            "document.querySelector('#questions').dataset.shown === location.hash"
+        )
 
     def until(self, condition: str) -> None:
         """Until a condition holds. Playwright's own way would be stopped by the page's policy."""
@@ -123,7 +145,11 @@ class Page:
     @property
     def current(self) -> str | None:
         rows = self.page.locator("#rows tr[aria-current]")
-        return rows.locator(".question small").inner_text().split("#")[1].split(",")[0] if rows.count() else None
+        return (
+            rows.locator(".question small").inner_text().split("#")[1].split(",")[0]
+            if rows.count()
+            else None
+        )
 
     def visible(self, selector: str) -> bool:
         return self.page.locator(selector).is_visible()
@@ -136,7 +162,11 @@ def page(chromium, address):
     shown.open()
     yield shown
     assert shown.said == []
-    foreign = [url for url in shown.requests if not url.startswith((shown.own, "data:", "about:"))]
+    foreign = [
+        url
+        for url in shown.requests
+        if not url.startswith((shown.own, "data:", "about:"))
+    ]
     assert foreign == []
     context.close()
 
@@ -146,7 +176,9 @@ def test_a_number_of_the_table_opens_the_questions_behind_it(page, results):
     for row in table.rows[1:]:
         name = f"{row.label} {row.tokens}"
         page.open()
-        link = page.page.locator(f"a[href*='benchmark=zipeval_shapes&lost={name.replace(' ', '+')}']")
+        link = page.page.locator(
+            f"a[href*='benchmark=zipeval_shapes&lost={name.replace(' ', '+')}']"
+        )
         assert "%" in link.inner_text()
         link.click()
         page.wait()
@@ -154,7 +186,10 @@ def test_a_number_of_the_table_opens_the_questions_behind_it(page, results):
         assert lost == LOST[name]
         assert page.count == f"{lost} of 123 questions, lost by {name}"
         assert len(page.rows) == lost
-        assert page.page.locator(f"#rows td.answer.lost[data-run='{name}']").count() == lost
+        assert (
+            page.page.locator(f"#rows td.answer.lost[data-run='{name}']").count()
+            == lost
+        )
     page.open()
     page.page.locator("a[href*='benchmark=zipeval_shapes&wrong=vanilla']").click()
     page.wait()
@@ -164,7 +199,10 @@ def test_a_number_of_the_table_opens_the_questions_behind_it(page, results):
 def test_an_average_opens_those_of_all_benchmarks(page):
     page.page.locator("a[href='#questions?lost=visionzip+4']").click()
     page.wait()
-    assert page.count == f"{LOST['visionzip 4'] + len(HOSTILE)} of 123 questions, lost by visionzip 4"
+    assert (
+        page.count
+        == f"{LOST['visionzip 4'] + len(HOSTILE)} of 123 questions, lost by visionzip 4"
+    )
 
 
 def test_filters_and_the_link_of_every_state(page):
@@ -176,7 +214,10 @@ def test_filters_and_the_link_of_every_state(page):
     assert page.rows == ["10", "11"] and len(page.rows) == GAINED["visionzip 4"]
     page.choose("kind", "shape")
     assert page.rows == ["11"]
-    assert page.state == "#questions?benchmark=zipeval_shapes&kind=shape&gained=visionzip+4"
+    assert (
+        page.state
+        == "#questions?benchmark=zipeval_shapes&kind=shape&gained=visionzip+4"
+    )
     page.choose("budget", "8")
     header = page.page.locator("#rows thead").inner_text().split()
     assert header.count("visionzip") == 1 and "vanilla" in header
@@ -193,9 +234,14 @@ def test_sorted_by_how_many_runs_fail(page):
     page.open("#questions?benchmark=zipeval_shapes")
     assert page.rows[:3] == ["0", "1", "2"]
     page.choose("sort", "most-fail")
-    counts = [int(text.split()[0]) for text in page.page.locator("#rows tbody .fails").all_inner_texts()]
+    counts = [
+        int(text.split()[0])
+        for text in page.page.locator("#rows tbody .fails").all_inner_texts()
+    ]
     assert counts == sorted(counts, reverse=True)
-    worst = sorted(range(12), key=lambda i: -sum(i not in right for right in RIGHT.values()))
+    worst = sorted(
+        range(12), key=lambda i: -sum(i not in right for right in RIGHT.values())
+    )
     assert page.rows[:7] == [str(i) for i in worst[:7]]
     page.choose("sort", "fewest-fail")
     assert page.page.locator("#rows tbody .fails").first.inner_text() == "0 of 4"
@@ -230,7 +276,11 @@ def test_keyboard(page):
     page.press("k")
     assert page.current == "8"
     page.press("Enter")
-    assert page.visible("#sample") and page.page.locator("#sample-title").inner_text() == "zipeval_shapes #8, colour"
+    assert (
+        page.visible("#sample")
+        and page.page.locator("#sample-title").inner_text()
+        == "zipeval_shapes #8, colour"
+    )
     assert page.page.locator("#sample-place").inner_text() == "2 of 3"
     page.press("j")
     assert page.page.locator("#sample-title").inner_text() == "zipeval_shapes #9, shape"
@@ -269,18 +319,24 @@ def test_pages_are_turned_by_key_and_by_button(page):
     page.wait()
     page.press("Escape")
     assert page.state.endswith("page=2") and page.current == "99"
-    page.open("#questions?benchmark=zipeval_shapes&open=zipeval_shapes/70")  # a link that somebody sent
+    page.open(
+        "#questions?benchmark=zipeval_shapes&open=zipeval_shapes/70"
+    )  # a link that somebody sent
     page.press("Escape")
     assert page.state.endswith("page=2") and page.current == "70"
 
 
 def test_the_back_button(page):
     page.page.evaluate("window.scrollTo(0, 200)")
-    page.page.locator(".scores a[href*='benchmark=zipeval_shapes&lost=visionzip+4']").click()
+    page.page.locator(
+        ".scores a[href*='benchmark=zipeval_shapes&lost=visionzip+4']"
+    ).click()
     page.wait()
     page.page.locator("#rows tbody tr").nth(1).click()
     page.wait()
-    assert page.page.locator("#sample-title").inner_text().startswith("zipeval_shapes #4")
+    assert (
+        page.page.locator("#sample-title").inner_text().startswith("zipeval_shapes #4")
+    )
     page.page.go_back()
     page.wait()
     assert page.visible("#question-list") and page.current == "4"
@@ -292,16 +348,27 @@ def test_the_back_button(page):
     page.page.go_back()
     page.wait()
     assert page.visible("main") and page.page.evaluate("window.scrollY") == 200
-    page.page.locator(".scores a[href*='benchmark=zipeval_shapes&lost=visionzip+4']").click()
+    page.page.locator(
+        ".scores a[href*='benchmark=zipeval_shapes&lost=visionzip+4']"
+    ).click()
     page.wait()
     scrolled = page.page.evaluate("window.scrollY")
-    page.press("Escape")  # leads to the scores by another way, and to the same place of them
-    assert scrolled == 0 and page.visible("main") and page.page.evaluate("window.scrollY") == 200
+    page.press(
+        "Escape"
+    )  # leads to the scores by another way, and to the same place of them
+    assert (
+        scrolled == 0
+        and page.visible("main")
+        and page.page.evaluate("window.scrollY") == 200
+    )
 
 
 def test_a_question_with_what_each_method_kept(page):
     page.open("#questions?open=zipeval_shapes/1")
-    assert page.page.locator("#sample-question").inner_text() == "What is in picture 1?\nAnswer briefly."
+    assert (
+        page.page.locator("#sample-question").inner_text()
+        == "What is in picture 1?\nAnswer briefly."
+    )
     cards = page.page.locator("#sample .card")
     assert cards.count() == 4
     assert cards.nth(0).locator("path.dropped").count() == 0  # vanilla keeps all
@@ -313,7 +380,10 @@ def test_a_question_with_what_each_method_kept(page):
     assert card.locator("path.merged").get_attribute("d") == "M3.1 3.1h.8v.8h-.8z"
     image = card.locator("image")
     assert image.get_attribute("preserveAspectRatio") == "xMidYMid meet"
-    assert page.page.evaluate("document.querySelector('#sample-picture img').naturalWidth") == 64
+    assert (
+        page.page.evaluate("document.querySelector('#sample-picture img').naturalWidth")
+        == 64
+    )
     assert card.locator(".verdict").inner_text() == "right"
     page.open("#questions?open=zipeval_shapes/8")
     card = page.page.locator("#sample .card[data-run='visionzip 8']")
@@ -323,13 +393,18 @@ def test_a_question_with_what_each_method_kept(page):
         assert "zipeval view results=" in page.page.locator("#sample-note").inner_text()
     else:
         assert card.locator("path.dropped").get_attribute("d") == dropped
-        assert "The picture is not on this machine." in page.page.locator("#sample-note").inner_text()
+        assert (
+            "The picture is not on this machine."
+            in page.page.locator("#sample-note").inner_text()
+        )
 
 
 def test_pictures_stand_beside_their_questions(page):
     page.open("#questions?benchmark=zipeval_shapes")
     page.until("document.querySelectorAll('#rows img').length === 2")
-    sizes = page.page.evaluate("[...document.querySelectorAll('#rows img')].map((image) => image.naturalWidth)")
+    sizes = page.page.evaluate(
+        "[...document.querySelectorAll('#rows img')].map((image) => image.naturalWidth)"
+    )
     assert sizes == [64, 64]
     page.open("#questions?benchmark=gqa")
     page.until("!document.querySelector('#questions.pictured')")
@@ -345,7 +420,11 @@ def test_what_a_model_says_stays_text(page):
     assert page.rows == ["1"]
     assert page.page.locator("#rows mark").first.inner_text() == "<img"
     page.open("#questions?benchmark=gqa&open=gqa/1")
-    for place in ("#sample-question", "#sample-target", "#sample-choices li:first-child"):
+    for place in (
+        "#sample-question",
+        "#sample-target",
+        "#sample-choices li:first-child",
+    ):
         assert page.page.locator(place).text_content() == HOSTILE[1]
     assert page.page.locator("#sample .said", has_text=HOSTILE[1]).count() == 4
     assert not page.page.locator("#questions script, #questions img[src=x]").count()
@@ -363,7 +442,12 @@ def test_a_link_of_other_results_says_so(page):
 
 def rgb_of(shown, name):
     """A colour of the page's body."""
-    return map(int, re.findall(r"\d+", shown.page.evaluate(f"getComputedStyle(document.body).{name}"))[:3])
+    return map(
+        int,
+        re.findall(
+            r"\d+", shown.page.evaluate(f"getComputedStyle(document.body).{name}")
+        )[:3],
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -372,12 +456,24 @@ def test_nothing_is_cut_and_everything_can_be_read(chromium, address, viewport, 
     """The page is never wider than its window, and no text is as dark as what is behind it."""
     context = chromium.new_context(viewport=viewport, color_scheme=scheme)
     shown = Page(context, address)
-    for state in ("", "#questions", "#questions?lost=visionzip+4&sort=most-fail", "#questions?open=zipeval_shapes/0"):
+    for state in (
+        "",
+        "#questions",
+        "#questions?lost=visionzip+4&sort=most-fail",
+        "#questions?open=zipeval_shapes/0",
+    ):
         shown.open(state)
-        assert shown.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], state
-        if viewport is NARROW:  # a row is a card, and nothing of it is beside the screen
+        assert (
+            shown.page.evaluate("document.documentElement.scrollWidth")
+            <= viewport["width"]
+        ), state
+        if (
+            viewport is NARROW
+        ):  # a row is a card, and nothing of it is beside the screen
             rows = "document.querySelector('#questions .rows')"
-            assert shown.page.evaluate(f"{rows}.scrollWidth - {rows}.clientWidth") == 0, state
+            assert (
+                shown.page.evaluate(f"{rows}.scrollWidth - {rows}.clientWidth") == 0
+            ), state
         ink, paper = (sum(rgb_of(shown, name)) for name in ("color", "backgroundColor"))
         assert abs(ink - paper) > 400
     assert shown.said == []
@@ -393,13 +489,18 @@ def test_without_javascript_the_scores_are_there(chromium, address):
     context.close()
 
 
-def test_a_file_without_its_questions_says_how_to_see_them(chromium, results, tmp_path, monkeypatch):
+def test_a_file_without_its_questions_says_how_to_see_them(
+    chromium, results, tmp_path, monkeypatch
+):
     monkeypatch.setattr("zipeval.reporting.html.report.MOST_DATA", 1000)
     report(str(results), tmp_path / "report.html")
     context = chromium.new_context(viewport=PLAIN)
     shown = Page(context, (tmp_path / "report.html").as_uri())
     shown.open("#questions")
-    assert f"zipeval view results={results}" in shown.page.locator("#questions .problem").first.inner_text()
+    assert (
+        f"zipeval view results={results}"
+        in shown.page.locator("#questions .problem").first.inner_text()
+    )
     assert not shown.visible("#question-list") and shown.said == []
     context.close()
 
@@ -408,7 +509,9 @@ def test_several_tables(chromium, tmp_path):
     """A link names its table, and the choice of another one keeps nothing that it may not have."""
     for prompt in ("hf", "vicuna_v1"):
         for method, tokens in (("vanilla", None), ("fastv", 8)):
-            samples = [asked(i, not tokens or i < 10 - len(prompt), tokens) for i in range(12)]
+            samples = [
+                asked(i, not tokens or i < 10 - len(prompt), tokens) for i in range(12)
+            ]
             put(tmp_path / "runs", method, tokens, "gqa", samples, prompt=prompt)
     report(str(tmp_path / "runs"), tmp_path / "report.html")
     context = chromium.new_context(viewport=PLAIN)
@@ -424,7 +527,9 @@ def test_several_tables(chromium, tmp_path):
     assert sorted(lost) == [12 - 8, 12 - 1]
     options = shown.page.locator("select[name=table] option").all_inner_texts()
     assert len(options) == 2 and "prompt=vicuna_v1" in "".join(options)
-    other = shown.page.locator("select[name=table] option:not(:checked)").get_attribute("value")
+    other = shown.page.locator("select[name=table] option:not(:checked)").get_attribute(
+        "value"
+    )
     shown.choose("table", other)
     assert shown.count == "12 of 12 questions"
     assert shown.said == []
@@ -434,4 +539,6 @@ def test_several_tables(chromium, tmp_path):
 def test_the_results_are_as_they_were_written(results):
     """The tests above read records of the newest schema that questions have."""
     record = records.read(next(results.glob("*/gqa.json")))
-    assert records.read_samples(results / record["run_id"], record)[0]["choices"][1] == "b"
+    assert (
+        records.read_samples(results / record["run_id"], record)[0]["choices"][1] == "b"
+    )

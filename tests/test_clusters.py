@@ -32,8 +32,17 @@ EACH = [
     "runner.workers=1",
     "bound=none",
 ]  # for some seconds, in which a job can be stopped
-SWEEP = [f"method={','.join(METHODS)}", f"tokens={','.join(map(str, BUDGETS))}", *EACH, "sweep.group_by=none"]
-ON_SLURM = ["+launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+SWEEP = [
+    f"method={','.join(METHODS)}",
+    f"tokens={','.join(map(str, BUDGETS))}",
+    *EACH,
+    "sweep.group_by=none",
+]
+ON_SLURM = [
+    "+launcher=slurm",
+    "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.cpus_per_task=1",
+]
 ON_RAY = ["+launcher=ray", "hydra.launcher.ray.remote.num_gpus=0"]
 
 
@@ -41,7 +50,13 @@ def started(directory, *arguments, **variables):
     command = [sys.executable, "-m", "zipeval", "run", "-m", *arguments]
     with (directory / "launcher.log").open("w") as log:
         environment = {**os.environ, **variables}
-        return subprocess.Popen(command, cwd=directory, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(
+            command,
+            cwd=directory,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
 
 
 def states(directory):
@@ -52,7 +67,10 @@ def states(directory):
 
 def told(directory):
     """What the launcher and the jobs said, for a failure's report."""
-    logs = [directory / "launcher.log", *directory.glob("results/runs/sweeps/*/.submitit/*/*.err")]
+    logs = [
+        directory / "launcher.log",
+        *directory.glob("results/runs/sweeps/*/.submitit/*/*.err"),
+    ]
     return "\n".join(f"{log.name}:\n{log.read_text()}" for log in logs)
 
 
@@ -61,7 +79,11 @@ def plain(tmp_path_factory):
     """The records of the runs of SWEEP, one after another in this process."""
     results = tmp_path_factory.mktemp("plain")
     for method, tokens in product(METHODS, BUDGETS):
-        run(compose([f"method={method}", f"tokens={tokens}", *EACH, f"results={results}"]))
+        run(
+            compose(
+                [f"method={method}", f"tokens={tokens}", *EACH, f"results={results}"]
+            )
+        )
     return kept(results)
 
 
@@ -73,7 +95,13 @@ def slurm(tmp_path):
     subprocess.run([SCRIPT, "start", tmp_path / "slurm"], check=True, timeout=150)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(tmp_path / "slurm" / "slurm.conf"))
-        yield lambda *given, check=True: subprocess.run(given, check=check, stdout=subprocess.PIPE, text=True).stdout
+        yield (
+            lambda *given, check=True: (
+                subprocess.run(
+                    given, check=check, stdout=subprocess.PIPE, text=True
+                ).stdout
+            )
+        )
     subprocess.run([SCRIPT, "stop", tmp_path / "slurm"], check=True, timeout=150)
 
 
@@ -85,7 +113,9 @@ def held(directory, others=()):
     for _ in range(1800):
         for cell, state in states(directory).items():
             runs = [*directory.glob(f"results/runs/{cell.partition('-')[2]}-*")]
-            if cell in others or not any(answered(path, "zipeval_shapes") for path in runs):
+            if cell in others or not any(
+                answered(path, "zipeval_shapes") for path in runs
+            ):
                 continue
             os.kill(state["pid"], signal.SIGSTOP)
             if not any((path / "zipeval_shapes.json").exists() for path in runs):
@@ -128,13 +158,17 @@ def test_jobs_of_slurm_that_are_queued_again_go_on(slurm, plain, tmp_path):
     assert all(restarts[job] in slurm("scontrol", "show", "job", job) for job in jobs)
     assert told(tmp_path).count("Caught signal SIGUSR2") == 1
     results = tmp_path / "results" / "runs"
-    assert sorted(len(record["sessions"]) for record in records.read_all(str(results))) == [1, 1, 1, 1, 2, 2]
+    assert sorted(
+        len(record["sessions"]) for record in records.read_all(str(results))
+    ) == [1, 1, 1, 1, 2, 2]
     assert kept(results) == plain
 
 
 @pytest.mark.cluster
 def test_ray_makes_the_records_of_one_process(plain, tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'zipeval[ray]'")
+    pytest.importorskip(
+        "ray", reason="Ray is not installed: pip install 'zipeval[ray]'"
+    )
     launcher = started(tmp_path, *ON_RAY, *SWEEP)
     try:
         assert launcher.wait(timeout=500) == 0, told(tmp_path)
@@ -146,7 +180,13 @@ def test_ray_makes_the_records_of_one_process(plain, tmp_path):
 
 def test_jobs_are_processes(tmp_path):
     """One for each model, whose weights it loads once."""
-    models = ["model=tiny_llava,tiny_next", "method=vanilla,uniform", "budget=mean", "tokens=16", "limit=2"]
+    models = [
+        "model=tiny_llava,tiny_next",
+        "method=vanilla,uniform",
+        "budget=mean",
+        "tokens=16",
+        "limit=2",
+    ]
     launcher = started(tmp_path, "+launcher=local", *models)
     assert launcher.wait(timeout=300) == 0, told(tmp_path)
     assert [state["status"] for state in states(tmp_path).values()] == ["done"] * 4
@@ -157,7 +197,10 @@ def test_jobs_are_processes(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["+launcher=slurn"], r"launcher=slurn: no such launcher. Did you mean slurm\? Available: local, ray, slurm."),
+        (
+            ["+launcher=slurn"],
+            r"launcher=slurn: no such launcher. Did you mean slurm\? Available: local, ray, slurm.",
+        ),
         (["+launcher=slurm", "hydra.launcher.gpus=1"], "gpus"),
     ],
 )

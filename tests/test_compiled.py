@@ -78,7 +78,10 @@ def test_answers_are_the_same(model, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_blocks_that_a_method_watches_stay_as_they_are(model, name):
     method, in_decoder, in_encoder = METHODS[name]
-    layers, blocks = model.model.language_model.layers, model.model.vision_tower.encoder.layers
+    layers, blocks = (
+        model.model.language_model.layers,
+        model.model.vision_tower.encoder.layers,
+    )
     with method.applied(model), compiled(model, method):
         eager = {block for block in (*layers, *blocks) if "forward" not in vars(block)}
     assert eager == {*(layers[i] for i in in_decoder), *(blocks[i] for i in in_encoder)}

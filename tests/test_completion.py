@@ -18,7 +18,10 @@ from zipeval.cli.main import COMMANDS
 
 DECLARED = {name: command for name, (command, _) in COMMANDS.items()}
 START = {
-    "bash": (["bash", "--norc", "--noprofile", "-i"], "source <(zipeval completion bash)\n"),
+    "bash": (
+        ["bash", "--norc", "--noprofile", "-i"],
+        "source <(zipeval completion bash)\n",
+    ),
     "zsh": (
         ["zsh", "-f", "-i"],
         "bindkey -e; autoload -U compinit; compinit -D -u; source <(zipeval completion zsh)\n",
@@ -34,7 +37,12 @@ class Terminal:
     def __init__(self, shell: str, cwd: Path):
         command, prepare = START[shell]
         scripts = Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "TERM": "vt100", "HOME": str(cwd)}
+        environment = {
+            **os.environ,
+            "PATH": f"{scripts}:{os.environ['PATH']}",
+            "TERM": "vt100",
+            "HOME": str(cwd),
+        }
         self.process, self.terminal = pty.fork()
         if self.process == 0:
             os.chdir(cwd)
@@ -85,7 +93,10 @@ def terminal(request, tmp_path_factory):
         ("zipeval tab\t", "zipeval table"),
         ("zipeval run method=vis\t", "zipeval run method=visionzip"),
         ("zipeval run method=visionzip_\t", "zipeval run method=visionzip_tuned"),
-        ("zipeval run -m method=vanilla,visionzip_\t", "zipeval run -m method=vanilla,visionzip_tuned"),
+        (
+            "zipeval run -m method=vanilla,visionzip_\t",
+            "zipeval run -m method=vanilla,visionzip_tuned",
+        ),
         ("zipeval run model=tiny_l\ttok\t16", "zipeval run model=tiny_llava tokens=16"),
         ("zipeval run model.dty\tbf\t", "zipeval run model.dtype=bfloat16"),
         ("zipeval run +table=paper_table\t2", "zipeval run +table=paper_table2"),
@@ -94,8 +105,14 @@ def terminal(request, tmp_path_factory):
         ("zipeval check --format g\t", "zipeval check --format github"),
         ("zipeval list mod\t", "zipeval list models"),
         ("zipeval report out=pa\t", "zipeval report out=page.html"),
-        ("zipeval run --config-dir con\tmethod=out\t", "zipeval run --config-dir configs/method=out"),
-        ("zipeval run --config-dir configs method=out\t", "zipeval run --config-dir configs method=outside"),
+        (
+            "zipeval run --config-dir con\tmethod=out\t",
+            "zipeval run --config-dir configs/method=out",
+        ),
+        (
+            "zipeval run --config-dir configs method=out\t",
+            "zipeval run --config-dir configs method=outside",
+        ),
     ],
 )
 def test_a_line_is_completed(keys, line, terminal):
@@ -103,8 +120,12 @@ def test_a_line_is_completed(keys, line, terminal):
 
 
 def test_several_candidates_are_listed(terminal):
-    terminal.write("zipeval run method=vis\t\t\t")  # bash first completes what all of them begin with
-    terminal.wait_for(r"visionzip +(method=)?visionzip_tuned|visionzip\s+\S*visionzip_tuned")
+    terminal.write(
+        "zipeval run method=vis\t\t\t"
+    )  # bash first completes what all of them begin with
+    terminal.wait_for(
+        r"visionzip +(method=)?visionzip_tuned|visionzip\s+\S*visionzip_tuned"
+    )
     terminal.write("\x15")  # Ctrl-U
 
 
@@ -125,7 +146,10 @@ def test_every_setting_of_a_command_is_offered(name):
     [
         ("zipeval run mo", ["model.", "model="]),
         ("zipeval run runner.c", ["runner.cache_gib=", "runner.compile="]),
-        ("zipeval run runner.compile=", ["runner.compile=false", "runner.compile=true"]),
+        (
+            "zipeval run runner.compile=",
+            ["runner.compile=false", "runner.compile=true"],
+        ),
         ("zipeval run method=fastv method.k", ["method.keep="]),
         ("zipeval run -m method=visionzip,vis", ["method=visionzip,visionzip_tuned"]),
         ("zipeval run tasks=[pope,gq", ["tasks=[pope,gqa]"]),
@@ -137,7 +161,14 @@ def test_every_setting_of_a_command_is_offered(name):
         ("zipeval list models ", []),
         (
             "zipeval check --allow-other-code ",
-            ["against=", "allow_other_code=", "format=", "junit=", "max_drop=", "results="],
+            [
+                "against=",
+                "allow_other_code=",
+                "format=",
+                "junit=",
+                "max_drop=",
+                "results=",
+            ],
         ),
     ],
 )
@@ -147,7 +178,11 @@ def test_candidates(line, offered):
 
 def test_runs_and_sweeps_are_offered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path in ("tiny-vanilla-1/pope.json", "tiny-fastv-2/pope.json", "sweeps/tiny-3/plan.json"):
+    for path in (
+        "tiny-vanilla-1/pope.json",
+        "tiny-fastv-2/pope.json",
+        "sweeps/tiny-3/plan.json",
+    ):
         file = tmp_path / "results/runs" / path
         file.parent.mkdir(parents=True)
         file.touch()

@@ -59,7 +59,11 @@ def sparse(tmp_path_factory):
     return path, content_hash.digest(path)
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=10,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(place=st.integers(0, LENGTH - 1), bit=st.integers(0, 7))
 @example(place=0, bit=0)
 @example(place=LENGTH - 1, bit=7)
@@ -79,15 +83,24 @@ def test_any_bit_of_any_byte_counts(sparse, place, bit):
 @pytest.mark.parametrize("size", [0, 1, 100, 4096])
 def test_lengths_and_names_count(tmp_path, size):
     path = a_file(tmp_path, bytes(size))
-    digests = {content_hash.digest(path), content_hash.digest(a_file(tmp_path, bytes(size + 1)))}
+    digests = {
+        content_hash.digest(path),
+        content_hash.digest(a_file(tmp_path, bytes(size + 1))),
+    }
     assert len(digests) == 2
-    assert content_hash.combined({"a": "1", "b": "2"}) == content_hash.combined({"b": "2", "a": "1"})
-    assert content_hash.combined({"a": "1", "b": "2"}) != content_hash.combined({"a": "2", "b": "1"})
+    assert content_hash.combined({"a": "1", "b": "2"}) == content_hash.combined(
+        {"b": "2", "a": "1"}
+    )
+    assert content_hash.combined({"a": "1", "b": "2"}) != content_hash.combined(
+        {"a": "2", "b": "1"}
+    )
 
 
 def test_chunks_that_change_places_count(tmp_path, monkeypatch):
     monkeypatch.setattr(content_hash, "CHUNK", 4)
-    assert content_hash.digest(a_file(tmp_path, b"aaaabbbb")) != content_hash.digest(a_file(tmp_path, b"bbbbaaaa"))
+    assert content_hash.digest(a_file(tmp_path, b"aaaabbbb")) != content_hash.digest(
+        a_file(tmp_path, b"bbbbaaaa")
+    )
 
 
 def test_what_has_not_changed_is_not_read_again(tmp_path, reads):
@@ -139,7 +152,9 @@ def test_what_has_changed_is_read_again(change, process, tmp_path):
     assert content_hash.digest(path) != before
 
 
-def test_what_was_written_just_now_is_not_remembered(tmp_path, monkeypatch, reads, cache):
+def test_what_was_written_just_now_is_not_remembered(
+    tmp_path, monkeypatch, reads, cache
+):
     """Its next change may fall into the same tick of the clock."""
     monkeypatch.setattr(content_hash, "SETTLED", 3600 * 10**9)
     path = a_file(tmp_path)
@@ -149,7 +164,9 @@ def test_what_was_written_just_now_is_not_remembered(tmp_path, monkeypatch, read
     assert not cache.exists()
 
 
-def test_a_file_that_is_written_meanwhile_is_not_remembered(tmp_path, monkeypatch, cache):
+def test_a_file_that_is_written_meanwhile_is_not_remembered(
+    tmp_path, monkeypatch, cache
+):
     path = a_file(tmp_path)
     hash_chunk = content_hash._hash_chunk
 
@@ -165,7 +182,16 @@ def test_a_file_that_is_written_meanwhile_is_not_remembered(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b'{"weights": 3}', b'{"weights": [1]}', b'{"weights": null}', b"\xff"]
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"weights": 3}',
+        b'{"weights": [1]}',
+        b'{"weights": null}',
+        b"\xff",
+    ],
 )
 def test_a_damaged_cache_is_none(damage, tmp_path, cache, reads):
     path = a_file(tmp_path)
@@ -201,7 +227,9 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert content_hash.cache_directory() == Path("/h/.cache/zipeval")
 
 
-def test_the_cache_is_of_the_user_alone_and_forgets_files_that_are_gone(tmp_path, cache):
+def test_the_cache_is_of_the_user_alone_and_forgets_files_that_are_gone(
+    tmp_path, cache
+):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     first = a_file(folder)

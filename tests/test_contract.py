@@ -44,7 +44,16 @@ def test_every_family_is_tried():
 
 
 def test_every_method_has_its_configuration(name):
-    assert compose([f"method={name}", "tokens=9", *["method.first.tokens=9"][: name == "chain"]]).method["name"] == name
+    assert (
+        compose(
+            [
+                f"method={name}",
+                "tokens=9",
+                *["method.first.tokens=9"][: name == "chain"],
+            ]
+        ).method["name"]
+        == name
+    )
 
 
 def test_methods_with_a_budget_are_known(name):
@@ -74,7 +83,9 @@ def test_order_is_preserved_in_the_decoder(subject, name, monkeypatch):
     model, made = subject.model(), method(name).on(subject)
     with torch.no_grad(), made.applied(model):
         model(**subject.prompts())
-    assert bool(placed) == any(isinstance(part, DecoderMethod) for part in parts(made, subject))
+    assert bool(placed) == any(
+        isinstance(part, DecoderMethod) for part in parts(made, subject)
+    )
     for index, valid, (*_, source) in placed:
         for row in torch.where(valid, source.gather(1, index), -1):
             assert (row[row >= 0].diff() > 0).all()

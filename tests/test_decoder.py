@@ -44,7 +44,12 @@ def method(request):
 def generate(model, inputs, new=6, **options):
     """(tokens (B, new), logits (B, new, V))."""
     out = model.generate(
-        **inputs, max_new_tokens=new, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
+        **inputs,
+        max_new_tokens=new,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
     )
     return out.sequences[:, -new:], torch.stack(out.logits, 1)
 
@@ -57,7 +62,9 @@ def ask(model, images=(1, 1, 1)):
 def one(inputs, row):
     """Row `row` of prompts with one image each, without its padding."""
     length = int(inputs["attention_mask"][row].sum())
-    alone = {k: v[row : row + 1, -length:] for k, v in inputs.items() if k != "pixel_values"}
+    alone = {
+        k: v[row : row + 1, -length:] for k, v in inputs.items() if k != "pixel_values"
+    }
     return {**alone, "pixel_values": inputs["pixel_values"][row : row + 1]}
 
 
@@ -74,14 +81,26 @@ def assert_same(actual, expected):
         (FastV(ratio=0.9, K=4), oracle.fastv(4, 10)),
         (FastV(keep=0, K=3), oracle.fastv(3, 0)),
         (FastV(keep=9, K=2, score="mean"), oracle.fastv(2, 9, mean=True)),
-        (SparseVLM((30, 12, 5), (1, 2, 4), noise=0), lambda: oracle.sparsevlm((30, 12, 5), (1, 2, 4))),
-        (SparseVLM((10, 4), (0, 3), noise=0), lambda: oracle.sparsevlm((10, 4), (0, 3))),
+        (
+            SparseVLM((30, 12, 5), (1, 2, 4), noise=0),
+            lambda: oracle.sparsevlm((30, 12, 5), (1, 2, 4)),
+        ),
+        (
+            SparseVLM((10, 4), (0, 3), noise=0),
+            lambda: oracle.sparsevlm((10, 4), (0, 3)),
+        ),
         (
             SparseVLM((30, 12, 5), (1, 2, 4), version=2, heads=2),
             lambda: oracle.sparsevlm_plus((30, 12, 5), (1, 2, 4), 2, 12),
         ),
-        (SparseVLM((120, 90), (1, 2), noise=0), lambda: oracle.sparsevlm((120, 90), (1, 2))),
-        (SparseVLM((10, 4), (0, 3), version=2), lambda: oracle.sparsevlm_plus((10, 4), (0, 3), 4, 12)),
+        (
+            SparseVLM((120, 90), (1, 2), noise=0),
+            lambda: oracle.sparsevlm((120, 90), (1, 2)),
+        ),
+        (
+            SparseVLM((10, 4), (0, 3), version=2),
+            lambda: oracle.sparsevlm_plus((10, 4), (0, 3), 4, 12),
+        ),
     ],
     ids=lambda v: str(v) if not callable(v) else "",
 )
@@ -93,15 +112,22 @@ def test_batches_agree_with_the_oracle(model, engine, slow):
     for row in range(3):
         alone = one(inputs, row)
         fresh = slow() if isinstance(engine, SparseVLM) else slow
-        expected = oracle.greedy(model, alone["input_ids"][0], alone["pixel_values"], fresh, 6)
+        expected = oracle.greedy(
+            model, alone["input_ids"][0], alone["pixel_values"], fresh, 6
+        )
         assert tokens[row].tolist() == expected[0]
-        torch.testing.assert_close(logits[row], expected[1], atol=1e-5, rtol=0, check_dtype=False)
+        torch.testing.assert_close(
+            logits[row], expected[1], atol=1e-5, rtol=0, check_dtype=False
+        )
 
 
 def test_prompts_with_none_one_and_two_images(llama, method):
     """Per-prompt counts; a prompt without images is answered as by the stock model."""
     inputs = ask(llama, [0, 1, 2])
-    text = {"input_ids": torch.tensor([[1, *QUESTIONS[0]]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    text = {
+        "input_ids": torch.tensor([[1, *QUESTIONS[0]]]),
+        "attention_mask": torch.ones(1, 4, dtype=torch.long),
+    }
     stock = generate(llama, text)
     with method.applied(llama):
         tokens, logits = generate(llama, inputs)
@@ -117,24 +143,34 @@ def test_a_later_turn_on_the_reduced_cache(llama, method):
     with method.applied(llama), torch.no_grad():
         first = llama(**inputs, use_cache=True)
         twin = copy.deepcopy(inputs)
-        together = llama(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values).logits[:, -1]
+        together = llama(
+            input_ids=more, attention_mask=mask, past_key_values=first.past_key_values
+        ).logits[:, -1]
         second = llama(**twin, use_cache=True).past_key_values
         width = inputs["input_ids"].shape[1]
         for step in range(3):
             logits = llama(
-                input_ids=more[:, step : step + 1], attention_mask=mask[:, : width + step + 1], past_key_values=second
+                input_ids=more[:, step : step + 1],
+                attention_mask=mask[:, : width + step + 1],
+                past_key_values=second,
             ).logits
     torch.testing.assert_close(together[:2], logits[:2, -1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}]
+)
 def test_beam_search_in_a_batch_equals_single(llama, method, options):
     inputs = ask(llama)
     each = options.get("num_return_sequences", 1)
     with method.applied(llama):
-        together = llama.generate(**inputs, max_new_tokens=5, do_sample=False, **options)[:, -5:]
+        together = llama.generate(
+            **inputs, max_new_tokens=5, do_sample=False, **options
+        )[:, -5:]
         for row in range(3):
-            alone = llama.generate(**one(inputs, row), max_new_tokens=5, do_sample=False, **options)[:, -5:]
+            alone = llama.generate(
+                **one(inputs, row), max_new_tokens=5, do_sample=False, **options
+            )[:, -5:]
             assert together[row * each : (row + 1) * each].tolist() == alone.tolist()
 
 
@@ -142,7 +178,9 @@ def test_sampling_draws_from_the_reduced_model(llama, method):
     inputs = one(ask(llama), 0)
     with method.applied(llama):
         greedy, _ = generate(llama, inputs)
-        sampled = llama.generate(**inputs, max_new_tokens=6, do_sample=True, top_k=1)[:, -6:]
+        sampled = llama.generate(**inputs, max_new_tokens=6, do_sample=True, top_k=1)[
+            :, -6:
+        ]
     assert sampled.tolist() == greedy.tolist()
 
 
@@ -167,8 +205,13 @@ def test_noise_depends_on_the_prompt_alone(llama):
         again = generate(llama, inputs)
         assert torch.equal(logits, again[1])
         for row in range(3):
-            assert_same((tokens[row : row + 1], logits[row : row + 1]), generate(llama, one(inputs, row)))
-    with SparseVLM(counts=(30, 12, 5), after=(1, 2, 4), noise=10.0, seed=1).applied(llama):
+            assert_same(
+                (tokens[row : row + 1], logits[row : row + 1]),
+                generate(llama, one(inputs, row)),
+            )
+    with SparseVLM(counts=(30, 12, 5), after=(1, 2, 4), noise=10.0, seed=1).applied(
+        llama
+    ):
         assert not torch.equal(generate(llama, inputs)[1], logits)
 
 
@@ -182,16 +225,29 @@ def test_nothing_of_a_prompt_that_failed_is_kept(llama, monkeypatch):
         monkeypatch.setattr(FastV, "reduce", exhausted)
         with pytest.raises(torch.OutOfMemoryError):
             generate(llama, ask(llama))
-        assert (calls.prompts, calls.arrived, calls.new, calls.ready, calls.missed) == (None, None, None, {}, [])
+        assert (calls.prompts, calls.arrived, calls.new, calls.ready, calls.missed) == (
+            None,
+            None,
+            None,
+            {},
+            [],
+        )
 
 
 class TestRefusals:
     def test_more_layers_than_there_are(self, llama):
-        with pytest.raises(ValueError, match="layers 1 to 5"), FastV(keep=9, K=6).applied(llama):
+        with (
+            pytest.raises(ValueError, match="layers 1 to 5"),
+            FastV(keep=9, K=6).applied(llama),
+        ):
             pass
 
     def test_two_methods_at_once(self, llama):
-        with pytest.raises(RuntimeError, match="already"), FastV(keep=9).applied(llama), FastV(keep=3).applied(llama):
+        with (
+            pytest.raises(RuntimeError, match="already"),
+            FastV(keep=9).applied(llama),
+            FastV(keep=3).applied(llama),
+        ):
             pass
 
     def test_labels(self, llama):
@@ -207,20 +263,33 @@ class TestRefusals:
         with pytest.raises(ValueError, match="static"), FastV(keep=9).applied(llama):
             llama.generate(**inputs, max_new_tokens=2, cache_implementation="static")
 
-    @pytest.mark.parametrize("size", [16, 105])  # the image in several chunks, or all of it in the first
+    @pytest.mark.parametrize(
+        "size", [16, 105]
+    )  # the image in several chunks, or all of it in the first
     def test_a_prompt_in_chunks(self, llama, size):
         inputs = ask(llama)
-        with pytest.raises(ValueError, match="prefill_chunk_size"), FastV(keep=9).applied(llama):
+        with (
+            pytest.raises(ValueError, match="prefill_chunk_size"),
+            FastV(keep=9).applied(llama),
+        ):
             llama.generate(**inputs, max_new_tokens=2, prefill_chunk_size=size)
 
     def test_a_decoder_that_scores_would_be_wrong_of(self, llama):
         model = llava(decoder="qwen3", layers=3)
-        with pytest.raises(ValueError, match="model_type=qwen3"), FastV(keep=9).applied(model):
+        with (
+            pytest.raises(ValueError, match="model_type=qwen3"),
+            FastV(keep=9).applied(model),
+        ):
             pass
 
     def test_a_prompt_that_ends_in_its_image(self, llama):
-        inputs = {k: v[:, :-7] if k != "pixel_values" else v for k, v in ask(llama).items()}
-        with pytest.raises(ValueError, match="ends in an image"), METHODS["sparsevlm"].applied(llama):
+        inputs = {
+            k: v[:, :-7] if k != "pixel_values" else v for k, v in ask(llama).items()
+        }
+        with (
+            pytest.raises(ValueError, match="ends in an image"),
+            METHODS["sparsevlm"].applied(llama),
+        ):
             llama(**one(inputs, 1))
 
     def test_padding_on_the_right(self, llama):
@@ -234,7 +303,11 @@ class TestRefusals:
             def schedule(self, visual, depth):
                 return [visual] * self.K + [visual - 1] * (depth - self.K)
 
-        with pytest.raises(BudgetError, match="Generous"), Generous(ratio=0.0).applied(llama), torch.no_grad():
+        with (
+            pytest.raises(BudgetError, match="Generous"),
+            Generous(ratio=0.0).applied(llama),
+            torch.no_grad(),
+        ):
             llama(**one(ask(llama), 1))
 
     def test_a_foreign_cache(self, llama):

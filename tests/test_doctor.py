@@ -25,7 +25,9 @@ from zipeval.methods.visionzip import VisionZip
 
 NOWHERE = "http://127.0.0.1:9"
 # Some versions of transformers read the same inside of filelock, and are imported first.
-IMPORTERS = "|".join(re.escape(f"{name} {version(name)}") for name in ("lmms-eval", "transformers"))
+IMPORTERS = "|".join(
+    re.escape(f"{name} {version(name)}") for name in ("lmms-eval", "transformers")
+)
 
 
 def package(folder, name, number, source):
@@ -39,7 +41,9 @@ def metadata(folder, name, number, required=()):
     directory = folder / f"{name}-{number}.dist-info"
     directory.mkdir(parents=True)
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {number}"]
-    (directory / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {r}" for r in required), ""]))
+    (directory / "METADATA").write_text(
+        "\n".join([*lines, *(f"Requires-Dist: {r}" for r in required), ""])
+    )
     (directory / "top_level.txt").write_text(f"{name}\n")
 
 
@@ -63,10 +67,17 @@ def zipeval(*arguments, cwd, path="", script=None):
         script: what to run in place of zipeval itself.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": NOWHERE}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(path), os.environ.get("PYTHONPATH")])
+    )
     command = ["-c", script] if script else ["-m", "zipeval"]
     return subprocess.run(
-        [sys.executable, *command, *arguments], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, *command, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
     )
 
 
@@ -75,7 +86,9 @@ def one_sentence(done):
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert "bug" not in done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("zipeval: "))
+    (line,) = (
+        line for line in done.stderr.splitlines() if line.startswith("zipeval: ")
+    )
     return line.removeprefix("zipeval: ")
 
 
@@ -89,19 +102,29 @@ def test_a_stack_that_works(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_doctor_names_a_package_that_lmms_eval_does_not_work_with(newer_filelock, tmp_path):
+def test_doctor_names_a_package_that_lmms_eval_does_not_work_with(
+    newer_filelock, tmp_path
+):
     done = zipeval("doctor", cwd=tmp_path, path=newer_filelock)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     *_, outside, broken = done.stdout.splitlines()
     wanted = f"filelock{stack.installed('filelock').bounds}"
-    assert outside == f"version       filelock 4.3.1: zipeval asks for {wanted}, so run `pip install '{wanted}'`"
-    assert re.search(rf"cannot import ({IMPORTERS}) with filelock 4\.3\.1 \(No module named 'filelock\._api'\)", broken)
+    assert (
+        outside
+        == f"version       filelock 4.3.1: zipeval asks for {wanted}, so run `pip install '{wanted}'`"
+    )
+    assert re.search(
+        rf"cannot import ({IMPORTERS}) with filelock 4\.3\.1 \(No module named 'filelock\._api'\)",
+        broken,
+    )
 
 
 def test_a_run_names_it_in_one_sentence(newer_filelock, tmp_path):
     told = one_sentence(zipeval("run", "limit=4", cwd=tmp_path, path=newer_filelock))
-    assert re.match(rf"cannot import ({IMPORTERS}) with filelock 4\.3\.1 \(No module named ", told)
+    assert re.match(
+        rf"cannot import ({IMPORTERS}) with filelock 4\.3\.1 \(No module named ", told
+    )
     assert "zipeval asks for filelock" in told
     assert "run `pip install 'filelock" in told
     assert told.endswith("then `zipeval doctor`.")
@@ -111,21 +134,39 @@ def test_a_run_names_it_in_one_sentence(newer_filelock, tmp_path):
 def test_so_does_every_run_of_a_sweep(newer_filelock, tmp_path):
     settings = ["-m", "method=vanilla,fastv", "tokens=16", "limit=4", "results=runs"]
     told = one_sentence(zipeval("run", *settings, cwd=tmp_path, path=newer_filelock))
-    states = [json.loads(path.read_text()) for path in tmp_path.glob("runs/sweeps/*/0*.json")]
-    assert [(state["status"], state["error"]) for state in states] == [("failed", told)] * 2
+    states = [
+        json.loads(path.read_text()) for path in tmp_path.glob("runs/sweeps/*/0*.json")
+    ]
+    assert [(state["status"], state["error"]) for state in states] == [
+        ("failed", told)
+    ] * 2
 
 
 @pytest.mark.parametrize(
     "name, source, reason",
     [
-        ("torch", "raise OSError('libcudart.so: cannot open shared object file')", "libcudart.so: cannot open"),
-        ("transformers", "from torch import what_torch_has_not", "cannot import name 'what_torch_has_not'"),
-        ("datasets", "raise RuntimeError('made for another NumPy')", "made for another NumPy"),
+        (
+            "torch",
+            "raise OSError('libcudart.so: cannot open shared object file')",
+            "libcudart.so: cannot open",
+        ),
+        (
+            "transformers",
+            "from torch import what_torch_has_not",
+            "cannot import name 'what_torch_has_not'",
+        ),
+        (
+            "datasets",
+            "raise RuntimeError('made for another NumPy')",
+            "made for another NumPy",
+        ),
     ],
 )
 def test_packages_that_cannot_be_imported(name, source, reason, tmp_path):
     package(tmp_path / "overlay", name, "99.0", source)
-    told = one_sentence(zipeval("run", "limit=4", cwd=tmp_path, path=tmp_path / "overlay"))
+    told = one_sentence(
+        zipeval("run", "limit=4", cwd=tmp_path, path=tmp_path / "overlay")
+    )
     assert reason in told
     assert told.startswith(f"cannot import {name} 99.0")
     assert f"zipeval asks for {name}" in told
@@ -151,7 +192,10 @@ def test_a_package_that_lacks_another(tmp_path, monkeypatch):
 def test_what_a_user_s_module_lacks_keeps_its_traceback(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("import what_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="what_nobody_has"), stack.explained("lmms_eval"):
+    with (
+        pytest.raises(ModuleNotFoundError, match="what_nobody_has"),
+        stack.explained("lmms_eval"),
+    ):
         import_module("mine")
 
 
@@ -174,7 +218,9 @@ def test_a_transformers_that_is_not_tested_and_breaks_the_answers(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     *_, outside, broken = done.stdout.splitlines()
-    assert outside.startswith("version       transformers 5.99.0: zipeval asks for transformers")
+    assert outside.startswith(
+        "version       transformers 5.99.0: zipeval asks for transformers"
+    )
     lowest, newest = hf_names.TESTED
     assert f"is tested with {lowest} to {newest}" in outside
     assert "pip install 'transformers" in outside
@@ -190,7 +236,9 @@ def test_known_answers_differ_between_methods():
     vanilla, visionzip, fastv = known_answers.KNOWN.values()
     assert vanilla.text != visionzip.text
     assert vanilla.token_ids not in (visionzip.token_ids, fastv.token_ids)
-    assert len({tuple(known.visual_tokens) for known in (vanilla, visionzip, fastv)}) == 3
+    assert (
+        len({tuple(known.visual_tokens) for known in (vanilla, visionzip, fastv)}) == 3
+    )
 
 
 @pytest.mark.parametrize("method", [VisionZip, FastV])
@@ -209,15 +257,28 @@ def test_a_method_that_is_silently_ignored_is_a_wrong_answer(method, monkeypatch
     rows = [*doctor._answers()]
     assert [name for name, _ in rows] == ["wrong answer"]
     found = rows[0][1]
-    assert f"{method.__name__.lower()}: token_ids [387, 382, 1] in place of [387, 378, 1]" in found
+    assert (
+        f"{method.__name__.lower()}: token_ids [387, 382, 1] in place of [387, 378, 1]"
+        in found
+    )
     assert f"transformers {version('transformers')}: zipeval asks for" in found
     assert "pip install --force-reinstall --no-deps 'transformers>=" in found
 
 
 def test_versions_outside_their_bounds(monkeypatch):
-    known = {"torch": ("2.5", ">=2.6,<3"), "numpy": ("2.0", "<3"), "scipy": (None, ">=1.11")}
-    monkeypatch.setattr(stack.metadata, "requires", lambda name: [f"{n}{b}" for n, (_, b) in known.items()])
-    monkeypatch.setattr(stack.metadata, "version", lambda name: known[name][0] or missing(name))
+    known = {
+        "torch": ("2.5", ">=2.6,<3"),
+        "numpy": ("2.0", "<3"),
+        "scipy": (None, ">=1.11"),
+    }
+    monkeypatch.setattr(
+        stack.metadata,
+        "requires",
+        lambda name: [f"{n}{b}" for n, (_, b) in known.items()],
+    )
+    monkeypatch.setattr(
+        stack.metadata, "version", lambda name: known[name][0] or missing(name)
+    )
     rows = [finding for _, finding in doctor._versions()]
     assert rows == [
         "torch 2.5: zipeval asks for torch<3,>=2.6, so run `pip install 'torch<3,>=2.6'`",
@@ -245,5 +306,8 @@ def test_the_command_that_repairs(which, command):
 
 
 def test_what_says_how_to_repair_it_is_not_explained_again():
-    with pytest.raises(IncompatibleError, match=r"^by name$"), stack.explained("lmms_eval", Exception):
+    with (
+        pytest.raises(IncompatibleError, match=r"^by name$"),
+        stack.explained("lmms_eval", Exception),
+    ):
         raise IncompatibleError("by name")

@@ -29,7 +29,12 @@ def right(tmp_path_factory, questions):
     root = tmp_path_factory.mktemp("embedded")
     frame = pd.DataFrame({"type": questions["type"], "answer": questions["answer"]})
     for method in ("vanilla", "visionzip", "random"):
-        settings = [f"method={method}", f"tokens={NINTH}", f"limit={LIMIT}", "runner.reuse=prefix"]
+        settings = [
+            f"method={method}",
+            f"tokens={NINTH}",
+            f"limit={LIMIT}",
+            "runner.reuse=prefix",
+        ]
         (path,) = run(compose([f"results={root}", *settings]))
         samples = records.read_samples(path.parent, records.read(path))
         frame[method] = [s["scores"]["accuracy"] for s in samples]
@@ -38,7 +43,9 @@ def right(tmp_path_factory, questions):
 
 def chance(frame):
     """Accuracy of always giving a type's most frequent answer."""
-    return frame.groupby("type")["answer"].agg(lambda a: a.value_counts(normalize=True).iloc[0])
+    return frame.groupby("type")["answer"].agg(
+        lambda a: a.value_counts(normalize=True).iloc[0]
+    )
 
 
 def test_vanilla_answers_every_type_far_above_chance(right):
@@ -55,12 +62,17 @@ def test_answers_come_from_the_image(right, questions):
     correct = 0
     for start in range(0, len(indices), 30):
         rows = [questions[i] for i in indices[start : start + 30]]
-        others = [questions[(i + 10) % len(questions)]["image"] for i in indices[start : start + 30]]
+        others = [
+            questions[(i + 10) % len(questions)]["image"]
+            for i in indices[start : start + 30]
+        ]
         parts = [
             [{"type": "image", "url": image}, {"type": "text", "text": row["question"]}]
             for row, image in zip(rows, others, strict=True)
         ]
-        inputs = session.inputs([[{"role": "user", "content": content}] for content in parts])
+        inputs = session.inputs(
+            [[{"role": "user", "content": content}] for content in parts]
+        )
         with torch.inference_mode():
             ids = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
         said = [text.strip() for text in session.decode(ids)]
@@ -77,4 +89,9 @@ def test_visionzip_beats_as_many_random_patches(right):
     """Exact McNemar test over the questions that only one of the two answers right."""
     only_visionzip = int((right["visionzip"] > right["random"]).sum())
     only_random = int((right["random"] > right["visionzip"]).sum())
-    assert binomtest(only_visionzip, only_visionzip + only_random, alternative="greater").pvalue < 0.01
+    assert (
+        binomtest(
+            only_visionzip, only_visionzip + only_random, alternative="greater"
+        ).pvalue
+        < 0.01
+    )

@@ -41,13 +41,19 @@ def test_documents_of_one_picture_are_told_without_decoding_it(monkeypatch):
     red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
     rows = datasets.Dataset.from_dict(
         {"image": [red, blue, red], "question": ["a", "b", "c"]},
-        features=datasets.Features(image=datasets.Image(), question=datasets.Value("string")),
+        features=datasets.Features(
+            image=datasets.Image(), question=datasets.Value("string")
+        ),
     )
     monkeypatch.delattr(datasets.Image, "decode_example")
     hint = same_picture(rows)
     assert hint(0) == hint(2) != hint(1)
-    several = datasets.Dataset.from_dict({"image": [[red, blue], [red, red], [red, blue]]})
-    hint = same_picture(several.cast_column("image", datasets.List(datasets.Image(decode=True))))
+    several = datasets.Dataset.from_dict(
+        {"image": [[red, blue], [red, red], [red, blue]]}
+    )
+    hint = same_picture(
+        several.cast_column("image", datasets.List(datasets.Image(decode=True)))
+    )
     assert hint(0) == hint(2) != hint(1)
     hint = same_picture(datasets.Dataset.from_dict({"imageId": ["n1", "n2", "n1"]}))
     assert hint(0) == hint(2) != hint(1)
@@ -61,9 +67,13 @@ def messages(number):
     if number == 9:
         raise UsageError("what nobody can answer")
     rows, columns = GRIDS[number % len(GRIDS)]
-    pixels = np.random.default_rng(number).integers(0, 255, (90 * rows, 90 * columns, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(number).integers(
+        0, 255, (90 * rows, 90 * columns, 3), dtype=np.uint8
+    )
     image = Image.fromarray(pixels)
-    content = [{"type": "image", "url": image}] * (1 + number % 2) + [{"type": "text", "text": "What " * (1 + number)}]
+    content = [{"type": "image", "url": image}] * (1 + number % 2) + [
+        {"type": "text", "text": "What " * (1 + number)}
+    ]
     return [{"role": "user", "content": content}]
 
 
@@ -73,7 +83,9 @@ def test_workers_prepare_what_the_processor_makes_of_all_together(model):
     numbers = [4, 0, 7, 3, 1]
     questions = [*feed(session, messages, numbers, keyed=True)]
     assert [q.number for q in questions] == numbers
-    assert [q.error is not None for q in questions] == [number == 3 for number in numbers]
+    assert [q.error is not None for q in questions] == [
+        number == 3 for number in numbers
+    ]
     read = [q for q in questions if not q.error]
     assert [len(q.keys) for q in read] == [len(q.kinds) for q in read] == [1, 1, 2, 2]
     assert read[2].keys[0] == read[2].keys[1]
@@ -114,11 +126,15 @@ def test_a_worker_that_is_ended_is_told():
         os.kill(os.getpid(), signal.SIGKILL)
 
     session = Session(compose(["runner.workers=1"]))
-    with pytest.raises(RunError, match=r"runner.workers=1: one of them was ended.*runner.workers=0"):
+    with pytest.raises(
+        RunError, match=r"runner.workers=1: one of them was ended.*runner.workers=0"
+    ):
         [*feed(session, killed, [0], keyed=False)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
+)
 def test_a_scheduler_s_signal_is_not_for_workers(tmp_path, number):
     """What a launcher does at it, having the job queued again, every worker would do as well; or die of it."""
 
@@ -128,7 +144,11 @@ def test_a_scheduler_s_signal_is_not_for_workers(tmp_path, number):
 
     before = signal.signal(number, lambda *_: (tmp_path / "queued again").touch())
     try:
-        questions = [*feed(Session(compose(["runner.workers=1"])), signalled, [0, 1], keyed=False)]
+        questions = [
+            *feed(
+                Session(compose(["runner.workers=1"])), signalled, [0, 1], keyed=False
+            )
+        ]
     finally:
         signal.signal(number, before)
     assert [question.number for question in questions] == [0, 1]
@@ -160,10 +180,14 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_no_worker_outlives_its_owner(end):
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER.replace("ENDS", ENDS[end])], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER.replace("ENDS", ENDS[end])],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as owner:
         try:
-            workers = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
+            workers = [
+                psutil.Process(int(pid)) for pid in owner.stdout.readline().split()
+            ]
             assert len(workers) == 2
             _, alive = psutil.wait_procs(workers, timeout=8)
             assert not alive
@@ -220,5 +244,8 @@ def test_settings_are_refused(setting):
 
 
 def test_ways_of_reuse_are_listed():
-    with pytest.raises(UsageError, match=r"runner.reuse=everything: expected one of none, features, prefix"):
+    with pytest.raises(
+        UsageError,
+        match=r"runner.reuse=everything: expected one of none, features, prefix",
+    ):
         Session(compose(["runner.reuse=everything"]))

@@ -29,7 +29,10 @@ def loaded():
 
 def test_methods_and_budgets_beside_one_upper_bound(tmp_path, capsys):
     runs = evaluate(tmp_path, "tiny_llava", ["vanilla", "visionzip"], tokens=[48, 16])
-    rows = [(method, None if tokens != tokens else int(tokens)) for _, method, tokens in runs.table().index]
+    rows = [
+        (method, None if tokens != tokens else int(tokens))
+        for _, method, tokens in runs.table().index
+    ]
     assert rows == [("vanilla", None), ("visionzip", 48), ("visionzip", 16)]
     assert len(runs.samples) == 3 * LIMIT
     capsys.readouterr()
@@ -48,10 +51,25 @@ def test_a_model_that_is_loaded_answers_as_the_named_one(tmp_path, loaded):
     model.model.vision_tower(torch.zeros(1, 3, side, side), output_attentions=True)
     before = snapshot(model)
     runs = evaluate(
-        tmp_path, model, ["visionzip", "fastv"], tokens=16, tasks="zipeval_shapes", processor=processor, name="mine"
+        tmp_path,
+        model,
+        ["visionzip", "fastv"],
+        tokens=16,
+        tasks="zipeval_shapes",
+        processor=processor,
+        name="mine",
     )
     named = evaluate(tmp_path, "tiny_llava", ["visionzip", "fastv"], tokens=16)
-    columns = ["method", "tokens", "doc_id", "prediction", "score", "lost", "visual_tokens", "prompt_tokens"]
+    columns = [
+        "method",
+        "tokens",
+        "doc_id",
+        "prediction",
+        "score",
+        "lost",
+        "visual_tokens",
+        "prompt_tokens",
+    ]
     assert runs.samples[columns].equals(named.samples[columns])
     assert {*runs.records.model} == {"mine"}
     assert snapshot(model) == before and processor.tokenizer.padding_side == "right"
@@ -95,7 +113,9 @@ def test_a_model_that_changed_is_another_model(tmp_path, loaded):
     assert describe(model, processor, "m")[1].fingerprint in names
 
 
-def test_a_model_that_is_loaded_is_refused_where_answers_would_not_be_its_own(tmp_path, loaded):
+def test_a_model_that_is_loaded_is_refused_where_answers_would_not_be_its_own(
+    tmp_path, loaded
+):
     model, processor = loaded
 
     def refused(match, *arguments, **more):
@@ -103,15 +123,28 @@ def test_a_model_that_is_loaded_is_refused_where_answers_would_not_be_its_own(tm
             evaluate(tmp_path, *arguments, "visionzip", tokens=16, **more)
 
     refused("processor: a model that is loaded needs", model)
-    refused("model: it is in training mode", copy.deepcopy(model).train(), processor=processor)
+    refused(
+        "model: it is in training mode",
+        copy.deepcopy(model).train(),
+        processor=processor,
+    )
     refused("has no tokenizer", model, processor=processor.image_processor)
     refused("Linear is of no family", torch.nn.Linear(2, 2), processor=processor)
-    refused("the model is loaded already", model, processor=processor, **{"model.dtype": "float16"})
-    refused("no such setting of model", model, processor=processor, **{"model.promt": "hf"})
+    refused(
+        "the model is loaded already",
+        model,
+        processor=processor,
+        **{"model.dtype": "float16"},
+    )
+    refused(
+        "no such setting of model", model, processor=processor, **{"model.promt": "hf"}
+    )
     refused("model=tiny_llava is a name", "tiny_llava", processor=processor)
     for name in ("llava-hf/mine", "../mine", "..", "a b"):
         refused("it names folders of records", model, processor=processor, name=name)
-    refused("mme.* is missing", model, processor=processor, name="mine")  # the suite that fits it
+    refused(
+        "mme.* is missing", model, processor=processor, name="mine"
+    )  # the suite that fits it
     without = copy.deepcopy(processor)
     without.chat_template = None
     refused("the processor has no chat template", model, processor=without)
@@ -135,10 +168,23 @@ def test_a_model_with_code_of_its_users_is_refused(loaded, monkeypatch):
         pass
 
     describe(*loaded, "m")  # also with the hooks that transformers leaves
-    refused("lm_head has a hook of test_from_python", lambda model: model.lm_head.register_forward_hook(negated))
-    refused("lm_head has a hook", lambda model: model.lm_head.register_forward_pre_hook(lambda module, inputs: None))
-    refused("lm_head has a forward of", lambda model: setattr(model.lm_head, "forward", negated))
-    refused("lm_head has a class of", lambda model: setattr(model, "lm_head", Head(2, 2)))
+    refused(
+        "lm_head has a hook of test_from_python",
+        lambda model: model.lm_head.register_forward_hook(negated),
+    )
+    refused(
+        "lm_head has a hook",
+        lambda model: model.lm_head.register_forward_pre_hook(
+            lambda module, inputs: None
+        ),
+    )
+    refused(
+        "lm_head has a forward of",
+        lambda model: setattr(model.lm_head, "forward", negated),
+    )
+    refused(
+        "lm_head has a class of", lambda model: setattr(model, "lm_head", Head(2, 2))
+    )
     attention = type(loaded[0].model.language_model.layers[0].self_attn)
     monkeypatch.setattr(attention, "forward", negated)
     refused(r"layers\.0\.self_attn has a forward of", lambda model: None)
@@ -156,9 +202,17 @@ def test_what_cannot_be_is_refused_before_anything_is_evaluated(tmp_path, monkey
         ("no such method", ("tiny_llava", ["vanilla", "visonzip"], 16), {}),
         ("tokens=999: tiny_llava has 144", ("tiny_llava", "visionzip", [16, 999]), {}),
         ("tokens is not set", ("tiny_llava", "visionzip"), {}),
-        ("tasks=.*no such task", ("tiny_llava", "visionzip", 16), {"tasks": ["shaeps"]}),
+        (
+            "tasks=.*no such task",
+            ("tiny_llava", "visionzip", 16),
+            {"tasks": ["shaeps"]},
+        ),
         ("no such setting", ("tiny_llava", "visionzip", 16), {"batchsize": 8}),
-        ("method=x: it is given as an argument", ("tiny_llava", "visionzip", 16), {"method": "x"}),
+        (
+            "method=x: it is given as an argument",
+            ("tiny_llava", "visionzip", 16),
+            {"method": "x"},
+        ),
         ("there is nothing in a list", ("tiny_llava", []), {}),
         ("limit=0", ("tiny_llava", "visionzip", 16), {"limit": 0}),
     ):
@@ -186,7 +240,9 @@ def test_a_method_of_a_directory(tmp_path):
     folder.mkdir(parents=True)
     text = "name: mine\n_target_: zipeval.methods.uniform.Uniform\ntokens: ${tokens}\n"
     (folder / "mine.yaml").write_text(text)
-    runs = evaluate(tmp_path / "runs", "tiny_llava", "mine", tokens=16, config_dir=folder.parent)
+    runs = evaluate(
+        tmp_path / "runs", "tiny_llava", "mine", tokens=16, config_dir=folder.parent
+    )
     assert {*runs.records.method} == {"vanilla", "mine"}
 
 
@@ -201,17 +257,27 @@ NOTEBOOK = (
 
 def test_a_notebook(tmp_path):
     """Executed by a real kernel: a bar that moves, a table, a frame and a picture."""
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    nbclient, nbformat = (
+        pytest.importorskip("nbclient"),
+        pytest.importorskip("nbformat"),
+    )
     pytest.importorskip("ipykernel")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in NOTEBOOK])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code) for code in NOTEBOOK]
+    )
     # The kernel of this Python, whatever others are installed.
     kernel = {"metadata": {"path": str(tmp_path)}}
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=kernel)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources=kernel
+    )
     client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
     evaluated, table, samples, plot, read = [cell.outputs for cell in notebook.cells]
     bars = [output.data["text/html"] for output in evaluated if "data" in output]
     assert [bar.count('<progress value="8" max="8"') for bar in bars] == [1, 1, 1]
-    assert "<th scope" in table[0].data["text/html"] and "95% interval" in table[0].data["text/html"]
+    assert (
+        "<th scope" in table[0].data["text/html"]
+        and "95% interval" in table[0].data["text/html"]
+    )
     assert "prediction" in samples[0].data["text/html"]
     assert plot[0].data["image/png"].startswith("iVBOR")
     assert "visionzip" in read[0].data["text/html"]

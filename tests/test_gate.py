@@ -40,7 +40,17 @@ ATTENTION, FOR_BUDGET = Crops.attention, FastV.for_budget.__func__
 
 def evaluate(root, *overrides):
     """A real run of the embedded model."""
-    (path,) = run(compose([f"results={root}", "limit=128", "tokens=16", "runner.reuse=features", *overrides]))
+    (path,) = run(
+        compose(
+            [
+                f"results={root}",
+                "limit=128",
+                "tokens=16",
+                "runner.reuse=features",
+                *overrides,
+            ]
+        )
+    )
     return path
 
 
@@ -72,12 +82,20 @@ def joined_by_targets(hidden, keys, count):
     """VisionZip's merging where a target also joins itself, which changes no answer."""
     chosen = visionzip.targets(hidden.shape[1], count)
     keys = torch.nn.functional.normalize(keys, dim=-1)
-    joined = torch.nn.functional.one_hot((keys @ keys[:, chosen].mT).argmax(2), count).to(hidden)
+    joined = torch.nn.functional.one_hot(
+        (keys @ keys[:, chosen].mT).argmax(2), count
+    ).to(hidden)
     return hidden[:, chosen] + joined.mT @ hidden / joined.sum(1)[..., None]
 
 
 BROKEN = {
-    "targets join themselves": ("visionzip", visionzip, "merge", joined_by_targets, ["other logits in "]),
+    "targets join themselves": (
+        "visionzip",
+        visionzip,
+        "merge",
+        joined_by_targets,
+        ["other logits in "],
+    ),
     "the least attended": (
         "visionzip",
         Crops,
@@ -89,7 +107,9 @@ BROKEN = {
         "visionzip",
         visionzip,
         "merge",
-        lambda hidden, keys, count: hidden[:, visionzip.targets(hidden.shape[1], count)],
+        lambda hidden, keys, count: hidden[
+            :, visionzip.targets(hidden.shape[1], count)
+        ],
         ["answer"],
     ),
     "K off by one": (
@@ -119,7 +139,10 @@ def test_a_broken_method_is_a_regression(good, name, tmp_path):
 
 def test_what_a_run_itself_refuses_cannot_be_compared(good, tmp_path):
     """More tokens are left than the method itself says: no record is written, and that is no pass."""
-    with patch.object(FastV, "layers", lambda self, depth: (self.K + 1,)), pytest.raises(BudgetError):
+    with (
+        patch.object(FastV, "layers", lambda self, depth: (self.K + 1,)),
+        pytest.raises(BudgetError),
+    ):
         evaluate(tmp_path / "broken", "method=fastv")
     evaluate(tmp_path, "method=vanilla", "limit=2")
     verdicts = gate.check(good["fastv"], str(tmp_path), max_drop=1)
@@ -128,7 +151,18 @@ def test_what_a_run_itself_refuses_cannot_be_compared(good, tmp_path):
     assert command in verdicts[0].lines[0]
 
 
-def put(root, wrong=100, first=0, worth=1.0, answers=0, left=0, task="shapes", reduces=True, fields=(), **changed):
+def put(
+    root,
+    wrong=100,
+    first=0,
+    worth=1.0,
+    answers=0,
+    left=0,
+    task="shapes",
+    reduces=True,
+    fields=(),
+    **changed,
+):
     """A made-up record, of which `wrong` samples are, from `first` on, and the others are worth `worth`.
 
     Wrong ones have another answer, but for tasks of a judge, which decides otherwise about the same one.
@@ -150,14 +184,22 @@ def put(root, wrong=100, first=0, worth=1.0, answers=0, left=0, task="shapes", r
             else "green"
             if i in wrong_ones and task not in PROTOCOLS
             else "red",
-            **({"kept": [[1, 2, 4 if i < left else 3]], "merged": [[]]} if reduces else {}),
+            **(
+                {"kept": [[1, 2, 4 if i < left else 3]], "merged": [[]]}
+                if reduces
+                else {}
+            ),
             "score": worth * (i not in wrong_ones),
             **changed,
         }
         for i in range(COUNT)
     ]
     model = {"name": "tiny", "family": "llava", "prompt": "hf", "image_aspect": "pad"}
-    method = {"name": "visionzip", "_target_": "zipeval.methods.visionzip.VisionZip", "tokens": 16}
+    method = {
+        "name": "visionzip",
+        "_target_": "zipeval.methods.visionzip.VisionZip",
+        "tokens": 16,
+    }
     record = {
         "task": task,
         "task_hash": "h",
@@ -165,8 +207,18 @@ def put(root, wrong=100, first=0, worth=1.0, answers=0, left=0, task="shapes", r
         "status": "success",
         "metric": "accuracy",
         "score": 100 * worth * (COUNT - wrong) / COUNT,
-        "visual_tokens": {"requested": 16, "mean": 16.0, "final": 16.0, "entering": [16.0] * 6},
-        "prefill": {"prompt_tokens": 30.0, "kv_entries": 99.0, "flops_formula": 1e9, "flops_exact": 2e9},
+        "visual_tokens": {
+            "requested": 16,
+            "mean": 16.0,
+            "final": 16.0,
+            "entering": [16.0] * 6,
+        },
+        "prefill": {
+            "prompt_tokens": 30.0,
+            "kv_entries": 99.0,
+            "flops_formula": 1e9,
+            "flops_exact": 2e9,
+        },
         "config": {
             "model": model,
             "method": method,
@@ -194,7 +246,9 @@ def put(root, wrong=100, first=0, worth=1.0, answers=0, left=0, task="shapes", r
         for part in path:
             node = node[part]
         node[last] = value
-    return records.write(Path(root) / f"run-{len(list(Path(root).glob('*')))}", record, samples)
+    return records.write(
+        Path(root) / f"run-{len(list(Path(root).glob('*')))}", record, samples
+    )
 
 
 @pytest.fixture
@@ -205,7 +259,9 @@ def compared(tmp_path):
         put(tmp_path / "then", **dict(then))
         put(tmp_path / "now", **changed)
         baseline.write(str(tmp_path / "then"), tmp_path / "baseline.json")
-        verdict, *_ = gate.check(tmp_path / "baseline.json", str(tmp_path / "now"), max_drop)
+        verdict, *_ = gate.check(
+            tmp_path / "baseline.json", str(tmp_path / "now"), max_drop
+        )
         return verdict
 
     return check
@@ -238,8 +294,18 @@ def test_rounding_of_what_was_measured_is_none(compared):
 @pytest.mark.parametrize(
     ("lost", "max_drop", "outcome", "said"),
     [
-        (3, 1.0, PASSED, "accuracy 75 -> 74.25, 1% lower, p = 0.25"),  # 1% of 75, and no more
-        (4, 1.0, REGRESSED, "accuracy 75 -> 74, 1.33% lower, p = 0.12: more than max_drop=1"),
+        (
+            3,
+            1.0,
+            PASSED,
+            "accuracy 75 -> 74.25, 1% lower, p = 0.25",
+        ),  # 1% of 75, and no more
+        (
+            4,
+            1.0,
+            REGRESSED,
+            "accuracy 75 -> 74, 1.33% lower, p = 0.12: more than max_drop=1",
+        ),
         (4, 2.0, PASSED, "accuracy 75 -> 74, 1.33% lower, p = 0.12"),
         (7, 5.0, PASSED, "accuracy 75 -> 73.25, 2.33% lower, p = 0.016"),
         (8, 5.0, REGRESSED, "accuracy 75 -> 73, 2.67% lower, p = 0.0078: significant"),
@@ -264,31 +330,47 @@ def test_scores_between_right_and_wrong(lost, outcome, compared):
 @pytest.mark.parametrize(("then", "now"), [(-50.0, -51.0), (0.0, -1.0)])
 def test_scores_below_zero(then, now, compared):
     verdict = compared(then={"fields": [("score", then)]}, fields=[("score", now)])
-    assert (verdict.outcome, "more than max_drop=1" in verdict.lines[0]) == (REGRESSED, True)
+    assert (verdict.outcome, "more than max_drop=1" in verdict.lines[0]) == (
+        REGRESSED,
+        True,
+    )
 
 
 def test_samples_are_compared_pair_by_pair(compared):
     """As many are right: those that were lost and gained are told all the same, by the first of each."""
     verdict = compared(then={"task": "mmvet"}, task="mmvet", first=4, answers=4)
     assert verdict.outcome == PASSED
-    shown = [f"  doc_id {i}: score 0 -> 1, answers 'blue\\x07', target 'red'" for i in range(3)]
+    shown = [
+        f"  doc_id {i}: score 0 -> 1, answers 'blue\\x07', target 'red'"
+        for i in range(3)
+    ]
     at = verdict.lines.index("4 samples gained")
-    assert verdict.lines[at + 1 :] == [*shown, "zipeval's commit: 0123456789 -> 0123456789"]
+    assert verdict.lines[at + 1 :] == [
+        *shown,
+        "zipeval's commit: 0123456789 -> 0123456789",
+    ]
     assert verdict.lines[at - 4 : at - 2] == [
         "4 samples lost",
         "  doc_id 100: score 1 -> 0, answers 'red', target 'red'",
     ]
 
 
-@pytest.mark.parametrize(("name", "words"), [("answers", "another answer"), ("left", "other tokens left")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("answers", "another answer"), ("left", "other tokens left")]
+)
 def test_few_samples_may_change(name, words, compared):
     assert compared(**{name: 4}).lines[0] == f"{words} in 4 of 400 samples"
 
 
-@pytest.mark.parametrize(("name", "words"), [("answers", "another answer"), ("left", "other tokens left")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("answers", "another answer"), ("left", "other tokens left")]
+)
 def test_more_than_a_few_may_not(name, words, compared):
     verdict = compared(**{name: 5})
-    assert (verdict.outcome, verdict.lines[0]) == (REGRESSED, f"{words} in 5 of 400 samples, more than 4")
+    assert (verdict.outcome, verdict.lines[0]) == (
+        REGRESSED,
+        f"{words} in 5 of 400 samples, more than 4",
+    )
 
 
 @pytest.mark.parametrize("changed", [{"reduces": False}, {"then": {"reduces": False}}])
@@ -314,7 +396,11 @@ NAN = float("nan")
     ("fields", "changed", "said"),
     [
         ([("score", NAN)], {}, "accuracy 75 -> nan: not a finite number"),
-        ([], {"score": NAN}, "accuracy 75 -> 75: not a finite number in 400 samples, the first doc_id 0"),
+        (
+            [],
+            {"score": NAN},
+            "accuracy 75 -> 75: not a finite number in 400 samples, the first doc_id 0",
+        ),
         ([("score", float("inf"))], {}, "accuracy 75 -> inf: not a finite number"),
     ],
 )
@@ -326,7 +412,9 @@ def test_a_score_that_is_no_number_is_a_regression(fields, changed, said, compar
 @pytest.mark.parametrize("changed", [{"fields": [("score", NAN)]}, {"score": NAN}])
 def test_a_baseline_has_only_numbers(changed, tmp_path):
     path = put(tmp_path / "runs", **changed)
-    with pytest.raises(UsageError, match=f"{path}: it holds a number that is not finite"):
+    with pytest.raises(
+        UsageError, match=f"{path}: it holds a number that is not finite"
+    ):
         baseline.write(str(tmp_path / "runs"), tmp_path / "b.json")
 
 
@@ -347,7 +435,9 @@ def test_records_of_other_code_are_not_compared(fields, said, compared):
     verdict = compared(fields=fields)
     assert verdict.outcome == (INCOMPARABLE if said else PASSED)
     assert bool(said) == bool(verdict.lines)
-    assert not said or (said in verdict.lines[0] and "--allow-other-code" in verdict.lines[0])
+    assert not said or (
+        said in verdict.lines[0] and "--allow-other-code" in verdict.lines[0]
+    )
 
 
 def test_records_of_other_code_are_compared_where_that_is_allowed(tmp_path):
@@ -356,23 +446,49 @@ def test_records_of_other_code_are_compared_where_that_is_allowed(tmp_path):
     put(tmp_path / "other", fields=[("code", "other")])
     put(tmp_path / "worse", fields=[("code", "other")], wrong=150)
     for results, outcome in (("other", PASSED), ("worse", REGRESSED)):
-        (verdict,) = gate.check(tmp_path / "b.json", str(tmp_path / results), 1.0, allow_other_code=True)
+        (verdict,) = gate.check(
+            tmp_path / "b.json", str(tmp_path / results), 1.0, allow_other_code=True
+        )
         assert verdict.outcome == outcome
-        assert any(line.startswith("made by other code than this zipeval: code other") for line in verdict.lines)
+        assert any(
+            line.startswith("made by other code than this zipeval: code other")
+            for line in verdict.lines
+        )
 
 
-def test_code_that_made_what_a_directory_holds_is_part_of_the_exit_code(zipeval, tmp_path):
+def test_code_that_made_what_a_directory_holds_is_part_of_the_exit_code(
+    zipeval, tmp_path
+):
     put(tmp_path / "kept", fields=[("code", "other")])
     given = ["check", "--against", "baseline.json", "results=kept"]
     assert zipeval(*given)[0] == 2
-    assert zipeval("check", "--allow-other-code", "--against", "baseline.json", "results=kept")[0] == 0
+    assert (
+        zipeval(
+            "check", "--allow-other-code", "--against", "baseline.json", "results=kept"
+        )[0]
+        == 0
+    )
     assert zipeval(*given, "--allow-other-code=true")[0] == 0
     assert zipeval(*given, "--allow-other-code=false")[0] == 2
-    assert "allow_other_code=maybe: expected one of false, true" in zipeval(*given, "--allow-other-code=maybe")[2]
+    assert (
+        "allow_other_code=maybe: expected one of false, true"
+        in zipeval(*given, "--allow-other-code=maybe")[2]
+    )
 
 
 @pytest.mark.parametrize(
-    ("samples", "allowed"), [(0, 0), (1, 0), (19, 0), (20, 1), (99, 1), (100, 1), (199, 1), (200, 2), (1499, 14)]
+    ("samples", "allowed"),
+    [
+        (0, 0),
+        (1, 0),
+        (19, 0),
+        (20, 1),
+        (99, 1),
+        (100, 1),
+        (199, 1),
+        (200, 2),
+        (1499, 14),
+    ],
 )
 def test_how_many_samples_may_change(samples, allowed):
     assert gate.allowed_changes(samples) == allowed
@@ -383,7 +499,10 @@ def test_one_sample_of_few_may_be_lost(max_drop, outcome, compared, monkeypatch)
     """It weighs more than 1%; two are too many."""
     monkeypatch.setattr("test_gate.COUNT", 50)
     verdict = compared(max_drop, then={"wrong": 10}, wrong=11)
-    assert (verdict.outcome, "accuracy 80 -> 78, 2.5% lower" in verdict.lines[0]) == (outcome, True)
+    assert (verdict.outcome, "accuracy 80 -> 78, 2.5% lower" in verdict.lines[0]) == (
+        outcome,
+        True,
+    )
 
 
 def test_two_samples_of_few_may_not_be_lost(compared, monkeypatch):
@@ -395,7 +514,10 @@ def test_two_samples_of_few_may_not_be_lost(compared, monkeypatch):
 def test_an_error_that_grew_is_worse(wrong, worse, compared):
     error = {"fields": [("higher_is_better", False)], "task": "mmvet"}
     verdict = compared(0.0, then=error, **error, wrong=wrong)
-    assert ("higher" in verdict.lines[0], "better" in verdict.lines[0]) == (worse, not worse)
+    assert ("higher" in verdict.lines[0], "better" in verdict.lines[0]) == (
+        worse,
+        not worse,
+    )
     assert (verdict.outcome == REGRESSED) or not worse
 
 
@@ -422,7 +544,9 @@ class Case:
 
     def outcome(self):
         try:
-            verdicts = gate.check(self.root / "baseline.json", str(self.root / "runs"), max_drop=1)
+            verdicts = gate.check(
+                self.root / "baseline.json", str(self.root / "runs"), max_drop=1
+            )
         except UsageError:
             return INCOMPARABLE
         return verdicts[0].outcome
@@ -457,7 +581,9 @@ def one_rescored(case):
 
 def moved(by):
     def change(sample):
-        sample["digest"] = {name: value + by for name, value in sample["digest"].items()}
+        sample["digest"] = {
+            name: value + by for name, value in sample["digest"].items()
+        }
 
     return change
 
@@ -499,11 +625,26 @@ ALL = 128
 MUTATIONS = {
     "nothing": (lambda case: None, PASSED),
     # of methods, as their samples tell it
-    "an answer is another one": (of_samples(1, lambda s: s.update(prediction="?")), PASSED),
-    "two answers are others": (of_samples(2, lambda s: s.update(prediction="?")), REGRESSED),
-    "tokens are kept elsewhere": (of_samples(2, lambda s: s["kept"][0].reverse()), REGRESSED),
-    "tokens are merged elsewhere": (of_samples(2, lambda s: s["merged"][0].reverse()), REGRESSED),
-    "more tokens in a sample, fewer in another": (of_samples(2, lambda s: s["visual_tokens"].append(1)), REGRESSED),
+    "an answer is another one": (
+        of_samples(1, lambda s: s.update(prediction="?")),
+        PASSED,
+    ),
+    "two answers are others": (
+        of_samples(2, lambda s: s.update(prediction="?")),
+        REGRESSED,
+    ),
+    "tokens are kept elsewhere": (
+        of_samples(2, lambda s: s["kept"][0].reverse()),
+        REGRESSED,
+    ),
+    "tokens are merged elsewhere": (
+        of_samples(2, lambda s: s["merged"][0].reverse()),
+        REGRESSED,
+    ),
+    "more tokens in a sample, fewer in another": (
+        of_samples(2, lambda s: s["visual_tokens"].append(1)),
+        REGRESSED,
+    ),
     "logits are rounded otherwise": (of_samples(ALL, moved(1e-5)), PASSED),
     "logits of one sample are others": (of_samples(1, moved(1e-2)), PASSED),
     "logits are others": (of_samples(ALL, moved(1e-3)), REGRESSED),
@@ -515,30 +656,57 @@ MUTATIONS = {
     "every answer is wrong": (rescored(0.0), REGRESSED),
     "no answer has a score": (rescored(None), REGRESSED),
     "an answer is scored otherwise": (one_rescored, REGRESSED),
-    "samples have no scores, the record has": (of_samples(ALL, lambda s: s.update(score=None)), REGRESSED),
+    "samples have no scores, the record has": (
+        of_samples(ALL, lambda s: s.update(score=None)),
+        REGRESSED,
+    ),
     "the record's score is another one": (field("score", 99.9), INCOMPARABLE),
     "the metric is another one": (field("metric", "accuracy_color"), REGRESSED),
     "less is better now": (field("higher_is_better", False), REGRESSED),
     # of baselines
     "nothing is measured": (line("measured", {}), INCOMPARABLE),
-    "costs are not measured": (lambda case: case.line["measured"].pop("flops_exact"), INCOMPARABLE),
-    "a measurement is null": (lambda case: case.line["measured"].update(kv_entries=None), INCOMPARABLE),
+    "costs are not measured": (
+        lambda case: case.line["measured"].pop("flops_exact"),
+        INCOMPARABLE,
+    ),
+    "a measurement is null": (
+        lambda case: case.line["measured"].update(kv_entries=None),
+        INCOMPARABLE,
+    ),
     "the baseline's score is another one": (line("score", 12.5), INCOMPARABLE),
     "the baseline has no answers": (line("answers", None), REGRESSED),
-    "the baseline has no samples": (lambda case: case.line.update(scores=[], answers=""), INCOMPARABLE),
-    "the baseline's places are cut": (lambda case: case.line.update(left=case.line["left"][2:]), INCOMPARABLE),
-    "the baseline's digests are cut": (lambda case: case.line.update(digests=case.line["digests"][32:]), INCOMPARABLE),
+    "the baseline has no samples": (
+        lambda case: case.line.update(scores=[], answers=""),
+        INCOMPARABLE,
+    ),
+    "the baseline's places are cut": (
+        lambda case: case.line.update(left=case.line["left"][2:]),
+        INCOMPARABLE,
+    ),
+    "the baseline's digests are cut": (
+        lambda case: case.line.update(digests=case.line["digests"][32:]),
+        INCOMPARABLE,
+    ),
     "a baseline of before": (of_schema_1, PASSED),
     # of directories
     "other code made the record": (field("code", "other"), INCOMPARABLE),
-    "nobody knows what code made the record": (lambda case: case.record.pop("code"), INCOMPARABLE),
-    "other packages made the record": (field("versions.transformers", "4.0"), INCOMPARABLE),
+    "nobody knows what code made the record": (
+        lambda case: case.record.pop("code"),
+        INCOMPARABLE,
+    ),
+    "other packages made the record": (
+        field("versions.transformers", "4.0"),
+        INCOMPARABLE,
+    ),
     "other weights": (field("resolved.fingerprint", "other"), INCOMPARABLE),
     "another task": (field("task_hash", "other"), INCOMPARABLE),
     "a judge is waited for": (field("status", "incomplete"), INCOMPARABLE),
     "a sample is missing": (cut, INCOMPARABLE),
     "two records": (copied, INCOMPARABLE),
-    "no record": (lambda case: shutil.move(case.path.parent, case.root / "away"), INCOMPARABLE),
+    "no record": (
+        lambda case: shutil.move(case.path.parent, case.root / "away"),
+        INCOMPARABLE,
+    ),
 }
 
 
@@ -554,14 +722,34 @@ def test_mutations(name, good, tmp_path):
 
 
 OTHERS = [
-    ("resolved.fingerprint", "e", "other weights (fingerprint f in the baseline, e in "),
-    ("resolved.projector", "p", "other projector (projector None in the baseline, p in "),
+    (
+        "resolved.fingerprint",
+        "e",
+        "other weights (fingerprint f in the baseline, e in ",
+    ),
+    (
+        "resolved.projector",
+        "p",
+        "other projector (projector None in the baseline, p in ",
+    ),
     ("task_hash", "g", "other task (task_hash h in the baseline, g in "),
     ("data_hash", "g", "other data (data_hash None in the baseline, g in "),
     ("config.limit", 64, "other samples (limit None in the baseline, 64 in "),
-    ("resolved.dtype", "bfloat16", "other dtype (dtype float32 in the baseline, bfloat16 in "),
-    ("config.model.prompt", "vicuna_v1", "other prompt (prompt hf in the baseline, vicuna_v1 in "),
-    ("config.judge", {"model": "j"}, "other judge (judge None in the baseline, {'model': 'j'} in "),
+    (
+        "resolved.dtype",
+        "bfloat16",
+        "other dtype (dtype float32 in the baseline, bfloat16 in ",
+    ),
+    (
+        "config.model.prompt",
+        "vicuna_v1",
+        "other prompt (prompt hf in the baseline, vicuna_v1 in ",
+    ),
+    (
+        "config.judge",
+        {"model": "j"},
+        "other judge (judge None in the baseline, {'model': 'j'} in ",
+    ),
 ]
 
 
@@ -579,7 +767,9 @@ def test_earlier_baselines_have_no_projector(tmp_path):
     baseline.write(str(tmp_path / "runs"), path)
     path.write_text(path.read_text().replace('"projector":null,', ""))
     assert "projector" not in path.read_text()
-    assert [verdict.outcome for verdict in gate.check(path, str(tmp_path / "runs"), 1.0)] == [PASSED]
+    assert [
+        verdict.outcome for verdict in gate.check(path, str(tmp_path / "runs"), 1.0)
+    ] == [PASSED]
 
 
 def test_other_questions_cannot_be_compared(compared):
@@ -606,8 +796,13 @@ def test_which_of_two_records_is_meant_is_not_guessed(compared, tmp_path):
     first = put(tmp_path / "now", wrong=300)
     verdict = compared()
     assert verdict.outcome == INCOMPARABLE
-    assert verdict.lines[0].startswith(f"{first}, {tmp_path / 'now/run-1/shapes.json'}: all are of it")
-    with pytest.raises(UsageError, match=f"{first}, .*run-1/shapes.json: both are of tiny visionzip 16 shapes"):
+    assert verdict.lines[0].startswith(
+        f"{first}, {tmp_path / 'now/run-1/shapes.json'}: all are of it"
+    )
+    with pytest.raises(
+        UsageError,
+        match=f"{first}, .*run-1/shapes.json: both are of tiny visionzip 16 shapes",
+    ):
         baseline.write(str(tmp_path / "now"), tmp_path / "b.json")
 
 
@@ -633,7 +828,9 @@ def test_a_baseline_measures_what_records_hold():
 
 
 def test_what_makes_no_baseline(tmp_path):
-    with pytest.raises(UsageError, match=f"results={tmp_path}: no records. `zipeval run` makes them"):
+    with pytest.raises(
+        UsageError, match=f"results={tmp_path}: no records. `zipeval run` makes them"
+    ):
         baseline.write(str(tmp_path), tmp_path / "b.json")
     path = put(tmp_path, fields=[("status", "incomplete")])
     with pytest.raises(UsageError, match=f"{path}: answers have no verdict"):
@@ -641,7 +838,9 @@ def test_what_makes_no_baseline(tmp_path):
     path.unlink()
     put(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"out=.*cannot be written .*Choose another out=FILE"):
+    with pytest.raises(
+        UsageError, match=r"out=.*cannot be written .*Choose another out=FILE"
+    ):
         baseline.write(str(tmp_path), tmp_path / "file/b.json")
 
 
@@ -650,8 +849,12 @@ UNREADABLE = {
     "Expecting value": lambda content: "",
     "schema 0": lambda content: content.replace('"schema":2', '"schema":0'),
     "it has no records": lambda content: '{"schema":2,"records":[]}',
-    "lacks or has too many of right": lambda content: content.replace('"left":', '"right":[],"left":'),
-    "lacks or has too many of same": lambda content: content.replace('"same":', '"answers":'),
+    "lacks or has too many of right": lambda content: content.replace(
+        '"left":', '"right":[],"left":'
+    ),
+    "lacks or has too many of same": lambda content: content.replace(
+        '"same":', '"answers":'
+    ),
     "it holds NaN": lambda content: content.replace('"score":75.0', '"score":NaN'),
     "are cut short": lambda content: content.replace('"answers":"', '"answers":"AA'),
     "'list'|list indices": lambda content: "[]",
@@ -666,7 +869,8 @@ def test_an_unreadable_baseline_is_named(reason, tmp_path):
     content = UNREADABLE[reason](path.read_text())
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(
-        UsageError, match=f"against={path}: not a readable baseline .*({reason}).*zipeval baseline out="
+        UsageError,
+        match=f"against={path}: not a readable baseline .*({reason}).*zipeval baseline out=",
     ):
         gate.check(path, str(tmp_path / "runs"), 1.0)
 
@@ -698,19 +902,37 @@ def test_exit_codes(zipeval, tmp_path):
         "",
     )
     put(tmp_path / "worse", wrong=110)
-    code, printed, complaint = zipeval("check", "--against=baseline.json", "results=worse")
+    code, printed, complaint = zipeval(
+        "check", "--against=baseline.json", "results=worse"
+    )
     assert (code, printed.split()[0]) == (1, "REGRESSION")
     assert "baseline.json: 1 record regressed" in complaint
-    assert zipeval("check", "--against=baseline.json", "--max-drop", "5", "results=worse")[0] == 1  # significant
+    assert (
+        zipeval("check", "--against=baseline.json", "--max-drop", "5", "results=worse")[
+            0
+        ]
+        == 1
+    )  # significant
     put(tmp_path / "other", fields=[("task_hash", "g")])
-    code, printed, complaint = zipeval("check", "against=baseline.json", "results=other")
+    code, printed, complaint = zipeval(
+        "check", "against=baseline.json", "results=other"
+    )
     assert (code, printed.split()[0]) == (2, "CANNOT")
     assert "baseline.json: 1 record cannot be compared" in complaint
 
 
 def test_the_exit_code_does_not_depend_on_who_reads(zipeval, tmp_path):
     put(tmp_path / "worse", wrong=110)
-    command = [sys.executable, "-m", "zipeval", "check", "--against", "baseline.json", "--junit", "j.xml"]
+    command = [
+        sys.executable,
+        "-m",
+        "zipeval",
+        "check",
+        "--against",
+        "baseline.json",
+        "--junit",
+        "j.xml",
+    ]
     buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([*command, "results=worse"], env=buffered, **piped)
@@ -730,7 +952,10 @@ def test_commands_that_are_advised_can_be_pasted(zipeval, tmp_path):
     put(tmp_path / "no good", wrong=110)
     code, _, complaint = zipeval("check", "--against", "b.json", "results=no good")
     advised = shlex.split(complaint.split("`")[1])
-    assert (code, advised) == (1, ["zipeval", "baseline", "results=no good", "out=b.json"])
+    assert (code, advised) == (
+        1,
+        ["zipeval", "baseline", "results=no good", "out=b.json"],
+    )
 
 
 def test_max_drop_is_what_it_is_set_to(zipeval, tmp_path):
@@ -753,18 +978,42 @@ def test_a_regression_is_said_before_what_cannot_be_compared(zipeval, tmp_path):
         ([], "check: name a baseline"),
         (["--against"], "--against: needs a value"),
         (["--against", "baseline.json", "--junit"], "--junit: needs a value"),
-        (["--against", "baseline.json", "results=runs", "--max-drop="], "--max-drop: needs a value"),
-        (["--against", "nowhere.json"], "against=nowhere.json: not a readable baseline"),
-        (["--against", "baseline.json", "results=nowhere"], "results=nowhere: no record of it"),
-        (["--against", "baseline.json", "--max-drop", "much"], "max_drop=much: expected percent"),
-        (["--against", "baseline.json", "--max-drop=-1"], "max_drop=-1: expected percent"),
-        (["--against", "baseline.json", "--format", "html"], "format=html: expected one of text, github"),
+        (
+            ["--against", "baseline.json", "results=runs", "--max-drop="],
+            "--max-drop: needs a value",
+        ),
+        (
+            ["--against", "nowhere.json"],
+            "against=nowhere.json: not a readable baseline",
+        ),
+        (
+            ["--against", "baseline.json", "results=nowhere"],
+            "results=nowhere: no record of it",
+        ),
+        (
+            ["--against", "baseline.json", "--max-drop", "much"],
+            "max_drop=much: expected percent",
+        ),
+        (
+            ["--against", "baseline.json", "--max-drop=-1"],
+            "max_drop=-1: expected percent",
+        ),
+        (
+            ["--against", "baseline.json", "--format", "html"],
+            "format=html: expected one of text, github",
+        ),
         (
             ["--against", "baseline.json", "--maxdrop", "1"],
             "maxdrop: no such setting of `zipeval check`. Did you mean max_drop?",
         ),
         (
-            ["--against", "baseline.json", "results=runs", "--junit", "baseline.json/x"],
+            [
+                "--against",
+                "baseline.json",
+                "results=runs",
+                "--junit",
+                "baseline.json/x",
+            ],
             "junit=baseline.json/x: cannot be",
         ),
     ],
@@ -789,10 +1038,21 @@ def test_junit(zipeval, tmp_path):
     put(tmp_path / "now", wrong=90, first=3, answers=9, fields=[("metric", "a<b & c")])
     put(tmp_path / "now", task="colours")
     put(tmp_path / "now", task="new")
-    assert zipeval("check", "--against", "baseline.json", "--junit", "out/j.xml", "results=now")[0] == 1
+    assert (
+        zipeval(
+            "check", "--against", "baseline.json", "--junit", "out/j.xml", "results=now"
+        )[0]
+        == 1
+    )
     suite = ElementTree.parse(tmp_path / "out/j.xml").getroot()
     assert suite.tag == "testsuite"
-    assert {**suite.attrib} == {"name": "zipeval check", "tests": "4", "failures": "1", "errors": "1", "skipped": "1"}
+    assert {**suite.attrib} == {
+        "name": "zipeval check",
+        "tests": "4",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "1",
+    }
     assert {case.get("name").split()[-1]: case[0].tag for case in suite} == {
         "shapes": "failure",
         "colours": "system-out",
@@ -807,26 +1067,40 @@ def test_junit(zipeval, tmp_path):
 def test_annotations_of_github(zipeval, tmp_path):
     """A line for each record that is not well; what would end it is escaped."""
     put(tmp_path / "now", wrong=150, task="shapes")
-    _, printed, _ = zipeval("check", "--against", "baseline.json", "--format", "github", "results=now")
+    _, printed, _ = zipeval(
+        "check", "--against", "baseline.json", "--format", "github", "results=now"
+    )
     (line,) = (line for line in printed.splitlines() if line.startswith("::"))
     assert line.startswith(
         "::error title=REGRESSION tiny visionzip 16 shapes::accuracy 75 -> 62.5, 16.7%25 lower, p = "
     )
     assert "%0A50 samples lost%0A  doc_id 100: score 1 -> 0" in line
     assert "REGRESSION      tiny visionzip 16 shapes" in printed
-    assert "::" not in zipeval("check", "--against", "baseline.json", "--format", "github", "results=runs")[1]
+    assert (
+        "::"
+        not in zipeval(
+            "check", "--against", "baseline.json", "--format", "github", "results=runs"
+        )[1]
+    )
 
 
 def test_titles_of_annotations_end_where_they_should():
     verdict = gate.Verdict("chain first=visionzip:64, second", REGRESSED, ["lower"])
-    assert gate.annotations([verdict]) == "::error title=REGRESSION chain first=visionzip%3A64%2C second::lower"
+    assert (
+        gate.annotations([verdict])
+        == "::error title=REGRESSION chain first=visionzip%3A64%2C second::lower"
+    )
 
 
 @pytest.fixture(scope="module")
 def workflow():
     """The commands of .github/workflows/regression.yml by the names of their steps."""
     held = yaml.safe_load((ROOT / ".github/workflows/regression.yml").read_text())
-    return {step["name"]: shlex.split(step["run"]) for step in held["jobs"]["gate"]["steps"] if "run" in step}
+    return {
+        step["name"]: shlex.split(step["run"])
+        for step in held["jobs"]["gate"]["steps"]
+        if "run" in step
+    }
 
 
 def test_the_committed_baseline_is_of_what_the_workflow_runs(workflow):
@@ -836,10 +1110,20 @@ def test_the_committed_baseline_is_of_what_the_workflow_runs(workflow):
     held = {entry["of"]["method"]: entry for entry in baseline.read(COMMITTED)}
     assert [*held] == sorted(given["method"].split(","))
     for method, entry in held.items():
-        config = compose([f"method={method}", *(f"{k}={v}" for k, v in given.items() if k != "method")])
+        config = compose(
+            [
+                f"method={method}",
+                *(f"{k}={v}" for k, v in given.items() if k != "method"),
+            ]
+        )
         session = Session(config)
         (task,) = config.tasks
-        assert entry["of"] == {"model": "tiny_llava", "method": method, "tokens": session.config.tokens, "task": task}
+        assert entry["of"] == {
+            "model": "tiny_llava",
+            "method": method,
+            "tokens": session.config.tokens,
+            "task": task,
+        }
         assert entry["same"]["fingerprint"] == session.checkpoint.fingerprint
         assert entry["same"]["task_hash"] == session.task_hash(task, task_folder(task))
         assert (entry["same"]["limit"], len(entry["scores"])) == (None, 1499)

@@ -20,7 +20,11 @@ import torch
 from safetensors.torch import load_file
 from tiny import Watched
 from torch.nn.functional import pad
-from transformers import LlavaForConditionalGeneration, LlavaNextConfig, LlavaNextForConditionalGeneration
+from transformers import (
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
 
 from zipeval.engine.images import stock_tokens
 from zipeval.engine.vision import reduced_inputs
@@ -50,7 +54,9 @@ def cases(path: Path) -> dict[tuple[str, int, str | None], dict[str, torch.Tenso
     """(setting, image, prompt or None) -> what the official code computed."""
     found: dict = {}
     for key, value in read(path).items():
-        setting, image, prompt, what = re.fullmatch(r"([\w./]+?)/(?:img)?(\d+|g\w+?)(?:_(\w+))?/([\w/]+)", key).groups()
+        setting, image, prompt, what = re.fullmatch(
+            r"([\w./]+?)/(?:img)?(\d+|g\w+?)(?:_(\w+))?/([\w/]+)", key
+        ).groups()
         found.setdefault((setting, image, prompt), {})[what] = value
     return found
 
@@ -59,10 +65,16 @@ def pytest_generate_tests(metafunc):
     folder = metafunc.config.getoption("--goldens")
     folder = Path(folder).resolve() if folder else None
     if "kind" in metafunc.fixturenames:
-        params = [pytest.param(folder, *batch, id=f"{batch[0]}-{batch[1]}") for batch in batches(folder)]
+        params = [
+            pytest.param(folder, *batch, id=f"{batch[0]}-{batch[1]}")
+            for batch in batches(folder)
+        ]
         return metafunc.parametrize("folder, kind, setting, answers", params)
     found = cases(folder / FILES[metafunc.function.__name__]) if folder else {}
-    params = [pytest.param(folder, *case, golden, id="-".join(map(str, case))) for case, golden in found.items()]
+    params = [
+        pytest.param(folder, *case, golden, id="-".join(map(str, case)))
+        for case, golden in found.items()
+    ]
     metafunc.parametrize("folder, setting, number, prompt, golden", params)
 
 
@@ -70,30 +82,55 @@ def batches(folder: Path | None):
     """(method, setting, {(image, prompt): what was answered}) wherever a setting answered several prompts."""
     for kind in BATCHED if folder else ():
         by_setting: dict = {}
-        for (setting, number, prompt), golden in cases(folder / FILES[f"test_{kind}"]).items():
+        for (setting, number, prompt), golden in cases(
+            folder / FILES[f"test_{kind}"]
+        ).items():
             if "tokens" in golden and "nocache" not in setting:
                 by_setting.setdefault(setting, {})[number, prompt] = golden
-        yield from ((kind, setting, answers) for setting, answers in by_setting.items() if len(answers) > 1)
+        yield from (
+            (kind, setting, answers)
+            for setting, answers in by_setting.items()
+            if len(answers) > 1
+        )
 
 
 @cache
 def golden_model(folder: Path):
-    return LlavaForConditionalGeneration.from_pretrained(folder / "hf_model", dtype=torch.float32).eval()
+    return LlavaForConditionalGeneration.from_pretrained(
+        folder / "hf_model", dtype=torch.float32
+    ).eval()
 
 
 def make_inputs(folder: Path, model, number: str, prompt: str | None) -> dict:
     """Prompt, image and question for one sample; images beyond the stored ones are their mirrored copies."""
-    return {**make_prompt(folder, model, prompt, 576), "pixel_values": crop(folder, int(number))[None]}
+    return {
+        **make_prompt(folder, model, prompt, 576),
+        "pixel_values": crop(folder, int(number))[None],
+    }
 
 
 def crop(folder: Path, number: int) -> torch.Tensor:
     stored = read(folder / "images.safetensors")["images_int8"].float() / 64
-    return stored[number] if number < len(stored) else stored[number - len(stored)].flip(-1)
+    return (
+        stored[number]
+        if number < len(stored)
+        else stored[number - len(stored)].flip(-1)
+    )
 
 
 def make_prompt(folder: Path, model, prompt: str | None, visual: int) -> dict:
-    parts = json.loads((folder / "prompts.json").read_text()).get(prompt, {"system": [], "question": []})
-    ids = torch.tensor([[*parts["system"], *[model.config.image_token_id] * visual, *parts["question"]]])
+    parts = json.loads((folder / "prompts.json").read_text()).get(
+        prompt, {"system": [], "question": []}
+    )
+    ids = torch.tensor(
+        [
+            [
+                *parts["system"],
+                *[model.config.image_token_id] * visual,
+                *parts["question"],
+            ]
+        ]
+    )
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -119,7 +156,10 @@ def answer(model, method, inputs, golden, **options):
     logits = torch.cat(out.logits)
     for what, expected in golden.items():
         if what == "tokens":
-            assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == expected.tolist()
+            assert (
+                out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+                == expected.tolist()
+            )
         elif what == "logits":
             close(logits[0], expected[0], PREFILL)
             close(logits, expected, STEPS)
@@ -136,13 +176,17 @@ def test_vanilla(folder, setting, number, prompt, golden):
         return answer(model, Vanilla(), inputs, golden)
     assert set(golden) == {"features"}
     with torch.no_grad():
-        features = model.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output[0]
+        features = model.model.get_image_features(
+            inputs["pixel_values"], return_dict=True
+        ).pooler_output[0]
     close(features, golden["features"], FEATURES)
 
 
 def visionzip_of(setting: str) -> VisionZip:
     """`visionzip_54_10`; attention alone is stored without a split."""
-    dominant, contextual = map(int, setting.split("_")[1:]) if "_" in setting else (54, 10)
+    dominant, contextual = (
+        map(int, setting.split("_")[1:]) if "_" in setting else (54, 10)
+    )
     return VisionZip(dominant=dominant, contextual=contextual)
 
 
@@ -163,7 +207,10 @@ def test_visionzip(folder, setting, number, prompt, golden):
             close(score, expected, FEATURES)
         elif what == "all_indices":  # CLS, then patches by descending score
             assert method.reduced.kept[0].tolist() == sorted(expected.tolist())
-            assert [0, *(score.topk(dominant - 1).indices + 1).tolist()] == expected.tolist()
+            assert [
+                0,
+                *(score.topk(dominant - 1).indices + 1).tolist(),
+            ] == expected.tolist()
         elif what in ("hidden", "features"):
             actual = {"hidden": hidden, "features": features}[what]
             close(actual[:dominant], expected[:dominant], FEATURES)
@@ -181,13 +228,21 @@ class WatchedFastV(FastV):
     def reduce(self, layer, prompts):
         kept = super().reduce(layer, prompts)
         visual = prompts.visual[0]
-        self.seen.append((prompts.attention(prompts.last_rows()).mean(1)[0, 0, visual], kept.visual[0, visual]))
+        self.seen.append(
+            (
+                prompts.attention(prompts.last_rows()).mean(1)[0, 0, visual],
+                kept.visual[0, visual],
+            )
+        )
         return kept
 
 
 def fastv_options(setting: str) -> dict[str, int]:
     """`fastv_cache_k2_keep64`; attention alone is stored without a number to keep."""
-    found = {k.upper() if k == "k" else k: int(v) for k, v in re.findall(r"(k|keep)(\d+)", setting)}
+    found = {
+        k.upper() if k == "k" else k: int(v)
+        for k, v in re.findall(r"(k|keep)(\d+)", setting)
+    }
     return {"keep": 64, **found}
 
 
@@ -202,7 +257,10 @@ def test_fastv(folder, setting, number, prompt, golden):
         if what == "keep_patch":
             assert method.seen[0][1].nonzero()[:, 0].tolist() == expected.tolist()
         elif what == "keep_patch_per_step":
-            assert [kept.nonzero()[:, 0].tolist() for _, kept in method.seen[: len(expected)]] == expected.tolist()
+            assert [
+                kept.nonzero()[:, 0].tolist()
+                for _, kept in method.seen[: len(expected)]
+            ] == expected.tolist()
         elif what == "last_token_attention":
             close(method.seen[0][0], expected, FEATURES)
         else:
@@ -256,7 +314,10 @@ def test_sparsevlm(folder, setting, number, prompt, golden):
     answer(model, method, inputs, of_answer)
     for what in golden.keys() - of_answer:
         stage, _, part = what.partition("/")
-        actual, expected = method.stages[int(stage.removeprefix("stage"))].get(part), golden[what]
+        actual, expected = (
+            method.stages[int(stage.removeprefix("stage"))].get(part),
+            golden[what],
+        )
         if part in ("kept", "raters"):
             assert actual.tolist() == expected.tolist(), what
         elif part in ("merged", "score"):
@@ -280,11 +341,21 @@ def test_in_a_batch(folder, kind, setting, answers):
     def padded(name):
         return torch.cat([pad(s[name], (width - s[name].shape[1], 0)) for s in singles])
 
-    inputs = {"input_ids": padded("input_ids"), "attention_mask": padded("attention_mask")}
+    inputs = {
+        "input_ids": padded("input_ids"),
+        "attention_mask": padded("attention_mask"),
+    }
     inputs["pixel_values"] = torch.cat([s["pixel_values"] for s in singles])
-    options = {"do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True}
+    options = {
+        "do_sample": False,
+        "pad_token_id": 0,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     with method.applied(model):
-        out = model.generate(**inputs, max_new_tokens=len(goldens[0]["tokens"]), **options)
+        out = model.generate(
+            **inputs, max_new_tokens=len(goldens[0]["tokens"]), **options
+        )
     for row, golden in enumerate(goldens):
         assert out.sequences[row, width:].tolist() == golden["tokens"].tolist()
         close(torch.stack(out.logits, 1)[row], golden["logits"], STEPS)
@@ -293,9 +364,14 @@ def test_in_a_batch(folder, kind, setting, answers):
 @cache
 def next_model(folder: Path):
     """The same weights as a LLaVA-NeXT, and its row end."""
-    config = LlavaNextConfig.from_dict(json.loads((folder / "hf_next_config.json").read_text()))
+    config = LlavaNextConfig.from_dict(
+        json.loads((folder / "hf_next_config.json").read_text())
+    )
     model = LlavaNextForConditionalGeneration(config).eval()
-    model.load_state_dict(golden_model(folder).state_dict() | load_file(folder / "image_newline.safetensors"))
+    model.load_state_dict(
+        golden_model(folder).state_dict()
+        | load_file(folder / "image_newline.safetensors")
+    )
     return model
 
 
@@ -307,7 +383,11 @@ def test_next(folder, setting, number, prompt, golden):
     pixels = torch.stack([crop(folder, i) for i in range(1 + tiles)])[None]
     inputs = make_prompt(folder, model, prompt, stock_tokens(model, size[0]))
     inputs |= {"pixel_values": pixels, "image_sizes": size}
-    method = Watched(visionzip_of(setting.removeprefix("next_"))) if "visionzip" in setting else Vanilla()
+    method = (
+        Watched(visionzip_of(setting.removeprefix("next_")))
+        if "visionzip" in setting
+        else Vanilla()
+    )
     answer(model, method, inputs, {k: golden[k] for k in ("tokens", "logits")})
     for what in golden.keys() - {"tokens", "logits"}:
         if what == "all_indices":
@@ -315,6 +395,10 @@ def test_next(folder, setting, number, prompt, golden):
         elif what == "sequence_features":
             with torch.no_grad():
                 reduced = reduced_inputs(model, inputs, method)
-            close(reduced["mm_encoder_outputs"]["image"].pooler_output[0], golden[what], MERGED)
+            close(
+                reduced["mm_encoder_outputs"]["image"].pooler_output[0],
+                golden[what],
+                MERGED,
+            )
         else:
             pytest.fail(f"nothing here checks {what!r}")

@@ -40,7 +40,9 @@ def zipeval_says(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("name", DECLARED)
-@pytest.mark.parametrize("asks", ["{} --help", "{} -h", "help {}", "{} results=x --help"])
+@pytest.mark.parametrize(
+    "asks", ["{} --help", "{} -h", "help {}", "{} results=x --help"]
+)
 def test_every_command_explains_itself(name, asks, zipeval_says):
     """Each setting with its meaning and the values that it takes, nothing else is done."""
     if name == "doctor" and "results" in asks:
@@ -73,19 +75,28 @@ def test_every_setting_of_a_run_is_explained(name, zipeval_says):
     _, said, _ = zipeval_says(name, "--help")
     words = " ".join(said.split())
     explained = {setting.name for setting in run_settings()}
-    nodes = [field.default_factory for field in fields(RunConfig) if is_dataclass(field.default_factory)]
+    nodes = [
+        field.default_factory
+        for field in fields(RunConfig)
+        if is_dataclass(field.default_factory)
+    ]
     assert len(nodes) == 4
     for config in (RunConfig, *nodes):
         assert attributes(config).keys() == {field.name for field in fields(config)}
         for attribute in attributes(config).values():
             assert len(attribute.meaning.split()) > 3
     for node in nodes:
-        prefix = next(field.name for field in fields(RunConfig) if field.default_factory is node)
+        prefix = next(
+            field.name for field in fields(RunConfig) if field.default_factory is node
+        )
         for name_of_field, attribute in attributes(node).items():
             assert f"{prefix}.{name_of_field}" in explained
             assert attribute.meaning in words
     for setting, choices in CHOICES.items():
-        assert f"{setting}={'|'.join('null' if choice is None else choice for choice in choices)}" in said
+        assert (
+            f"{setting}={'|'.join('null' if choice is None else choice for choice in choices)}"
+            in said
+        )
 
 
 def test_the_defaults_that_are_shown_are_those_of_a_run(zipeval_says):
@@ -104,7 +115,10 @@ def test_options_of_the_method_that_is_named_are_explained(zipeval_says):
     _, said, _ = zipeval_says("run", "method=fastv,visionzip", "--help")
     words = " ".join(said.split())
     assert "method.ratio=VALUE instead of tokens: share that is dropped" in words
-    assert "method.dominant=VALUE counts CLS; null: the paper's 54:10 split of tokens" in words
+    assert (
+        "method.dominant=VALUE counts CLS; null: the paper's 54:10 split of tokens"
+        in words
+    )
     assert "options of method=" not in zipeval_says("run", "--help")[1]
     assert [setting.name for setting in method_settings("nowhere")] == []
 
@@ -123,24 +137,66 @@ def test_defaults_of_other_commands_than_run_are_theirs(zipeval_says):
             ["run", "method=vanilla,visionzip"],
             "several values are a sweep. Add -m: `zipeval run -m method=vanilla,visionzip`",
         ),
-        (["run", "method=visionzip", "tokens=48,16"], "tokens=48,16: several values are a sweep. Add -m"),
-        (["run", "tokens=range(1,4)", "method=fastv"], "tokens=range(1,4): several values are a sweep. Add -m"),
-        (["run", "tasks=pope,gqa"], "tasks=pope,gqa: write tasks=[pope,gqa] for one run on all of them, or add -m"),
-        (["run", "--multrun"], "--multrun: no such option of `zipeval run`. Did you mean --multirun?"),
+        (
+            ["run", "method=visionzip", "tokens=48,16"],
+            "tokens=48,16: several values are a sweep. Add -m",
+        ),
+        (
+            ["run", "tokens=range(1,4)", "method=fastv"],
+            "tokens=range(1,4): several values are a sweep. Add -m",
+        ),
+        (
+            ["run", "tasks=pope,gqa"],
+            "tasks=pope,gqa: write tasks=[pope,gqa] for one run on all of them, or add -m",
+        ),
+        (
+            ["run", "--multrun"],
+            "--multrun: no such option of `zipeval run`. Did you mean --multirun?",
+        ),
         (["run", "-sc", "install=bash"], "`zipeval completion bash` prints a script"),
-        (["report", "out=x.pdf"], "out=x.pdf: the report is a web page. Name a file that ends in .html, or plots=DIR"),
-        (["report", "--out", "x"], "out=x: the report is a web page. Name a file that ends in .html."),
+        (
+            ["report", "out=x.pdf"],
+            "out=x.pdf: the report is a web page. Name a file that ends in .html, or plots=DIR",
+        ),
+        (
+            ["report", "--out", "x"],
+            "out=x: the report is a web page. Name a file that ends in .html.",
+        ),
         (["report", "out="], "out=: needs a value"),
-        (["table", "--format=latx"], "format=latx: expected one of markdown, csv, latex, html, json."),
-        (["table", "--results"], "--results: needs a value. `zipeval table --help` explains it."),
+        (
+            ["table", "--format=latx"],
+            "format=latx: expected one of markdown, csv, latex, html, json.",
+        ),
+        (
+            ["table", "--results"],
+            "--results: needs a value. `zipeval table --help` explains it.",
+        ),
         (["table", "--results", "--statistics"], "--results: needs a value"),
         (["table", "extra"], "table extra: it takes nothing but NAME=VALUE"),
-        (["bench", "model=tiny_llava,tiny_next"], "model=tiny_llava,tiny_next: expected one model. Run this for each."),
-        (["bench", "limit=3"], "limit=3: `zipeval bench` has no use for it, its inputs are synthetic. Leave it out."),
-        (["bench", "tokns=3"], "tokns: no such setting of `zipeval bench`. Did you mean tokens?"),
-        (["bench", "--config-dir", "nowhere", "model=tiny_llava"], "--config-dir nowhere: no such directory."),
-        (["visualize", "a.png", "What?", "limit=3"], "limit: no such setting of `zipeval visualize`."),
-        (["list"], "list: say what. Available: experiments, launchers, methods, models, suites, tables, tasks."),
+        (
+            ["bench", "model=tiny_llava,tiny_next"],
+            "model=tiny_llava,tiny_next: expected one model. Run this for each.",
+        ),
+        (
+            ["bench", "limit=3"],
+            "limit=3: `zipeval bench` has no use for it, its inputs are synthetic. Leave it out.",
+        ),
+        (
+            ["bench", "tokns=3"],
+            "tokns: no such setting of `zipeval bench`. Did you mean tokens?",
+        ),
+        (
+            ["bench", "--config-dir", "nowhere", "model=tiny_llava"],
+            "--config-dir nowhere: no such directory.",
+        ),
+        (
+            ["visualize", "a.png", "What?", "limit=3"],
+            "limit: no such setting of `zipeval visualize`.",
+        ),
+        (
+            ["list"],
+            "list: say what. Available: experiments, launchers, methods, models, suites, tables, tasks.",
+        ),
         (["list", "models", "methods"], "list models methods: say what."),
         (["completion", "fish"], "completion fish: say which shell"),
         (["doctor", "x=1"], "x: no such setting of `zipeval doctor`."),
@@ -161,7 +217,10 @@ def test_refusals(arguments, said, zipeval_says, tmp_path):
 def test_options_stand_anywhere(zipeval_says, monkeypatch):
     """Also behind settings, where argparse would not look for them."""
     seen = []
-    monkeypatch.setattr("zipeval.sweeps.sweep.Job.__call__", lambda self, config: seen.extend(self.sweep.cells))
+    monkeypatch.setattr(
+        "zipeval.sweeps.sweep.Job.__call__",
+        lambda self, config: seen.extend(self.sweep.cells),
+    )
     zipeval_says("run", "method=vanilla,none", "-m", "limit=2")
     assert [cell.config.limit for cell in seen] == [2, 2]
 
@@ -170,12 +229,22 @@ EXAMPLE = Command(
     "example",
     "WHAT [NAME=VALUE ...]",
     "An example.",
-    operands=(Operand("WHAT", "something"), Operand("MORE", "something more", required=False)),
+    operands=(
+        Operand("WHAT", "something"),
+        Operand("MORE", "something more", required=False),
+    ),
     settings=(
         Setting("out", "a file", "FILE", path, "there.txt"),
         Setting("max_drop", "a number", "N", positive, 3),
         Setting("form", "a form", default="a", choices=("a", "b")),
-        Setting("all_of_it", "or a part", read=switch, default=False, choices=("false", "true"), flag=True),
+        Setting(
+            "all_of_it",
+            "or a part",
+            read=switch,
+            default=False,
+            choices=("false", "true"),
+            flag=True,
+        ),
     ),
     passed_on=("seed", "model."),
 )
@@ -215,10 +284,16 @@ def test_settings_are_read_alike_however_they_are_written(arguments, changed):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["max_drop=0"], "max_drop=0: expected a whole number from 1 up, such as max_drop=16."),
+        (
+            ["max_drop=0"],
+            "max_drop=0: expected a whole number from 1 up, such as max_drop=16.",
+        ),
         (["form=c"], "form=c: expected one of a, b."),
         (["--all-of-it=yes"], "all_of_it=yes: expected one of false, true."),
-        (["maxdrop=1"], "maxdrop: no such setting of `zipeval example`. Did you mean max_drop?"),
+        (
+            ["maxdrop=1"],
+            "maxdrop: no such setting of `zipeval example`. Did you mean max_drop?",
+        ),
         (["dtype=1"], "dtype: no such setting"),
         (["a", "b", "c"], "example what a b c: it takes nothing but"),
     ],

@@ -37,7 +37,9 @@ def ask(model):
 
 
 def generate(model, inputs, new=3):
-    return model.generate(**inputs, max_new_tokens=new, do_sample=False, suppress_tokens=[IMAGE, VIDEO])
+    return model.generate(
+        **inputs, max_new_tokens=new, do_sample=False, suppress_tokens=[IMAGE, VIDEO]
+    )
 
 
 def rename(arguments: dict, old: str, new: str) -> dict:
@@ -52,9 +54,13 @@ def renamed_forward(module, old: str, new: str) -> None:
         return stock(self, *args, **rename(kwargs, new, old))
 
     parameters = inspect.signature(stock).parameters.values()
-    forward.__signature__ = inspect.Signature([p.replace(name=new) if p.name == old else p for p in parameters])
+    forward.__signature__ = inspect.Signature(
+        [p.replace(name=new) if p.name == old else p for p in parameters]
+    )
     module.__class__ = types.new_class(
-        type(module).__name__, (type(module),), exec_body=lambda ns: ns.update(forward=forward)
+        type(module).__name__,
+        (type(module),),
+        exec_body=lambda ns: ns.update(forward=forward),
     )
 
 
@@ -62,9 +68,13 @@ def rename_in_layers(model, old: str, new: str) -> None:
     """Let the decoder call its layers with another name for an argument, which they still understand."""
     for layer in hf_names.decoder(model).layers:
         stock = layer.forward
-        layer.forward = lambda *args, stock=stock, **kwargs: stock(*args, **rename(kwargs, new, old))
+        layer.forward = lambda *args, stock=stock, **kwargs: stock(
+            *args, **rename(kwargs, new, old)
+        )
         layer.register_forward_pre_hook(
-            lambda module, args, kwargs: (args, rename(kwargs, old, new)), with_kwargs=True, prepend=True
+            lambda module, args, kwargs: (args, rename(kwargs, old, new)),
+            with_kwargs=True,
+            prepend=True,
         )
 
 
@@ -79,7 +89,10 @@ def test_a_cache_of_another_name_in_the_layers(name):
     rename_in_layers(model, cache_name(model), NONSENSE)
     stock = generate(model, inputs)
     assert stock.shape[1] == inputs["input_ids"].shape[1] + 3
-    with make(name, model).applied(model), pytest.raises(IncompatibleError, match=f"without cache.*{NONSENSE}"):
+    with (
+        make(name, model).applied(model),
+        pytest.raises(IncompatibleError, match=f"without cache.*{NONSENSE}"),
+    ):
         generate(model, inputs)
     assert torch.equal(generate(model, inputs), stock)
 
@@ -89,20 +102,32 @@ def test_a_cache_of_another_name_in_the_layers(name):
 def test_another_name_of_any_argument_in_the_layers(name, argument):
     model = tiny()
     rename_in_layers(model, argument, NONSENSE)
-    with make(name, model).applied(model), pytest.raises(IncompatibleError, match=f"without {argument}"):
+    with (
+        make(name, model).applied(model),
+        pytest.raises(IncompatibleError, match=f"without {argument}"),
+    ):
         generate(model, ask(model))
 
 
 @pytest.mark.parametrize("name", REDUCING)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_cache_of_another_name_in_the_whole_of_transformers(family, name, monkeypatch):
+def test_a_cache_of_another_name_in_the_whole_of_transformers(
+    family, name, monkeypatch
+):
     """Every argument and every field of outputs, from `generate` to the attention."""
     model = tiny(family)
     inputs = ask(model)
-    monkeypatch.setattr(hf_names, "CACHE", (NONSENSE,))  # so that its names today are unknown to us
+    monkeypatch.setattr(
+        hf_names, "CACHE", (NONSENSE,)
+    )  # so that its names today are unknown to us
     with make(name, model).applied(model), pytest.raises(IncompatibleError) as error:
         generate(model, inputs)
-    for told in (hf_names.TESTED[0], hf_names.TESTED[1], "pip install", "zipeval doctor"):
+    for told in (
+        hf_names.TESTED[0],
+        hf_names.TESTED[1],
+        "pip install",
+        "zipeval doctor",
+    ):
         assert told in str(error.value)
 
 
@@ -111,7 +136,10 @@ def test_a_cache_of_another_name_in_the_whole_of_transformers(family, name, monk
 def test_another_name_of_any_argument_of_the_model(name, argument):
     model = tiny()
     renamed_forward(model, argument, NONSENSE)
-    with make(name, model).applied(model), pytest.raises(IncompatibleError, match=f"has no argument {argument}"):
+    with (
+        make(name, model).applied(model),
+        pytest.raises(IncompatibleError, match=f"has no argument {argument}"),
+    ):
         model(**ask(model))
 
 
@@ -119,7 +147,10 @@ def test_pixels_of_another_name():
     """They would be somebody else's arguments to the vision stage, and the image's places text."""
     model = tiny()
     inputs = rename(ask(model), "pixel_values", "pixels")
-    with VisionZip(tokens=9).applied(model), pytest.raises(ValueError, match="none of pixel_values"):
+    with (
+        VisionZip(tokens=9).applied(model),
+        pytest.raises(ValueError, match="none of pixel_values"),
+    ):
         model(**inputs)
 
 
@@ -135,17 +166,27 @@ def test_a_step_that_does_not_go_on_with_the_cache(method):
         return made
 
     model.prepare_inputs_for_generation = forgetful
-    with method.applied(model), pytest.raises(IncompatibleError, match="does not go on with the cache"):
+    with (
+        method.applied(model),
+        pytest.raises(IncompatibleError, match="does not go on with the cache"),
+    ):
         generate(model, ask(model))
 
 
-@pytest.mark.parametrize("method", [VisionZip(tokens=9), FastV(keep=9), SparseVLM((9,), (0,))], ids=repr)
+@pytest.mark.parametrize(
+    "method", [VisionZip(tokens=9), FastV(keep=9), SparseVLM((9,), (0,))], ids=repr
+)
 class TestCallsThatAreNotSeen:
     def test_generate_that_never_calls_the_model(self, method, monkeypatch):
         model = tiny()
         inputs = ask(model)
-        monkeypatch.setattr(type(model), "generate", lambda self, **given: given["input_ids"])
-        with method.applied(model), pytest.raises(IncompatibleError, match="does not call the model"):
+        monkeypatch.setattr(
+            type(model), "generate", lambda self, **given: given["input_ids"]
+        )
+        with (
+            method.applied(model),
+            pytest.raises(IncompatibleError, match="does not call the model"),
+        ):
             model.generate(**inputs, max_new_tokens=2)
 
     def test_layers_that_are_not_called(self, method):
@@ -189,7 +230,11 @@ class TestCallsThatAreNotSeen:
                 hf_names.decoder(model)
                 .layers[-1]
                 .register_forward_pre_hook(
-                    lambda module, args: (torch.cat([args[0], args[0][:, -1:]], 1), *args[1:]), prepend=False
+                    lambda module, args: (
+                        torch.cat([args[0], args[0][:, -1:]], 1),
+                        *args[1:],
+                    ),
+                    prepend=False,
                 )
             )
             # Hooks of the method come first: what it counts is what it left.
@@ -226,17 +271,34 @@ def model_of(family):
 
 class TestMoreThanThereIs:
     @pytest.mark.parametrize(
-        "method", [VisionZip(tokens=9999), VisionZip(dominant=30, contextual=7), Random(tokens=37), Uniform(tokens=40)]
+        "method",
+        [
+            VisionZip(tokens=9999),
+            VisionZip(dominant=30, contextual=7),
+            Random(tokens=37),
+            Uniform(tokens=40),
+        ],
     )
     def test_before_the_decoder(self, method):
-        with pytest.raises(ValueError, match="has 36 visual tokens in an image"), method.applied(model_of("llava")):
+        with (
+            pytest.raises(ValueError, match="has 36 visual tokens in an image"),
+            method.applied(model_of("llava")),
+        ):
             pass
 
     @pytest.mark.parametrize(
-        "method", [FastV(keep=37), SparseVLM((40, 39, 38), (0, 1, 2)), Chain(VisionZip(tokens=9), FastV(keep=10))]
+        "method",
+        [
+            FastV(keep=37),
+            SparseVLM((40, 39, 38), (0, 1, 2)),
+            Chain(VisionZip(tokens=9), FastV(keep=10)),
+        ],
     )
     def test_inside_the_decoder(self, method):
-        with pytest.raises(ValueError, match="nothing would be removed"), method.applied(model_of("llava")):
+        with (
+            pytest.raises(ValueError, match="nothing would be removed"),
+            method.applied(model_of("llava")),
+        ):
             pass
 
     def test_all_of_it_is_allowed(self):
@@ -262,12 +324,17 @@ class TestApplied:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_is_what_entered_the_layers(self, family, name):
         model = model_of(family)
-        inputs, method = prompts(model, [[5, 9], [7, 8, 9], [5]], [1, 2, 0]), make(name, model_of(family))
+        inputs, method = (
+            prompts(model, [[5, 9], [7, 8, 9], [5]], [1, 2, 0]),
+            make(name, model_of(family)),
+        )
         pictures = pictures_of(model, inputs, [1, 2, 0])
         with method.applied(model) as applied, torch.no_grad():
             assert applied.visual_tokens == []
             generate(model, inputs)
-            assert applied.visual_tokens == [method.entering(row, 6) for row in pictures]
+            assert applied.visual_tokens == [
+                method.entering(row, 6) for row in pictures
+            ]
             model(**single(model, inputs, [1, 2, 0], 0))
             assert applied.visual_tokens == [method.entering(pictures[0], 6)]
             text = single(model, inputs, [1, 2, 0], 2)

@@ -12,7 +12,9 @@ from threading import Thread
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LISTING = json.dumps([{"type": "file", "path": "config.json", "size": 2, "oid": COMMIT}]).encode()
+LISTING = json.dumps(
+    [{"type": "file", "path": "config.json", "size": 2, "oid": COMMIT}]
+).encode()
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -44,7 +46,11 @@ class Hub(BaseHTTPRequestHandler):
 TROUBLES = {
     "stale": (404, "RevisionNotFound", "Invalid rev id"),
     "missing": (404, "RepoNotFound", "Repository not found"),
-    "unknown": (401, None, "Invalid username or password."),  # what the hub says of missing ones to the nameless
+    "unknown": (
+        401,
+        None,
+        "Invalid username or password.",
+    ),  # what the hub says of missing ones to the nameless
     "gated": (401, "GatedRepo", "Access is restricted"),
     "gated_files": (403, "GatedRepo", "Access is restricted"),
     "down": (503, None, "Service Unavailable"),
@@ -63,9 +69,23 @@ def hub():
 def refused(root, endpoint, *arguments, offline="0"):
     """What `zipeval run` says on an empty cache."""
     done = subprocess.run(
-        [sys.executable, "-m", "zipeval", "run", "model=llava15", "model.revision=null", "suite=shapes", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "zipeval",
+            "run",
+            "model=llava15",
+            "model.revision=null",
+            "suite=shapes",
+            *arguments,
+        ],
         cwd=root,
-        env={**os.environ, "HF_HOME": str(root), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline},
+        env={
+            **os.environ,
+            "HF_HOME": str(root),
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_OFFLINE": offline,
+        },
         capture_output=True,
         text=True,
         timeout=120,
@@ -81,7 +101,12 @@ UNKNOWN = "no such repository, or a private one. Correct it, or run `hf auth log
 
 @pytest.mark.parametrize(
     "hub_id, expected",
-    [("missing/m", UNKNOWN), ("unknown/m", UNKNOWN), ("gated/m", GATED), ("gated_files/m", GATED)],
+    [
+        ("missing/m", UNKNOWN),
+        ("unknown/m", UNKNOWN),
+        ("gated/m", GATED),
+        ("gated_files/m", GATED),
+    ],
 )
 def test_repositories_that_are_not_given(hub_id, expected, hub, tmp_path):
     said = refused(tmp_path, hub, f"model.hub={hub_id}", f"model.revision={COMMIT}")
@@ -91,13 +116,20 @@ def test_repositories_that_are_not_given(hub_id, expected, hub, tmp_path):
 @pytest.mark.parametrize("revision", ["v9", COMMIT])
 def test_a_revision_that_is_not_there(revision, hub, tmp_path):
     said = refused(tmp_path, hub, "model.hub=stale/m", f"model.revision={revision}")
-    assert said.startswith(f"model.revision={revision}: stale/m has no such commit, branch or tag.")
+    assert said.startswith(
+        f"model.revision={revision}: stale/m has no such commit, branch or tag."
+    )
     assert "model.revision=null" in said
 
 
-@pytest.mark.parametrize("trouble, reason", [("down", "503"), ("drops", "disconnected"), ("nobody", "refused")])
+@pytest.mark.parametrize(
+    "trouble, reason",
+    [("down", "503"), ("drops", "disconnected"), ("nobody", "refused")],
+)
 def test_a_hub_that_does_not_answer(trouble, reason, hub, tmp_path):
-    endpoint = "http://127.0.0.1:9" if trouble == "nobody" else hub  # nothing listens there
+    endpoint = (
+        "http://127.0.0.1:9" if trouble == "nobody" else hub
+    )  # nothing listens there
     said = refused(tmp_path, endpoint, f"model.hub={trouble}/m")
     missing = f"model=llava15: {trouble}/m is not in the Hugging Face cache and {endpoint} did not give it"
     assert said.startswith(missing)
@@ -107,5 +139,7 @@ def test_a_hub_that_does_not_answer(trouble, reason, hub, tmp_path):
 
 def test_offline(hub, tmp_path):
     said = refused(tmp_path, hub, "model.hub=down/m", "model.revision=v1", offline="1")
-    assert said.startswith("model=llava15: down/m is not in the Hugging Face cache and HF_HUB_OFFLINE is set.")
+    assert said.startswith(
+        "model=llava15: down/m is not in the Hugging Face cache and HF_HUB_OFFLINE is set."
+    )
     assert "run `hf download down/m --revision v1`" in said

@@ -58,9 +58,20 @@ def videos(tmp_path_factory):
         (root / place).parent.mkdir(parents=True)
         codec = "gif" if path.endswith("gif") else "mpeg4"
         for number in range(3):
-            write_video(root / folder / path.format(f"clip{number}"), [0, 80 * number] * 4, codec=codec)
+            write_video(
+                root / folder / path.format(f"clip{number}"),
+                [0, 80 * number] * 4,
+                codec=codec,
+            )
         (root / folder / path.format("clip3")).write_bytes(b"damaged")
-        asked = [{"question_id": i, "video_name": f"clip{i}", "question": f"How many circles {i}?"} for i in range(5)]
+        asked = [
+            {
+                "question_id": i,
+                "video_name": f"clip{i}",
+                "question": f"How many circles {i}?",
+            }
+            for i in range(5)
+        ]
         (root / folder / "test_q.json").write_text(json.dumps(asked))
         answers = [{"question_id": i, "answer": f"answer {i}"} for i in range(5)]
         (root / folder / "test_a.json").write_text(json.dumps(answers))
@@ -70,8 +81,16 @@ def videos(tmp_path_factory):
 @pytest.fixture
 def asked(videos, tmp_path):
     """The overrides of a run, to which a judge has to be added."""
-    common = ["model=tiny_video", "method=visionzip", "tokens=80", f"data.videos={videos}", f"results={tmp_path}/runs"]
-    return lambda server, *overrides: compose([*common, f"judge.url={server.url}", "judge.model=m", *overrides])
+    common = [
+        "model=tiny_video",
+        "method=visionzip",
+        "tokens=80",
+        f"data.videos={videos}",
+        f"results={tmp_path}/runs",
+    ]
+    return lambda server, *overrides: compose(
+        [*common, f"judge.url={server.url}", "judge.model=m", *overrides]
+    )
 
 
 def number(prompt):
@@ -99,7 +118,11 @@ def test_every_video_benchmark_gives_a_number(asked, capsys):
     assert [path.stem for path in paths] == list(LAYOUT)
     for path in paths:
         record, samples = read(path)
-        assert (record["status"], record["failed"], record["unscored"]) == ("success", 2, 0)
+        assert (record["status"], record["failed"], record["unscored"]) == (
+            "success",
+            2,
+            0,
+        )
         assert record["score"] == record["metrics"]["accuracy"] == 40.0
         assert record["metrics"]["score"] == pytest.approx(8 / 5)
         assert record["visual_tokens"]["mean"] == 80
@@ -110,9 +133,14 @@ def test_every_video_benchmark_gives_a_number(asked, capsys):
         assert samples[0]["question"] == "How many circles 0?"
         assert samples[0]["prediction"]
     assert len(server.prompts) == 1 + 4 * 3
-    assert "How many circles 1?\nCorrect Answer: answer 1\nPredicted Answer: " in "\n".join(server.prompts)
+    assert (
+        "How many circles 1?\nCorrect Answer: answer 1\nPredicted Answer: "
+        in "\n".join(server.prompts)
+    )
     assert set(server.paths) == {"/v1/chat/completions"}
-    assert capsys.readouterr().out.count("accuracy 40, 2 samples could not be read") == 4
+    assert (
+        capsys.readouterr().out.count("accuracy 40, 2 samples could not be read") == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +150,11 @@ def test_every_video_benchmark_gives_a_number(asked, capsys):
         ([NO] * 3, 0, 0),
         # 1 of 3; (4 + 2 + 3) / 3
         (
-            ["{'pred': 'yes', 'score': 4.8}", "{'pred': 'no', 'score': 2}", "```\n{'pred': 'No', 'score': 3}\n```"],
+            [
+                "{'pred': 'yes', 'score': 4.8}",
+                "{'pred': 'no', 'score': 2}",
+                "```\n{'pred': 'No', 'score': 3}\n```",
+            ],
             100 / 3,
             3,
         ),
@@ -142,15 +174,26 @@ def test_the_protocol_is_video_llavas(asked, monkeypatch):
     greedy, inputs = answering.generation_options, Session.inputs
 
     def prompts(self, conversations):
-        texts.extend(part["text"] for c in conversations for part in c[0]["content"] if part["type"] == "text")
+        texts.extend(
+            part["text"]
+            for c in conversations
+            for part in c[0]["content"]
+            if part["type"] == "text"
+        )
         return inputs(self, conversations)
 
-    monkeypatch.setattr(answering, "generation_options", lambda given: options.append(greedy(given)) or greedy(given))
+    monkeypatch.setattr(
+        answering,
+        "generation_options",
+        lambda given: options.append(greedy(given)) or greedy(given),
+    )
     monkeypatch.setattr(Session, "inputs", prompts)
     with serving(lambda prompt: YES) as server:
         run(asked(server, MSVD, "limit=2"))
     assert texts == ["How many circles 0?", "How many circles 1?"]
-    assert [(o["max_new_tokens"], o["do_sample"], o["num_beams"]) for o in options] == [(1024, False, 1)]
+    assert [(o["max_new_tokens"], o["do_sample"], o["num_beams"]) for o in options] == [
+        (1024, False, 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,12 +215,17 @@ def test_the_protocol_is_video_llavas(asked, monkeypatch):
     ],
 )
 def test_what_is_no_verdict(reply, reason):
-    with serving(lambda prompt: reply) as server, pytest.raises(JudgeError, match=reason):
+    with (
+        serving(lambda prompt: reply) as server,
+        pytest.raises(JudgeError, match=reason),
+    ):
         Judge(JudgeConfig(server.url, "m")).verdict(VideoQA(), VideoQA.probe)
 
 
 @pytest.mark.parametrize("trouble", [(500, "out of order"), "I cannot say.", "slow"])
-def test_a_judge_that_fails_midway_is_asked_again_for_the_rest_only(asked, trouble, monkeypatch, tmp_path, capsys):
+def test_a_judge_that_fails_midway_is_asked_again_for_the_rest_only(
+    asked, trouble, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(judge, "TIMEOUT", 0.5)
 
     def failing(prompt):
@@ -191,18 +239,30 @@ def test_a_judge_that_fails_midway_is_asked_again_for_the_rest_only(asked, troub
     with serving(failing) as server:
         (path,) = run(asked(server, MSVD, "limit=4"))
         record, before = read(path)
-        assert (record["status"], record["unscored"], record["failed"]) == ("incomplete", 1, 1)
-        assert record["score"] == pytest.approx(100 / 3)  # of the two that were judged and the one without a video
+        assert (record["status"], record["unscored"], record["failed"]) == (
+            "incomplete",
+            1,
+            1,
+        )
+        assert record["score"] == pytest.approx(
+            100 / 3
+        )  # of the two that were judged and the one without a video
         assert record["metrics"]["score"] == pytest.approx(5 / 3)
         assert before[1]["scores"] == {}
         assert before[1]["unscored"]
         assert before[1]["prediction"]
-        assert "1 of 4 answers have no verdict: run this again" in capsys.readouterr().out
+        assert (
+            "1 of 4 answers have no verdict: run this again" in capsys.readouterr().out
+        )
         shutil.copytree(tmp_path / "runs", tmp_path / "vanilla")
         for copy in (tmp_path / "vanilla").glob("*/*a.json"):
-            copy.write_text(copy.read_text().replace('"name": "visionzip"', '"name": "vanilla"'))
+            copy.write_text(
+                copy.read_text().replace('"name": "visionzip"', '"name": "vanilla"')
+            )
         shown = render(tables(str(tmp_path / "vanilla")))
-        assert "INCOMPLETE, 1 of the 4 samples of zipeval_msvd_qa have no verdict" in shown
+        assert (
+            "INCOMPLETE, 1 of the 4 samples of zipeval_msvd_qa have no verdict" in shown
+        )
 
         monkeypatch.setattr(models, "load", no_model)
         server.prompts.clear()
@@ -220,7 +280,10 @@ def test_a_judge_that_fails_midway_is_asked_again_for_the_rest_only(asked, troub
             "scores": {"grade": 5.0},
         }
         assert [after[i] for i in (0, 2, 3)] == [before[i] for i in (0, 2, 3)]
-        assert [f.name for f in sorted(path.parent.glob("*.json*"))] == [path.name, "zipeval_msvd_qa.samples.jsonl"]
+        assert [f.name for f in sorted(path.parent.glob("*.json*"))] == [
+            path.name,
+            "zipeval_msvd_qa.samples.jsonl",
+        ]
 
         server.prompts.clear()
         run(asked(server, MSVD, "limit=4"))
@@ -233,23 +296,41 @@ def test_no_verdict_no_number(asked, tmp_path):
     with serving(lambda prompt: YES if number(prompt) is None else (500, "")) as server:
         (path,) = run(asked(server, MSVD, "method=vanilla"))
     record, _ = read(path)
-    assert (record["status"], record["unscored"], record["score"], record["metrics"]) == ("incomplete", 3, None, {})
+    assert (
+        record["status"],
+        record["unscored"],
+        record["score"],
+        record["metrics"],
+    ) == ("incomplete", 3, None, {})
     for task in (None, "zipeval_msvd_qa"):
         assert "INCOMPLETE, 3 of the 5" in render(tables(f"{tmp_path}/runs", task))
 
 
 def test_a_run_without_all_verdicts_is_red(videos, tmp_path, monkeypatch, capsys):
     """Exit code 1 and the record's path; 0 once they are there."""
-    common = ["model=tiny_video", f"data.videos={videos}", f"results={tmp_path}/runs", "judge.model=m", "limit=2", MSVD]
+    common = [
+        "model=tiny_video",
+        f"data.videos={videos}",
+        f"results={tmp_path}/runs",
+        "judge.model=m",
+        "limit=2",
+        MSVD,
+    ]
     monkeypatch.chdir(tmp_path)
     with serving(by_number([YES, (500, "")])) as server:
-        monkeypatch.setattr(sys, "argv", ["zipeval", "run", *common, f"judge.url={server.url}"])
+        monkeypatch.setattr(
+            sys, "argv", ["zipeval", "run", *common, f"judge.url={server.url}"]
+        )
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code == 1
-        assert "zipeval_msvd_qa.json: answers have no verdict" in capsys.readouterr().err
+        assert (
+            "zipeval_msvd_qa.json: answers have no verdict" in capsys.readouterr().err
+        )
         server.reply = by_number([YES, NO])
-        monkeypatch.setattr(sys, "argv", ["zipeval", "run", *common, f"judge.url={server.url}"])
+        monkeypatch.setattr(
+            sys, "argv", ["zipeval", "run", *common, f"judge.url={server.url}"]
+        )
         main()
 
 
@@ -277,7 +358,9 @@ def test_a_run_that_dies_while_it_judges_keeps_answers_and_verdicts(asked, monke
     write, records_written = records.atomic_write, []
 
     def full(path, text):
-        if path.suffix == ".json" and (records_written.append(path) or len(records_written) == 3):
+        if path.suffix == ".json" and (
+            records_written.append(path) or len(records_written) == 3
+        ):
             raise OSError(28, "No space left on device")
         write(path, text)
 
@@ -321,14 +404,26 @@ def test_a_record_that_waits_without_its_samples_is_refused(asked):
         (path,) = run(asked(server, MSVD, "limit=2"))
         (samples,) = path.parent.glob("*.samples.jsonl")
         samples.unlink()
-        with pytest.raises(UsageError, match=rf"{samples}: No such file or directory. Move {path} away"):
+        with pytest.raises(
+            UsageError, match=rf"{samples}: No such file or directory. Move {path} away"
+        ):
             run(asked(server, MSVD, "limit=2"))
 
 
 def test_a_judge_that_is_gone_is_not_asked_for_every_answer(monkeypatch):
     monkeypatch.setattr(judge, "THREADS", 1)
-    samples = [{"question": str(i), "target": "a", "prediction": "b", "unscored": "not asked yet"} for i in range(40)]
-    with serving(lambda prompt: YES if "Question: 3\n" in prompt else (500, "gone")) as server:
+    samples = [
+        {
+            "question": str(i),
+            "target": "a",
+            "prediction": "b",
+            "unscored": "not asked yet",
+        }
+        for i in range(40)
+    ]
+    with serving(
+        lambda prompt: YES if "Question: 3\n" in prompt else (500, "gone")
+    ) as server:
         Judge(JudgeConfig(server.url, "m")).score(VideoQA(), samples, lambda _: None)
         assert len(server.prompts) == 14
     assert sum("unscored" in sample for sample in samples) == 39
@@ -338,7 +433,15 @@ def test_a_judge_that_is_gone_is_not_asked_for_every_answer(monkeypatch):
 def test_a_judge_that_replies_with_no_verdict_is_not_gone(monkeypatch):
     """Its next reply may be one: answers that it never judges would keep it from all behind them, run after run."""
     monkeypatch.setattr(judge, "THREADS", 1)
-    samples = [{"question": str(i), "target": "a", "prediction": "b", "unscored": "not asked yet"} for i in range(40)]
+    samples = [
+        {
+            "question": str(i),
+            "target": "a",
+            "prediction": "b",
+            "unscored": "not asked yet",
+        }
+        for i in range(40)
+    ]
     replies = ["I cannot say.", (400, "The prompt was filtered")]
 
     def reply(prompt):
@@ -351,7 +454,9 @@ def test_a_judge_that_replies_with_no_verdict_is_not_gone(monkeypatch):
     assert [sample.get("score") for sample in samples] == [None] * 39 + [1]
 
 
-@pytest.mark.parametrize("key", ["sk-canary\nsk-canary", "sk-canary\u200b", "sk canary"], ids=ascii)
+@pytest.mark.parametrize(
+    "key", ["sk-canary\nsk-canary", "sk-canary\u200b", "sk canary"], ids=ascii
+)
 def test_what_cannot_be_a_key_is_not_sent(key, monkeypatch):
     """The client would fail with a message that shows it."""
     monkeypatch.setenv("OPENAI_API_KEY", key)
@@ -374,18 +479,36 @@ def test_the_key_is_nowhere_but_in_the_request(asked, monkeypatch, tmp_path, cap
         monkeypatch.setattr(sys, "argv", ["zipeval", "doctor"])
         main()
     said = capfd.readouterr()
-    written = [file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file()]
+    written = [
+        file.read_text(errors="replace")
+        for file in tmp_path.rglob("*")
+        if file.is_file()
+    ]
     assert len([text for text in written if text.startswith("{")]) == 2
     assert '"unscored": 3' in "".join(written)
     for text in (*written, said.out, said.err, str(refusal.value)):
         assert "canary" not in text
 
 
-@pytest.mark.parametrize("given", [[], ["judge.model=m"], ["judge.url=http://127.0.0.1:9/v1"]], ids=" ".join)
-@pytest.mark.parametrize("suite, task", [("paper_video", "zipeval_tgif_qa"), ("paper_image", "mmbench_en_dev")])
-def test_without_a_judge_its_tasks_are_refused_at_once(given, suite, task, videos, tmp_path, monkeypatch, capsys):
-    said, seconds = refusal([*given, f"suite={suite}", f"data.videos={videos}"], tmp_path, monkeypatch, capsys)
-    assert said.startswith(f"zipeval: tasks=[{task}]: a judge model scores its answers. Set judge.url=")
+@pytest.mark.parametrize(
+    "given", [[], ["judge.model=m"], ["judge.url=http://127.0.0.1:9/v1"]], ids=" ".join
+)
+@pytest.mark.parametrize(
+    "suite, task",
+    [("paper_video", "zipeval_tgif_qa"), ("paper_image", "mmbench_en_dev")],
+)
+def test_without_a_judge_its_tasks_are_refused_at_once(
+    given, suite, task, videos, tmp_path, monkeypatch, capsys
+):
+    said, seconds = refusal(
+        [*given, f"suite={suite}", f"data.videos={videos}"],
+        tmp_path,
+        monkeypatch,
+        capsys,
+    )
+    assert said.startswith(
+        f"zipeval: tasks=[{task}]: a judge model scores its answers. Set judge.url="
+    )
     assert "judge.model=" in said
     assert "OPENAI_API_KEY" in said
     assert seconds < 5
@@ -394,11 +517,17 @@ def test_without_a_judge_its_tasks_are_refused_at_once(given, suite, task, video
 @pytest.mark.parametrize(
     "reply, named",
     [
-        ((401, "Incorrect API key"), "a key is needed, OPENAI_API_KEY is not set (HTTP 401)"),
+        (
+            (401, "Incorrect API key"),
+            "a key is needed, OPENAI_API_KEY is not set (HTTP 401)",
+        ),
         ((404, "The model m does not exist"), "The model m does not exist"),
         ((500, "out of order"), "out of order"),
         ("", "its reply is empty"),
-        ("Certainly!", "its reply is no verdict such as {'pred': 'yes', 'score': 4}: 'Certainly!'"),
+        (
+            "Certainly!",
+            "its reply is no verdict such as {'pred': 'yes', 'score': 4}: 'Certainly!'",
+        ),
         ("slow", "no reply within 0.5 s"),
         ("down", "not reachable"),
     ],
@@ -407,9 +536,17 @@ def test_a_judge_that_does_not_judge_is_found_out_before_the_model_is_loaded(
     reply, named, videos, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(judge, "TIMEOUT", 0.5)
-    with serving(lambda prompt: time.sleep(1) or YES if reply == "slow" else reply) as server:
+    with serving(
+        lambda prompt: time.sleep(1) or YES if reply == "slow" else reply
+    ) as server:
         url = "http://127.0.0.1:9/v1" if reply == "down" else server.url
-        given = [MSVD, f"data.videos={videos}", f"judge.url={url}", "judge.model=m", "model=tiny_video"]
+        given = [
+            MSVD,
+            f"data.videos={videos}",
+            f"judge.url={url}",
+            "judge.model=m",
+            "model=tiny_video",
+        ]
         said, _ = refusal(given, tmp_path, monkeypatch, capsys)
     assert said.startswith(f"zipeval: judge.model=m at judge.url={url}: ")
     assert named in said
@@ -428,8 +565,15 @@ def test_a_judge_that_does_not_judge_is_found_out_before_the_model_is_loaded(
         "http://[::1/v1",
     ],
 )
-def test_an_address_that_is_none_is_refused_without_its_secrets(url, videos, tmp_path, monkeypatch, capsys):
-    given = [MSVD, f"data.videos={videos}", f"'judge.url=\"{url}\"'".strip("'"), "judge.model=m"]
+def test_an_address_that_is_none_is_refused_without_its_secrets(
+    url, videos, tmp_path, monkeypatch, capsys
+):
+    given = [
+        MSVD,
+        f"data.videos={videos}",
+        f"'judge.url=\"{url}\"'".strip("'"),
+        "judge.model=m",
+    ]
     said, _ = refusal(given, tmp_path, monkeypatch, capsys)
     assert said.startswith("zipeval: judge.url=")
     assert "expected an address, such as http://localhost:8000/v1" in said
@@ -454,15 +598,24 @@ def refusal(arguments, tmp_path, monkeypatch, capsys):
 
 def test_another_judge_is_another_record_where_a_judge_is_asked(videos, tmp_path):
     def ids(*overrides):
-        common = ["model=tiny_video", f"data.videos={videos}", "tasks=[zipeval_msvd_qa,zipeval_shapes]"]
-        session = Session(compose([*common, "judge.url=http://a/v1", "judge.model=m", *overrides]))
+        common = [
+            "model=tiny_video",
+            f"data.videos={videos}",
+            "tasks=[zipeval_msvd_qa,zipeval_shapes]",
+        ]
+        session = Session(
+            compose([*common, "judge.url=http://a/v1", "judge.model=m", *overrides])
+        )
         return session.record_id("zipeval_msvd_qa"), session.record_id("zipeval_shapes")
 
     judged, not_judged = ids()
     for other in ("judge.url=http://b/v1", "judge.model=n"):
         assert ids(other)[0] != judged
         assert ids(other)[1] == not_judged
-    for same in ("judge.url=http://a/v1/chat/completions", "judge.url=http://u:p@a/v1/"):
+    for same in (
+        "judge.url=http://a/v1/chat/completions",
+        "judge.url=http://u:p@a/v1/",
+    ):
         assert ids(same) == (judged, not_judged)
     assert not_judged == Session(compose(["model=tiny_video"])).run_id
     moved = shutil.copytree(videos, tmp_path / "moved")
@@ -473,10 +626,15 @@ def test_another_judge_is_another_record_where_a_judge_is_asked(videos, tmp_path
 def test_a_port_is_not_part_of_a_judges_identity():
     """Wherever the port stands; user names and paths, and what merely looks like one, stay apart."""
     same = ["http://h:8000/v1", "http://h:9/v1", "http://h/v1"]
-    assert {judge_identity({"url": url, "model": "m"})["url"] for url in same} == {"http://h/v1"}
+    assert {judge_identity({"url": url, "model": "m"})["url"] for url in same} == {
+        "http://h/v1"
+    }
     for url in ("http://[::1]/v1", "http://h/v1:8000/x", "https://h/v1"):
         assert judge_identity({"url": url, "model": "m"})["url"] == url
-    assert judge_identity({"url": "http://[::1]:80/v1", "model": "m"})["url"] == "http://[::1]/v1"
+    assert (
+        judge_identity({"url": "http://[::1]:80/v1", "model": "m"})["url"]
+        == "http://[::1]/v1"
+    )
     assert judge_identity(None) is None
 
 
@@ -509,7 +667,11 @@ def test_a_record_of_before_keeps_its_name(asked, tmp_path, monkeypatch):
         monkeypatch.setattr(models, "load", no_model)
         assert [made.parent.name for made in run(config)] == [former]
         url = server.url.rpartition(":")[0]
-        elsewhere = Session(replace(session.config, judge=replace(session.config.judge, url=f"{url}:1/v1")))
+        elsewhere = Session(
+            replace(
+                session.config, judge=replace(session.config.judge, url=f"{url}:1/v1")
+            )
+        )
         assert elsewhere.record_id("zipeval_msvd_qa") == path.parent.name
 
 
@@ -531,7 +693,9 @@ def test_methods_scored_at_two_ports_stand_in_one_table(asked, tmp_path):
         assert [len(group) for group in by_judge([first, changed])] == [1, 1]
 
 
-def test_records_of_before_of_one_cell_at_two_ports_stand_in_two_tables(asked, tmp_path):
+def test_records_of_before_of_one_cell_at_two_ports_stand_in_two_tables(
+    asked, tmp_path
+):
     with serving(lambda prompt: YES) as server:
         run(asked(server, MSVD, "limit=1", "method=vanilla"))
     (record,) = records.read_all(f"{tmp_path}/runs")
@@ -543,18 +707,24 @@ def test_records_of_before_of_one_cell_at_two_ports_stand_in_two_tables(asked, t
 def test_tables_do_not_mix_judges_and_name_theirs(asked, tmp_path):
     with serving(lambda prompt: YES) as server:
         for model in ("m", "n"):
-            run(asked(server, MSVD, "limit=1", "method=vanilla", f"judge.model={model}"))
+            run(
+                asked(server, MSVD, "limit=1", "method=vanilla", f"judge.model={model}")
+            )
         run(asked(server, MSVD, "limit=1", "judge.model=n"))
         shown = render(tables(f"{tmp_path}/runs"))
         assert shown.count(f"at {server.url}") == 2
         assert shown.count("100.0 (100.0%)") == 3
         assert " 5 (100.0%)" in render(tables(f"{tmp_path}/runs", "zipeval_msvd_qa"))
         run(asked(server, MSVD, "limit=1", "judge.model=o"))
-    with pytest.raises(UsageError, match=rf"judge.url={server.url} judge.model=o data.videos=/"):
+    with pytest.raises(
+        UsageError, match=rf"judge.url={server.url} judge.model=o data.videos=/"
+    ):
         render(tables(f"{tmp_path}/runs"))
 
 
-def test_questions_that_change_make_another_version_of_the_task(asked, videos, tmp_path):
+def test_questions_that_change_make_another_version_of_the_task(
+    asked, videos, tmp_path
+):
     with serving(lambda prompt: YES) as server:
         (path,) = run(asked(server, MSVD, "limit=1"))
         moved = shutil.copytree(videos, tmp_path / "moved")
@@ -572,7 +742,10 @@ def test_a_record_of_videos_that_were_replaced_is_not_kept(asked, videos, tmp_pa
         assert records.read(path)["data_hash"]
         for video in (moved / "MSVD_Zero_Shot_QA/videos").iterdir():
             video.write_bytes(b"garbage")
-        with pytest.raises(UsageError, match=rf"data\.videos={moved}: {path} is of other data .*Move it away"):
+        with pytest.raises(
+            UsageError,
+            match=rf"data\.videos={moved}: {path} is of other data .*Move it away",
+        ):
             run(asked(server, MSVD, "limit=2", f"data.videos={moved}"))
 
 
@@ -584,15 +757,33 @@ def shuffled(file):
     "change, named",
     [
         (shutil.rmtree, r"MSVD_Zero_Shot_QA/test_q.json \(No such file or directory\)"),
-        (lambda d: (d / "test_a.json").unlink(), r"test_a.json \(No such file or directory\)"),
+        (
+            lambda d: (d / "test_a.json").unlink(),
+            r"test_a.json \(No such file or directory\)",
+        ),
         (lambda d: (d / "test_q.json").write_text("{"), r"test_q.json \(not JSON\)"),
         (lambda d: (d / "test_q.json").write_text("{}"), "test_q.json holds no list"),
         (lambda d: (d / "test_q.json").write_text("[]"), "test_q.json holds no list"),
-        (lambda d: (d / "test_q.json").write_text("[1, 2, 3, 4, 5]"), "do not fit together"),
-        (lambda d: (d / "test_a.json").write_text("[{}, {}, {}, {}, {}]"), r"do not fit together \(no 'answer'\)"),
-        (lambda d: (d / "test_q.json").write_text(shuffled(d / "test_q.json")), "question_id 4 meets 0"),
-        (lambda d: (d / "test_a.json").write_text('[{"answer": "a"}]'), "5 questions, 1 answers"),
-        (lambda d: shutil.rmtree(d / "videos"), "needs the videos in .*/videos. No such directory"),
+        (
+            lambda d: (d / "test_q.json").write_text("[1, 2, 3, 4, 5]"),
+            "do not fit together",
+        ),
+        (
+            lambda d: (d / "test_a.json").write_text("[{}, {}, {}, {}, {}]"),
+            r"do not fit together \(no 'answer'\)",
+        ),
+        (
+            lambda d: (d / "test_q.json").write_text(shuffled(d / "test_q.json")),
+            "question_id 4 meets 0",
+        ),
+        (
+            lambda d: (d / "test_a.json").write_text('[{"answer": "a"}]'),
+            "5 questions, 1 answers",
+        ),
+        (
+            lambda d: shutil.rmtree(d / "videos"),
+            "needs the videos in .*/videos. No such directory",
+        ),
     ],
 )
 def test_a_directory_without_the_questions_is_refused(change, named, videos, tmp_path):
@@ -600,11 +791,27 @@ def test_a_directory_without_the_questions_is_refused(change, named, videos, tmp
     change(root / "MSVD_Zero_Shot_QA")
     with pytest.raises(UsageError, match=rf"data\.videos={root}: .*{named}"):
         questions("zipeval_msvd_qa", str(root))
-    common = ["model=tiny_video", f"results={tmp_path}/runs", "judge.url=http://127.0.0.1:9/v1", "judge.model=m"]
+    common = [
+        "model=tiny_video",
+        f"results={tmp_path}/runs",
+        "judge.url=http://127.0.0.1:9/v1",
+        "judge.model=m",
+    ]
     with pytest.raises(UsageError, match=named):
         run(compose([*common, MSVD, f"data.videos={root}"]))
 
 
 def test_without_a_directory_nothing_is_asked(tmp_path):
-    with pytest.raises(UsageError, match=r"tasks=\[zipeval_msvd_qa\]: .*Set data.videos=DIR"):
-        run(compose([MSVD, f"results={tmp_path}", "judge.url=http://127.0.0.1:9/v1", "judge.model=m"]))
+    with pytest.raises(
+        UsageError, match=r"tasks=\[zipeval_msvd_qa\]: .*Set data.videos=DIR"
+    ):
+        run(
+            compose(
+                [
+                    MSVD,
+                    f"results={tmp_path}",
+                    "judge.url=http://127.0.0.1:9/v1",
+                    "judge.model=m",
+                ]
+            )
+        )

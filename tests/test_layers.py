@@ -64,7 +64,11 @@ def wrong_arrows(name: str, text: str) -> list[str]:
     """Return the imports of a module that do not point downwards."""
     if name == "zipeval":  # imports what it names when it is asked for it
         return []
-    return [f"{name} imports {other}" for other in sorted(imported(name, text)) if not is_downwards(name, other)]
+    return [
+        f"{name} imports {other}"
+        for other in sorted(imported(name, text))
+        if not is_downwards(name, other)
+    ]
 
 
 def is_downwards(name: str, other: str) -> bool:
@@ -81,7 +85,11 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     while True:
         wanted = {other for others in left.values() for other in others}
         # What imports nothing that is left, or is imported by nothing that is left, is in no circle.
-        ends = [name for name, others in left.items() if not others & left.keys() or name not in wanted]
+        ends = [
+            name
+            for name, others in left.items()
+            if not others & left.keys() or name not in wanted
+        ]
         if not ends:
             return sorted(left)
         for name in ends:
@@ -94,14 +102,18 @@ def test_imports_point_downwards(name):
 
 
 def test_no_files_import_each_other():
-    graph = {name: imported(name, path.read_text()) for name, path in modules().items() if name != "zipeval"}
+    graph = {
+        name: imported(name, path.read_text())
+        for name, path in modules().items()
+        if name != "zipeval"
+    }
     assert circle(graph) == []
 
 
 def test_an_arrow_that_is_turned_round_is_noticed():
-    assert wrong_arrows("zipeval.engine.vision", "from zipeval.methods import visionzip") == [
-        "zipeval.engine.vision imports zipeval.methods.visionzip"
-    ]
+    assert wrong_arrows(
+        "zipeval.engine.vision", "from zipeval.methods import visionzip"
+    ) == ["zipeval.engine.vision imports zipeval.methods.visionzip"]
     within = "def load():\n    import zipeval.evaluation.runner\n"
     assert wrong_arrows("zipeval.reporting.tables", within) == [
         "zipeval.reporting.tables imports zipeval.evaluation.runner"
@@ -109,9 +121,9 @@ def test_an_arrow_that_is_turned_round_is_noticed():
     assert wrong_arrows("zipeval.methods.fastv", "from zipeval import models") == [
         "zipeval.methods.fastv imports zipeval.models"
     ]
-    assert wrong_arrows("zipeval.reporting.tables", "from zipeval.reporting.html import report") == [
-        "zipeval.reporting.tables imports zipeval.reporting.html.report"
-    ]
+    assert wrong_arrows(
+        "zipeval.reporting.tables", "from zipeval.reporting.html import report"
+    ) == ["zipeval.reporting.tables imports zipeval.reporting.html.report"]
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
 
 

@@ -43,7 +43,9 @@ while done < 50:
 @pytest.fixture
 def holding(tmp_path):
     path = tmp_path / "run" / "task.lock"
-    with subprocess.Popen([sys.executable, "-c", HOLDING, path], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, path], stdout=subprocess.PIPE
+    ) as process:
         process.stdout.readline()
         yield path, process
         process.kill()
@@ -52,7 +54,10 @@ def holding(tmp_path):
 def test_who_holds_it(holding):
     path, process = holding
     with (
-        pytest.raises(UsageError, match=rf"process {process.pid} on {socket.gethostname()} .*tasks=\[task\] since 20"),
+        pytest.raises(
+            UsageError,
+            match=rf"process {process.pid} on {socket.gethostname()} .*tasks=\[task\] since 20",
+        ),
         locked(path),
     ):
         pass
@@ -103,12 +108,21 @@ def test_what_cannot_be_opened_for_writing(holding, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", for_reading)
     assert holder(path)["pid"] == process.pid
-    with pytest.raises(UsageError, match=r"cannot be locked \(Permission denied\)"), locked(path):
+    with (
+        pytest.raises(UsageError, match=r"cannot be locked \(Permission denied\)"),
+        locked(path),
+    ):
         pass
 
 
 def test_many_at_once(tmp_path):
     """Of processes that take and leave it all the time never two are inside, though its file comes and goes."""
-    arguments = [sys.executable, "-c", COUNTING, tmp_path / "run" / "task.lock", tmp_path / "inside"]
+    arguments = [
+        sys.executable,
+        "-c",
+        COUNTING,
+        tmp_path / "run" / "task.lock",
+        tmp_path / "inside",
+    ]
     processes = [subprocess.Popen(arguments) for _ in range(3)]
     assert [process.wait(timeout=100) for process in processes] == [0, 0, 0]

@@ -35,15 +35,24 @@ def read_back(directory: Path) -> dict:
         record = Record.FromString(data)
         if record.HasField("run"):
             found["id"] = record.run.run_id
-            found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            found["config"] |= {
+                item.key: json.loads(item.value_json)
+                for item in record.run.config.update
+            }
         if record.HasField("history"):
             items = record.history.item
-            found["summary"] |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+            found["summary"] |= {
+                i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items
+            }
     for name, value in found["summary"].items():
         if value == "table-file":
             name = name.removesuffix("/_type")
-            table = json.loads((directory / "files" / found["summary"][f"{name}/path"]).read_text())
-            found["tables"][name] = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+            table = json.loads(
+                (directory / "files" / found["summary"][f"{name}/path"]).read_text()
+            )
+            found["tables"][name] = [
+                dict(zip(table["columns"], row, strict=True)) for row in table["data"]
+            ]
     return found
 
 
@@ -58,10 +67,16 @@ def logged(tmp_path_factory):
         patch.setenv("WANDB_PROJECT", "theirs")
         patch.setenv("WANDB_API_KEY", KEY)
         patch.setenv("OPENAI_API_KEY", KEY)
-        patch.setattr("builtins.print", lambda *said, **_: output.append(" ".join(map(str, said))))
+        patch.setattr(
+            "builtins.print", lambda *said, **_: output.append(" ".join(map(str, said)))
+        )
         for method in (VISIONZIP, VANILLA, VISIONZIP):
-            paths += run(compose([f"results={root}/runs", "limit=4", "logger=wandb", *method]))
-    runs = sorted(root.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime)
+            paths += run(
+                compose([f"results={root}/runs", "limit=4", "logger=wandb", *method])
+            )
+    runs = sorted(
+        root.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_ctime
+    )
     return [records.read(path) for path in paths[:2]], runs, output
 
 
@@ -73,23 +88,56 @@ def test_what_is_logged(logged):
     assert {name: config[name] for name in visionzip["config"]} == visionzip["config"]
     assert config["resolved"] == visionzip["resolved"]
     of_task = config["tasks"]["zipeval_shapes"]
-    for name in ("status", "task_hash", "versions", "git", "machine", "started", "ended"):
+    for name in (
+        "status",
+        "task_hash",
+        "versions",
+        "git",
+        "machine",
+        "started",
+        "ended",
+    ):
         assert of_task[name] == visionzip[name]
     assert summary["zipeval_shapes/score"] == visionzip["score"] == 75
-    assert summary["zipeval_shapes/percent"] == 100 * visionzip["score"] / vanilla["score"] == 75
+    assert (
+        summary["zipeval_shapes/percent"]
+        == 100 * visionzip["score"] / vanilla["score"]
+        == 75
+    )
     assert summary["zipeval_shapes/metrics/accuracy"] == 0.75
     assert summary["zipeval_shapes/visual_tokens/mean"] == 16
-    assert summary["zipeval_shapes/prefill/flops_exact"] == visionzip["prefill"]["flops_exact"]
+    assert (
+        summary["zipeval_shapes/prefill/flops_exact"]
+        == visionzip["prefill"]["flops_exact"]
+    )
 
 
 def test_the_table_and_its_points(logged):
     (visionzip, vanilla), runs, _ = logged
     flops = visionzip["prefill"]["flops_exact"] / vanilla["prefill"]["flops_exact"]
-    all_tokens = {"method": "vanilla", "tokens": None, "mean": 144, "final": 144, "flops": 1, "average %": 100}
-    reduced = {"method": "visionzip", "tokens": 16, "mean": 16, "final": 16, "flops": flops, "average %": 75}
+    all_tokens = {
+        "method": "vanilla",
+        "tokens": None,
+        "mean": 144,
+        "final": 144,
+        "flops": 1,
+        "average %": 100,
+    }
+    reduced = {
+        "method": "visionzip",
+        "tokens": 16,
+        "mean": 16,
+        "final": 16,
+        "flops": flops,
+        "average %": 75,
+    }
     tables = read_back(runs[2])["tables"]
     assert tables["accuracy_against_tokens"] == [all_tokens, reduced]
-    (column,) = (name for name in tables["table"][0] if name.endswith("%") and name != "average %")
+    (column,) = (
+        name
+        for name in tables["table"][0]
+        if name.endswith("%") and name != "average %"
+    )
     scores = [{column.removesuffix(" %"): score, column: score} for score in (100, 75)]
     assert tables["table"] == [all_tokens | scores[0], reduced | scores[1]]
 
@@ -97,8 +145,16 @@ def test_the_table_and_its_points(logged):
 def test_the_plots(logged):
     _, runs, _ = logged
     summary = read_back(runs[2])["summary"]
-    shown = {name.removesuffix("/_type") for name, value in summary.items() if value == "image-file"}
-    assert {name.partition("-")[0] for name in shown} == {"plots/tokens", "plots/curves", "plots/bars"}
+    shown = {
+        name.removesuffix("/_type")
+        for name, value in summary.items()
+        if value == "image-file"
+    }
+    assert {name.partition("-")[0] for name in shown} == {
+        "plots/tokens",
+        "plots/curves",
+        "plots/bars",
+    }
     for name in shown:
         with Image.open(runs[2] / "files" / summary[f"{name}/path"]) as image:
             assert 700 < image.width < 1000  # axes of one size, at 200 dots per inch
@@ -137,7 +193,12 @@ def test_records_do_not_depend_on_it(logged, tmp_path):
 
 
 def test_judged_tasks_are_logged_with_the_others_under_the_identity_that_has_the_judge():
-    judged = {"run_id": "with-judge", "task": "b", "config": {"judge": {"model": "m"}, "seed": 0}, "resolved": {}}
+    judged = {
+        "run_id": "with-judge",
+        "task": "b",
+        "config": {"judge": {"model": "m"}, "seed": 0},
+        "resolved": {},
+    }
     other = {"run_id": "without", "task": "a", "config": {"seed": 0}, "resolved": {}}
     assert logger.identity([other, judged]) == "with-judge"
     assert logger.identity([other]) == "without"
@@ -149,7 +210,10 @@ def test_the_table_is_the_one_with_these_records(tmp_path):
         put(tmp_path, "vanilla", 80.0, limit=limit)
         path = put(tmp_path, "visionzip", 60.0 + limit, 16, limit=limit)
         record = records.read(path)
-        assert [row.cells.popitem()[1].score for row in logger.table_of(str(tmp_path), [record]).rows] == [
+        assert [
+            row.cells.popitem()[1].score
+            for row in logger.table_of(str(tmp_path), [record]).rows
+        ] == [
             80,
             60 + limit,
         ]
@@ -157,9 +221,17 @@ def test_the_table_is_the_one_with_these_records(tmp_path):
 
 def test_a_row_that_lacks_a_benchmark_has_no_point():
     def row(label, cells, average):
-        return Row(label, 16, {name: Cell(50.0, percent) for name, percent in cells.items()}, average=average)
+        return Row(
+            label,
+            16,
+            {name: Cell(50.0, percent) for name, percent in cells.items()},
+            average=average,
+        )
 
-    rows = [row("all", {"GQA": 90.0, "MME": 80.0}, 85.0), row("one", {"GQA": 90.0}, None)]
+    rows = [
+        row("all", {"GQA": 90.0, "MME": 80.0}, 85.0),
+        row("one", {"GQA": 90.0}, None),
+    ]
     logged = logger.in_wandb(Table("", ["GQA", "MME"], rows))
     assert [line[-1] for line in logged["accuracy_against_tokens"].data] == [85.0]
     assert [line[5:] for line in logged["table"].data] == [
@@ -169,9 +241,15 @@ def test_a_row_that_lacks_a_benchmark_has_no_point():
 
 
 TROUBLES = {
-    "raises": ("def init(**_): raise ValueError('no account\\nsecond line')", "ValueError: no account"),
+    "raises": (
+        "def init(**_): raise ValueError('no account\\nsecond line')",
+        "ValueError: no account",
+    ),
     "exits": ("import os; os._exit(3)", "no reason given"),
-    "is slow": ("import time\ndef init(**_): time.sleep(600)", "not done after 3 seconds"),
+    "is slow": (
+        "import time\ndef init(**_): time.sleep(600)",
+        "not done after 3 seconds",
+    ),
     "is slow at exit": (
         "import atexit, time; atexit.register(time.sleep, 600)\ndef init(**_): raise OSError('broken')",
         "OSError: broken",
@@ -188,7 +266,9 @@ def kept(tmp_path_factory):
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_trouble_is_one_line_and_no_lost_result(trouble, kept, tmp_path, monkeypatch, capsys):
+def test_trouble_is_one_line_and_no_lost_result(
+    trouble, kept, tmp_path, monkeypatch, capsys
+):
     code, reason = TROUBLES[trouble]
     settings = "class Settings:\n    def __init__(self, **_): pass\n"
     (tmp_path / "wandb.py").write_text(settings + code)
@@ -227,7 +307,9 @@ def _one_warning(results, capsys, reason):
     before = path.read_bytes()
     assert run(compose([f"results={results}", "limit=2", "logger=wandb"])) == [path]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"zipeval: logger=wandb: {path.parent.name} is not logged ({reason}")
+    assert line.startswith(
+        f"zipeval: logger=wandb: {path.parent.name} is not logged ({reason}"
+    )
     assert "the same command tries again" in line
     assert path.read_bytes() == before
 
@@ -254,7 +336,9 @@ def test_not_installed_is_refused_before_anything_runs(tmp_path, monkeypatch, ca
         main()
     said = capsys.readouterr().err
     assert (end.value.code, len(said.splitlines())) == (2, 1)
-    assert "logger=wandb: wandb is not installed. `pip install 'zipeval[wandb]'`" in said
+    assert (
+        "logger=wandb: wandb is not installed. `pip install 'zipeval[wandb]'`" in said
+    )
     assert os.listdir(tmp_path) == []
 
 

@@ -61,7 +61,9 @@ def convnext_shapes(stem="stem", stages="stages"):
     for stage, (dim, blocks) in enumerate(zip(DIMS, BLOCKS, strict=True)):
         if stage:
             yield from linear(f"{stages}.{stage}.downsample.0", DIMS[stage - 1])
-            yield from linear(f"{stages}.{stage}.downsample.1", dim, DIMS[stage - 1], 2, 2)
+            yield from linear(
+                f"{stages}.{stage}.downsample.1", dim, DIMS[stage - 1], 2, 2
+            )
         for block in range(blocks):
             name = f"{stages}.{stage}.blocks.{block}"
             yield f"{name}.gamma", (dim,)
@@ -86,7 +88,11 @@ def official_shapes(decoder):
         for part in "qkvo":
             yield f"{name}.self_attn.{part}_proj.weight", (HIDDEN, HIDDEN)
         yield f"{name}.self_attn.rotary_emb.inv_freq", (HIDDEN // 8,)
-        for part, shape in (("gate", (96, HIDDEN)), ("up", (96, HIDDEN)), ("down", (HIDDEN, 96))):
+        for part, shape in (
+            ("gate", (96, HIDDEN)),
+            ("up", (96, HIDDEN)),
+            ("down", (HIDDEN, 96)),
+        ):
             yield f"{name}.mlp.{part}_proj.weight", shape
         for norm in ("input", "post_attention"):
             yield f"{name}.{norm}_layernorm.weight", (HIDDEN,)
@@ -109,7 +115,11 @@ def official(path, decoder="llama", grid=1, apart=False):
     """(SRC, the towers' directories if they are to be apart, all weights by their official names)."""
     torch.manual_seed(grid)
     source = path / "official"
-    shutil.copytree(EMBEDDED / "tiny_llava", source, ignore=shutil.ignore_patterns("*.safetensors", "proc*", "*.jinja"))
+    shutil.copytree(
+        EMBEDDED / "tiny_llava",
+        source,
+        ignore=shutil.ignore_patterns("*.safetensors", "proc*", "*.jinja"),
+    )
     file = source / "tokenizer.json"  # as that of a language model
     file.write_text(file.read_text().replace("<image>", "<other>"))
     tokenizer = json.loads((source / "tokenizer_config.json").read_text())
@@ -145,7 +155,9 @@ def official(path, decoder="llama", grid=1, apart=False):
     (source / "config.json").write_text(json.dumps(config))
     clip, convnext = dict(drawn(clip_shapes())), dict(drawn(convnext_shapes()))
     weights = dict(drawn(official_shapes(decoder)))
-    towers = {f"model.vision_tower.vision_tower.vision_model.{k}": v for k, v in clip.items()}
+    towers = {
+        f"model.vision_tower.vision_tower.vision_model.{k}": v for k, v in clip.items()
+    }
     towers |= {f"model.vision_tower_aux.vision_{k}": v for k, v in convnext.items()}
     options = {}
     if apart:
@@ -176,7 +188,10 @@ def official(path, decoder="llama", grid=1, apart=False):
     return source, options, weights | towers
 
 
-@pytest.fixture(params=[("llama", 1, False), ("llama", 2, True), ("gemma", 1, True)], ids="{0[0]}-{0[1]}".format)
+@pytest.fixture(
+    params=[("llama", 1, False), ("llama", 2, True), ("gemma", 1, True)],
+    ids="{0[0]}-{0[1]}".format,
+)
 def converted(request, tmp_path):
     """(DST, official weights, official config)."""
     decoder, grid, apart = request.param
@@ -218,12 +233,24 @@ class Plain:
             crops = [(bilinear(large, side), bilinear(high, half))]
             for row in range(2):
                 for column in range(2):
-                    low = large[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
-                    part = high[:, row * half : (row + 1) * half, column * half : (column + 1) * half]
+                    low = large[
+                        :,
+                        row * side : (row + 1) * side,
+                        column * side : (column + 1) * side,
+                    ]
+                    part = high[
+                        :,
+                        row * half : (row + 1) * half,
+                        column * half : (column + 1) * half,
+                    ]
                     crops.append((low, part))
         mined = torch.cat([self.mined(self.clip(low), high) for low, high in crops])
-        visual = self.linear("model.mm_projector.2", F.gelu(self.linear("model.mm_projector.0", mined)))
-        return visual * HIDDEN**0.5 if self.config["model_type"] == "mgm_gemma" else visual
+        visual = self.linear(
+            "model.mm_projector.2", F.gelu(self.linear("model.mm_projector.0", mined))
+        )
+        return (
+            visual * HIDDEN**0.5 if self.config["model_type"] == "mgm_gemma" else visual
+        )
 
     def linear(self, name, x):
         return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
@@ -242,7 +269,10 @@ class Plain:
             part = high[:, row * n : (row + 1) * n, column * n : (column + 1) * n]
             part = torch.stack([part[:, i, j] for i in range(n) for j in range(n)])
             query, key, value = (
-                self.linear(f"model.vlm_uni_{name}_projector.1", self.norm(f"model.vlm_uni_{name}_projector.0", x))
+                self.linear(
+                    f"model.vlm_uni_{name}_projector.1",
+                    self.norm(f"model.vlm_uni_{name}_projector.0", x),
+                )
                 for name, x in (("query", token), ("aux", part), ("val", part))
             )
             shares = (key @ query / WIDTH**0.5).softmax(0)
@@ -252,14 +282,31 @@ class Plain:
     def clip(self, image):
         """(3, s, s) -> (patches, WIDTH): what enters the last layer, without CLS."""
         where = "model.vision_tower.vision_tower.vision_model"
-        patches = F.conv2d(image[None], self.weights[f"{where}.embeddings.patch_embedding.weight"], stride=PATCH)[0]
-        x = torch.cat([self.weights[f"{where}.embeddings.class_embedding"][None], patches.flatten(1).T])
-        x = self.norm(f"{where}.pre_layrnorm", x + self.weights[f"{where}.embeddings.position_embedding.weight"])
+        patches = F.conv2d(
+            image[None],
+            self.weights[f"{where}.embeddings.patch_embedding.weight"],
+            stride=PATCH,
+        )[0]
+        x = torch.cat(
+            [
+                self.weights[f"{where}.embeddings.class_embedding"][None],
+                patches.flatten(1).T,
+            ]
+        )
+        x = self.norm(
+            f"{where}.pre_layrnorm",
+            x + self.weights[f"{where}.embeddings.position_embedding.weight"],
+        )
         for layer in range(DEPTH - 1):
             name = f"{where}.encoder.layers.{layer}"
             h = self.norm(f"{name}.layer_norm1", x)
-            q, k, v = (self.linear(f"{name}.self_attn.{part}_proj", h).split(64, -1) for part in "qkv")
-            heads = [(a @ b.T / 8).softmax(-1) @ c for a, b, c in zip(q, k, v, strict=True)]
+            q, k, v = (
+                self.linear(f"{name}.self_attn.{part}_proj", h).split(64, -1)
+                for part in "qkv"
+            )
+            heads = [
+                (a @ b.T / 8).softmax(-1) @ c for a, b, c in zip(q, k, v, strict=True)
+            ]
             x = x + self.linear(f"{name}.self_attn.out_proj", torch.cat(heads, -1))
             h = self.linear(f"{name}.mlp.fc1", self.norm(f"{name}.layer_norm2", x))
             x = x + self.linear(f"{name}.mlp.fc2", h * (1.702 * h).sigmoid())
@@ -268,22 +315,40 @@ class Plain:
     def convnext(self, image):
         """(3, S, S) -> (sum(DIMS), S / 4, S / 4): after every stage, all of the first one's size."""
         where = "model.vision_tower_aux.vision"
-        x, stages = self.over_channels(f"{where}_stem.1", self.conv(f"{where}_stem.0", image, stride=4)), []
+        x, stages = (
+            self.over_channels(
+                f"{where}_stem.1", self.conv(f"{where}_stem.0", image, stride=4)
+            ),
+            [],
+        )
         for stage, blocks in enumerate(BLOCKS):
             name = f"{where}_stages.{stage}"
             if stage:
-                x = self.conv(f"{name}.downsample.1", self.over_channels(f"{name}.downsample.0", x), stride=2)
+                x = self.conv(
+                    f"{name}.downsample.1",
+                    self.over_channels(f"{name}.downsample.0", x),
+                    stride=2,
+                )
             for block in range(blocks):
                 part = f"{name}.blocks.{block}"
-                h = self.conv(f"{part}.conv_dw", x, padding=3, groups=len(x)).permute(1, 2, 0)
-                h = F.gelu(self.linear(f"{part}.mlp.fc1", self.norm(f"{part}.norm", h, 1e-6)))
+                h = self.conv(f"{part}.conv_dw", x, padding=3, groups=len(x)).permute(
+                    1, 2, 0
+                )
+                h = F.gelu(
+                    self.linear(f"{part}.mlp.fc1", self.norm(f"{part}.norm", h, 1e-6))
+                )
                 h = self.linear(f"{part}.mlp.fc2", h) * self.weights[f"{part}.gamma"]
                 x = x + h.permute(2, 0, 1)
             stages.append(x)
         return torch.cat([bilinear(stage, stages[0].shape[-1]) for stage in stages])
 
     def conv(self, name, x, **options):
-        return F.conv2d(x[None], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], **options)[0]
+        return F.conv2d(
+            x[None],
+            self.weights[f"{name}.weight"],
+            self.weights[f"{name}.bias"],
+            **options,
+        )[0]
 
     def over_channels(self, name, x):
         return self.norm(name, x.permute(1, 2, 0), 1e-6).permute(2, 0, 1)
@@ -293,7 +358,9 @@ class Plain:
 
 
 def load(path):
-    found = models.find(ModelConfig(name="mini_gemini", family="mini_gemini", path=str(path)))
+    found = models.find(
+        ModelConfig(name="mini_gemini", family="mini_gemini", path=str(path))
+    )
     return models.load("mini_gemini", found, CPU)
 
 
@@ -302,7 +369,9 @@ def test_visual_tokens_are_those_of_the_architecture(converted):
     path, weights, config = converted
     model = load(path)[0].double()
     plain = Plain({name: weight.double() for name, weight in weights.items()}, config)
-    pixels = torch.randn(2, 3, config["image_size_aux"], config["image_size_aux"]).double()
+    pixels = torch.randn(
+        2, 3, config["image_size_aux"], config["image_size_aux"]
+    ).double()
     features = model.get_image_features(pixels, return_dict=True).pooler_output
     for image, actual in zip(pixels, features, strict=True):
         torch.testing.assert_close(actual, plain(image), atol=1e-5, rtol=1e-5)
@@ -318,12 +387,19 @@ def test_the_decoder_is_taken_over(converted):
     assert len(ours) == 2 + 9 * LAYERS
     settings = model.config.text_config
     assert settings.rope_parameters["rope_theta"] == 5000.0
-    for name in ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "head_dim"):
+    for name in (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "head_dim",
+    ):
         assert getattr(settings, name) == config[name]
     tied = config["model_type"] == "mgm_gemma"
     head = weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
     assert torch.equal(model.lm_head.weight[:VOCABULARY], head)
-    assert (model.lm_head.weight is model.model.language_model.embed_tokens.weight) == tied
+    assert (
+        model.lm_head.weight is model.model.language_model.embed_tokens.weight
+    ) == tied
 
 
 def test_the_image_token_is_new_and_never_the_answer(converted):
@@ -333,7 +409,9 @@ def test_the_image_token_is_new_and_never_the_answer(converted):
     assert model.config.image_token_id == token == VOCABULARY
     rows = model.model.language_model.embed_tokens.weight
     assert len(rows) == VOCABULARY + 1
-    torch.testing.assert_close(rows[token], weights["model.embed_tokens.weight"].mean(0))
+    torch.testing.assert_close(
+        rows[token], weights["model.embed_tokens.weight"].mean(0)
+    )
     logits = model.lm_head(torch.randn(1000, HIDDEN))
     assert (logits.argmax(-1) != token).all()
 
@@ -355,7 +433,11 @@ def test_every_token_of_the_tokenizer_has_a_row(tmp_path):
     model, processor = load(tmp_path / "made")
     assert processor.tokenizer.pad_token_id == VOCABULARY
     assert model.config.image_token_id == 4
-    assert len(model.lm_head.weight) == len(model.get_input_embeddings().weight) == VOCABULARY + 1
+    assert (
+        len(model.lm_head.weight)
+        == len(model.get_input_embeddings().weight)
+        == VOCABULARY + 1
+    )
 
 
 def test_prompts_and_placeholders(converted):
@@ -365,16 +447,28 @@ def test_prompts_and_placeholders(converted):
     messages = [{"role": "user", "content": parts}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text == PROMPTS[config["model_type"]]
-    inputs = processor(text=[text] * 2, images=[Image.new("RGB", (30, 50))] * 2, return_tensors="pt")
-    assert inputs["pixel_values"].shape == (2, 3, config["image_size_aux"], config["image_size_aux"])
+    inputs = processor(
+        text=[text] * 2, images=[Image.new("RGB", (30, 50))] * 2, return_tensors="pt"
+    )
+    assert inputs["pixel_values"].shape == (
+        2,
+        3,
+        config["image_size_aux"],
+        config["image_size_aux"],
+    )
     crops = 5 if config["image_grid"] == 2 else 1
-    assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [SIDE**2 * crops] * 2
+    assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [
+        SIDE**2 * crops
+    ] * 2
 
 
 @pytest.mark.parametrize(
-    "decoder, grid, model", [("llama", 1, "gemini"), ("llama", 2, "gemini_hd"), ("gemma", 1, "gemini_2b")]
+    "decoder, grid, model",
+    [("llama", 1, "gemini"), ("llama", 2, "gemini_hd"), ("gemma", 1, "gemini_2b")],
 )
-def test_the_model_that_is_named_asks_in_the_checkpoints_own_conversation(decoder, grid, model, tmp_path):
+def test_the_model_that_is_named_asks_in_the_checkpoints_own_conversation(
+    decoder, grid, model, tmp_path
+):
     source, options, _ = official(tmp_path, decoder, grid)
     named = convert.mini_gemini(source, tmp_path / "made", **options)
     assert named == f"mini_{model}"
@@ -382,37 +476,70 @@ def test_the_model_that_is_named_asks_in_the_checkpoints_own_conversation(decode
     parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
     template = TEMPLATES[session.config.model.prompt]
     text = session.load()[1].apply_chat_template(
-        [{"role": "user", "content": parts}], chat_template=template, add_generation_prompt=True
+        [{"role": "user", "content": parts}],
+        chat_template=template,
+        add_generation_prompt=True,
     )
     assert text == PROMPTS["mgm_gemma" if decoder == "gemma" else "mgm"]
 
 
 def test_a_space_is_put_before_the_text_behind_an_image(tmp_path):
     """Llama's tokenizers; official code encodes it apart."""
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{i:02X}>": i + 3 for i in range(256)}, "▁": 259, "a": 260}
+    vocabulary = {
+        "<unk>": 0,
+        "<s>": 1,
+        "</s>": 2,
+        **{f"<0x{i:02X}>": i + 3 for i in range(256)},
+        "▁": 259,
+        "a": 260,
+    }
     LlamaTokenizer(vocab=vocabulary, merges=[], legacy=False).save_pretrained(tmp_path)
     source, options, _ = official(tmp_path)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.move(tmp_path / file, source / file)
     convert.mini_gemini(source, tmp_path / "made", **options)
     tokenizer = load(tmp_path / "made")[1].tokenizer
-    assert tokenizer.tokenize("a: <image>\na") == ["▁", "a", "<0x3A>", "▁", "<image>", "▁", "<0x0A>", "a"]
+    assert tokenizer.tokenize("a: <image>\na") == [
+        "▁",
+        "a",
+        "<0x3A>",
+        "▁",
+        "<image>",
+        "▁",
+        "<0x0A>",
+        "a",
+    ]
 
 
 @pytest.mark.parametrize("grid", [1, 2])
 def test_the_converted_checkpoint_runs(grid, tmp_path):
     source, _, _ = official(tmp_path, grid=grid)
-    arguments = ["zipeval", "convert", "mini_gemini", str(source), str(tmp_path / "made")]
+    arguments = [
+        "zipeval",
+        "convert",
+        "mini_gemini",
+        str(source),
+        str(tmp_path / "made"),
+    ]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", arguments)
         cli.main()
     (path,) = run(
         compose(
-            ["model=mini_gemini", f"model.path={tmp_path / 'made'}", f"results={tmp_path}", "limit=2", "suite=shapes"]
+            [
+                "model=mini_gemini",
+                f"model.path={tmp_path / 'made'}",
+                f"results={tmp_path}",
+                "limit=2",
+                "suite=shapes",
+            ]
         )
     )
     record = json.loads(path.read_text())
-    assert record["visual_tokens"]["entering"] == [SIDE**2 * (5 if grid == 2 else 1)] * LAYERS
+    assert (
+        record["visual_tokens"]["entering"]
+        == [SIDE**2 * (5 if grid == 2 else 1)] * LAYERS
+    )
 
 
 def test_shards_are_written_one_by_one(tmp_path, monkeypatch):
@@ -421,7 +548,9 @@ def test_shards_are_written_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "SHARD", "300KB")
     convert.mini_gemini(source, tmp_path / "shards", **options)
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
-    whole, shards = (load(tmp_path / name)[0].state_dict() for name in ("whole", "shards"))
+    whole, shards = (
+        load(tmp_path / name)[0].state_dict() for name in ("whole", "shards")
+    )
     assert all(torch.equal(whole[name], shards[name]) for name in whole)
 
 
@@ -470,14 +599,29 @@ GONE = "model.vision_tower_aux.vision_stages.1.blocks.1.norm.bias"
     "damage, named",
     [
         (edit(lambda w: w.pop(GONE)), rf"1 missing \({GONE}\)"),
-        (edit(lambda w: w.update({"model.layers.9.x": torch.ones(1)})), r"1 unexpected \(model\.layers\.9\.x\)"),
-        (edit(lambda w: w.update({GONE: torch.ones(3)})), rf"1 of another shape \({GONE}\)"),
+        (
+            edit(lambda w: w.update({"model.layers.9.x": torch.ones(1)})),
+            r"1 unexpected \(model\.layers\.9\.x\)",
+        ),
+        (
+            edit(lambda w: w.update({GONE: torch.ones(3)})),
+            rf"1 of another shape \({GONE}\)",
+        ),
         (lose_a_shard, r"missing"),
         (pickle, r"model-.\.bin is pickled.*weights_only=True"),
         (truncate, r"model-1\.safetensors is damaged"),
-        (lambda source: (source / "config.json").write_text("[]"), r"config\.json cannot be read"),
-        (lambda source: (source / "config.json").unlink(), r"config\.json cannot be read"),
-        (lambda source: (source / "tokenizer.json").write_text("{}"), r"its tokenizer cannot be loaded"),
+        (
+            lambda source: (source / "config.json").write_text("[]"),
+            r"config\.json cannot be read",
+        ),
+        (
+            lambda source: (source / "config.json").unlink(),
+            r"config\.json cannot be read",
+        ),
+        (
+            lambda source: (source / "tokenizer.json").write_text("{}"),
+            r"its tokenizer cannot be loaded",
+        ),
         (set_config(model_type="llava"), r"'llava' checkpoint"),
         (set_config(mm_projector_type="linear"), r"mm_projector_type='linear'"),
         (set_config(image_grid=2), r"image_global=False"),
@@ -510,7 +654,12 @@ def test_towers_are_asked_for_once(tmp_path):
     with pytest.raises(UsageError, match=r"without model_zoo/clip.*vision_tower=DIR"):
         convert.mini_gemini(source, tmp_path / "made", **options)
     with pytest.raises(UsageError, match=r"missing.*vision_model"):
-        convert.mini_gemini(source, tmp_path / "made", vision_tower=options["vision_tower_aux"], vision_tower_aux=clip)
+        convert.mini_gemini(
+            source,
+            tmp_path / "made",
+            vision_tower=options["vision_tower_aux"],
+            vision_tower_aux=clip,
+        )
     convert.mini_gemini(source, tmp_path / "made", vision_tower=clip, **options)
     with pytest.raises(UsageError, match=r"made exists"):
         convert.mini_gemini(source, tmp_path / "made", vision_tower=clip, **options)
@@ -527,8 +676,14 @@ def test_towers_are_asked_for_once(tmp_path):
         (["llava", "a", "b"], "say what, from and to where"),
         (["mini_gemini", "a"], "say what, from and to where"),
         (["mini_gemini", "/nowhere", "b"], "/nowhere: no such directory"),
-        (["mini_gemini", ".", "b", "vision_tower=/nowhere"], "/nowhere: no such directory"),
-        (["mini_gemini", ".", "b", "vision_towr=."], "vision_towr: no such setting.*Did you mean vision_tower"),
+        (
+            ["mini_gemini", ".", "b", "vision_tower=/nowhere"],
+            "/nowhere: no such directory",
+        ),
+        (
+            ["mini_gemini", ".", "b", "vision_towr=."],
+            "vision_towr: no such setting.*Did you mean vision_tower",
+        ),
     ],
 )
 def test_a_bad_command_line_is_refused(arguments, named):
@@ -538,7 +693,8 @@ def test_a_bad_command_line_is_refused(arguments, named):
 
 def test_without_a_checkpoint_one_sentence_says_how_to_get_it():
     with pytest.raises(
-        UsageError, match=r"model=mini_gemini: it names no weights.*zipeval convert mini_gemini SRC DST"
+        UsageError,
+        match=r"model=mini_gemini: it names no weights.*zipeval convert mini_gemini SRC DST",
     ):
         models.find(compose(["model=mini_gemini"]).model)
 
@@ -551,7 +707,10 @@ def test_mining_nothing_is_plain_llava():
     """The stand-in, on the pixels that its CLIP sees."""
     session = Session(compose(["model=tiny_gemini"]))
     model, _ = session.load()
-    content = [{"type": "image", "url": Image.effect_noise((96, 96), 90)}, {"type": "text", "text": "What color?"}]
+    content = [
+        {"type": "image", "url": Image.effect_noise((96, 96), 90)},
+        {"type": "text", "text": "What color?"},
+    ]
     inputs = session.inputs([[{"role": "user", "content": content}]])
     mined = model(**inputs).logits
     seen = model.model.low_resolution(inputs.pop("pixel_values"))
@@ -565,8 +724,13 @@ def test_crops_are_rows_of_encoder_and_projector():
     model = mini_gemini(grid=2)
     base, seen = model.model, []
     pixels = torch.randn(3, 3, 192, 192)
-    base.multi_modal_projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    alone = [base.get_image_features(image[None], return_dict=True).pooler_output[0] for image in pixels]
+    base.multi_modal_projector.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0])
+    )
+    alone = [
+        base.get_image_features(image[None], return_dict=True).pooler_output[0]
+        for image in pixels
+    ]
     together = base.get_image_features(pixels, return_dict=True).pooler_output
     assert [tuple(x.shape) for x in seen] == [(5, 36, 32)] * 3 + [(15, 36, 32)]
     torch.testing.assert_close(seen[-1], torch.cat(seen[:-1]))
@@ -574,8 +738,16 @@ def test_crops_are_rows_of_encoder_and_projector():
     low = base.low_resolution(pixels)
     assert low.shape == (15, 3, 84, 84)
     tiles = low.unflatten(0, (3, 5))[:, 1:]
-    large = torch.cat([torch.cat([tiles[:, 0], tiles[:, 1]], -1), torch.cat([tiles[:, 2], tiles[:, 3]], -1)], -2)
-    torch.testing.assert_close(large, F.interpolate(pixels, size=(168, 168), mode="bilinear"))
+    large = torch.cat(
+        [
+            torch.cat([tiles[:, 0], tiles[:, 1]], -1),
+            torch.cat([tiles[:, 2], tiles[:, 3]], -1),
+        ],
+        -2,
+    )
+    torch.testing.assert_close(
+        large, F.interpolate(pixels, size=(168, 168), mode="bilinear")
+    )
 
 
 @pytest.mark.parametrize("decoder", ["llama", "gemma"])
@@ -585,10 +757,14 @@ def test_what_is_kept_is_as_it_was(grid, decoder):
     """Some patches of every crop: what the whole model makes of it, in its place."""
     model = mini_gemini(grid=grid, decoder=decoder)
     inputs = prompts(model, [[5, 6]], [2])
-    every = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+    every = model.get_image_features(
+        inputs["pixel_values"], return_dict=True
+    ).pooler_output
     crops = 5 if grid == 2 else 1
     method = Watched(Uniform(tokens=4))
-    features = reduced_inputs(model, inputs, method)["mm_encoder_outputs"]["image"].pooler_output
+    features = reduced_inputs(model, inputs, method)["mm_encoder_outputs"][
+        "image"
+    ].pooler_output
     kept = (method.reduced.kept - 1).unflatten(0, (2, crops))
     assert kept.shape == (2, crops, 4)
     for image, positions in enumerate(kept):
@@ -605,15 +781,21 @@ def test_greedy_answers_to_two_images(grid, counts):
     ids = torch.tensor([[1, *image, 5, 9, 11], [0, 1, *image, 7, 8]])
     mask = (ids > 0).long()
     options = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [98]}
-    together = model.generate(input_ids=ids, attention_mask=mask, pixel_values=pixels, **options)
+    together = model.generate(
+        input_ids=ids, attention_mask=mask, pixel_values=pixels, **options
+    )
     for row, start in enumerate((0, 1)):
         so_far = ids[row : row + 1, start:]
         for _ in range(8):  # without a cache
-            logits = model(input_ids=so_far, pixel_values=pixels[row : row + 1]).logits[:, -1]
+            logits = model(input_ids=so_far, pixel_values=pixels[row : row + 1]).logits[
+                :, -1
+            ]
             logits[:, 98] = float("-inf")
             so_far = torch.cat([so_far, logits.argmax(-1, keepdim=True)], 1)
         assert together[row, start:].tolist() == so_far[0].tolist()
-    other = model.generate(input_ids=ids, attention_mask=mask, pixel_values=pixels.flip(0), **options)
+    other = model.generate(
+        input_ids=ids, attention_mask=mask, pixel_values=pixels.flip(0), **options
+    )
     assert not torch.equal(other, together)
 
 
@@ -623,14 +805,20 @@ def test_half_precision(grid):
     model = mini_gemini(grid=grid, gain=1.0)
     pixels = torch.randn(1, 3, 96 * grid, 96 * grid)
     exact = model.get_image_features(pixels, return_dict=True).pooler_output[0]
-    half = model.bfloat16().get_image_features(pixels.bfloat16(), return_dict=True).pooler_output[0]
+    half = (
+        model.bfloat16()
+        .get_image_features(pixels.bfloat16(), return_dict=True)
+        .pooler_output[0]
+    )
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).abs().mean() < 0.02 * exact.abs().mean()
 
 
 def test_cls_cannot_be_mined():
     with pytest.raises(ValueError, match="CLS cannot be mined"):
-        mini_gemini().get_image_features(torch.randn(1, 3, 96, 96), vision_feature_select_strategy="full")
+        mini_gemini().get_image_features(
+            torch.randn(1, 3, 96, 96), vision_feature_select_strategy="full"
+        )
 
 
 def test_its_names_are_the_same_wherever_they_are_written():

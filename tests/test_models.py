@@ -37,14 +37,19 @@ def pristine(tmp_path_factory):
 def checkpoint(pristine, tmp_path):
     """A copy to damage, and the config that names it."""
     path = shutil.copytree(pristine, tmp_path / "copy")
-    return path, ModelConfig(name="llava15", family="llava", hub="llava-hf/llava-1.5-7b-hf", path=str(path))
+    return path, ModelConfig(
+        name="llava15", family="llava", hub="llava-hf/llava-1.5-7b-hf", path=str(path)
+    )
 
 
 def test_a_local_directory_is_found(checkpoint, pristine):
     path, config = checkpoint
     found = models.find(config)
     assert (found.path, found.visual_tokens) == (path, 576)
-    assert found.fingerprint == models.find(ModelConfig(family="llava", path=str(pristine))).fingerprint
+    assert (
+        found.fingerprint
+        == models.find(ModelConfig(family="llava", path=str(pristine))).fingerprint
+    )
 
 
 def test_prompts_are_padded_on_the_left_whatever_the_checkpoint_says(checkpoint):
@@ -74,11 +79,22 @@ def large(pristine, tmp_path_factory):
     weight_map = {}
     for shard in range(2):
         file = f"model-{shard + 1:05}-of-00002.safetensors"
-        weights = {f"model.layers.{shard * 6 + n}.q_proj.weight": torch.ones(1448, 1448) for n in range(6)}
+        weights = {
+            f"model.layers.{shard * 6 + n}.q_proj.weight": torch.ones(1448, 1448)
+            for n in range(6)
+        }
         save_file(weights, path / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(weights, file)
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    for name in ("modeling.py", "merges.txt", "tokenizer.model", "additional_chat_templates/tool.jinja", "README.md"):
+    (path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map})
+    )
+    for name in (
+        "modeling.py",
+        "merges.txt",
+        "tokenizer.model",
+        "additional_chat_templates/tool.jinja",
+        "README.md",
+    ):
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text("1")
     return path
@@ -150,7 +166,9 @@ def test_what_cannot_is_the_same_one(change, large, tmp_path):
 def test_any_single_tensor_is_another_checkpoint(large, tmp_path):
     path = shutil.copytree(large, tmp_path / "copy")
     seen = {fingerprint(path)}
-    tensors = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors = json.loads((path / "model.safetensors.index.json").read_text())[
+        "weight_map"
+    ]
     for name, file in tensors.items():
         with (path / file).open("r+b") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -166,7 +184,9 @@ def test_a_snapshot_of_links_to_blobs_is_known_by_content(large, tmp_path):
     snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
     shutil.copytree(large, snapshot)
     blobs.mkdir()
-    for number, file in enumerate(sorted(f for f in snapshot.rglob("*") if f.is_file())):
+    for number, file in enumerate(
+        sorted(f for f in snapshot.rglob("*") if f.is_file())
+    ):
         file.rename(blobs / str(number))
         file.symlink_to(blobs / str(number))
     assert fingerprint(snapshot) == fingerprint(large)
@@ -242,7 +262,11 @@ def test_missing_tensors_are_not_filled_with_noise(checkpoint):
     path, config = checkpoint
     weights = load_file(path / "model.safetensors")
     gone = next(n for n in weights if n.endswith("linear_1.weight"))
-    save_file({k: v for k, v in weights.items() if k != gone}, path / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v for k, v in weights.items() if k != gone},
+        path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     found = models.find(config)
     with pytest.raises(UsageError, match=r"1 tensors are missing \(.*linear_1\.weight"):
         models.load("llava", found, CPU)
@@ -270,7 +294,10 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(checkpoint):
     path, config = checkpoint
     enlarge(path, rows=1 << 20)
     config = replace(config, device="cpu", dtype="float32")
-    with pytest.raises(UsageError, match=r"^model\.device=cpu: .* 4096\.0 GiB in float32, \d+\.\d GiB are") as refused:
+    with pytest.raises(
+        UsageError,
+        match=r"^model\.device=cpu: .* 4096\.0 GiB in float32, \d+\.\d GiB are",
+    ) as refused:
         models.load("llava", models.find(config), place(config))
     assert "`zipeval list models`" in str(refused.value)
     assert "model.quantization" not in str(refused.value)
@@ -281,7 +308,14 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(checkpoint):
     [
         ([9, 0], ["model.quantization=4bit"]),
         ([17, 5], ["model.quantization=8bit", "model.quantization=4bit"]),
-        ([20, 20], ["model.device_map=auto", "model.quantization=8bit", "model.quantization=4bit"]),
+        (
+            [20, 20],
+            [
+                "model.device_map=auto",
+                "model.quantization=8bit",
+                "model.quantization=4bit",
+            ],
+        ),
         ([1, 33], ["model.device=cuda:1", "model.device_map=auto"]),
         ([1, 2], []),
         ([33, 0], None),
@@ -293,18 +327,27 @@ def test_too_little_memory_on_a_gpu(free, advice, checkpoint, monkeypatch):
     path, config = checkpoint
     enlarge(path, rows=1 << 14)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[torch.device(device).index] << 30, 80 << 30))
-    check = partial(check_memory, models.find(config), Placement("cuda:0", "bfloat16", "sdpa"))
+    monkeypatch.setattr(
+        torch.cuda,
+        "mem_get_info",
+        lambda device: (free[torch.device(device).index] << 30, 80 << 30),
+    )
+    check = partial(
+        check_memory, models.find(config), Placement("cuda:0", "bfloat16", "sdpa")
+    )
     if advice is None:
         return check()
     with pytest.raises(
-        UsageError, match=rf"^model\.device=cuda:0: .* 32\.0 GiB in bfloat16, {free[0]}\.0 GiB"
+        UsageError,
+        match=rf"^model\.device=cuda:0: .* 32\.0 GiB in bfloat16, {free[0]}\.0 GiB",
     ) as refused:
         check()
     assert re.findall(r"model\.\w+=[\w:]+", str(refused.value))[1:] == advice
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a CUDA device that must not exist")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="asks for a CUDA device that must not exist"
+)
 def test_a_missing_device_is_refused():
     with pytest.raises(UsageError, match=r"model\.device=cuda:3: 0 CUDA devices"):
         place(ModelConfig(device="cuda:3"))
@@ -312,7 +355,10 @@ def test_a_missing_device_is_refused():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="may have it")
 def test_flash_attention_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match=r"model\.attn_implementation=flash_attention_2: it is not installed"):
+    with pytest.raises(
+        UsageError,
+        match=r"model\.attn_implementation=flash_attention_2: it is not installed",
+    ):
         place(ModelConfig(attn_implementation="flash_attention_2"))
 
 
@@ -321,15 +367,17 @@ def test_a_checkpoint_of_ones_own_is_no_stand_in(tmp_path):
     tiny.llava_next(side=4).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(EMBEDDED / "tiny_llava" / name, tmp_path)
-    config = compose(["model=tiny_next", f"model.path={tmp_path}", "model.device_map=auto"]).model
+    config = compose(
+        ["model=tiny_next", f"model.path={tmp_path}", "model.device_map=auto"]
+    ).model
     assert models.find(config).grids == ((3, 4), (3, 8), (4, 4), (4, 12), (5, 8))
 
 
 def test_placement_on_the_cpu():
     assert place(ModelConfig(device="cpu")) == CPU
-    assert place(ModelConfig(device="cpu", dtype="bfloat16", attn_implementation="eager")) == Placement(
-        "cpu", "bfloat16", "eager"
-    )
+    assert place(
+        ModelConfig(device="cpu", dtype="bfloat16", attn_implementation="eager")
+    ) == Placement("cpu", "bfloat16", "eager")
 
 
 def test_the_commit_of_weights_from_the_hub_is_known(pristine, tmp_path, monkeypatch):
@@ -355,7 +403,11 @@ def test_the_machine_is_named(tmp_path, monkeypatch):
     assert held["device"]
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {torch.device(device).index}")
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_name",
+        lambda device: f"GPU {torch.device(device).index}",
+    )
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setenv("PATH", str(tmp_path))
     gpu = replace(CPU, device="cuda:1")
@@ -371,24 +423,44 @@ def test_the_machine_is_named(tmp_path, monkeypatch):
     assert machine(spread)["device"] == "GPU 0, GPU 1"
 
 
-@pytest.mark.parametrize("quantization, kind, size", [("8bit", "Linear8bitLt", 1), ("4bit", "Linear4bit", 0.5)])
+@pytest.mark.parametrize(
+    "quantization, kind, size",
+    [("8bit", "Linear8bitLt", 1), ("4bit", "Linear4bit", 0.5)],
+)
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
-def test_only_the_language_model_is_quantised(family, quantization, kind, size, checkpoint):
+def test_only_the_language_model_is_quantised(
+    family, quantization, kind, size, checkpoint
+):
     """lm_head and all before the language model keep the dtype, so that methods read what the encoder attends to."""
     pytest.importorskip("bitsandbytes")
     path, config = checkpoint
-    vocabulary = json.loads((path / "config.json").read_text())["text_config"]["vocab_size"]
+    vocabulary = json.loads((path / "config.json").read_text())["text_config"][
+        "vocab_size"
+    ]
     getattr(tiny, family)(24, vocabulary=vocabulary).save_pretrained(path)
-    placement = place(replace(config, device="cpu", dtype="bfloat16", quantization=quantization))
-    model, _ = models.load(family, models.find(replace(config, family=family)), placement)
+    placement = place(
+        replace(config, device="cpu", dtype="bfloat16", quantization=quantization)
+    )
+    model, _ = models.load(
+        family, models.find(replace(config, family=family)), placement
+    )
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     quantised = {n: m for n, m in linear.items() if type(m).__name__ == kind}
-    assert quantised.keys() == {n for n in linear if n.startswith("model.language_model.")}
+    assert quantised.keys() == {
+        n for n in linear if n.startswith("model.language_model.")
+    }
     assert len(linear) - len(quantised) > 10
-    assert {m.weight.dtype for n, m in linear.items() if n not in quantised} == {torch.bfloat16}
-    assert all(m.weight.nbytes == size * m.in_features * m.out_features for m in quantised.values())
+    assert {m.weight.dtype for n, m in linear.items() if n not in quantised} == {
+        torch.bfloat16
+    }
+    assert all(
+        m.weight.nbytes == size * m.in_features * m.out_features
+        for m in quantised.values()
+    )
     if quantization == "4bit":
-        assert {(m.weight.quant_type, m.compute_dtype) for m in quantised.values()} == {("nf4", torch.bfloat16)}
+        assert {(m.weight.quant_type, m.compute_dtype) for m in quantised.values()} == {
+            ("nf4", torch.bfloat16)
+        }
     assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")
 
 
@@ -401,4 +473,7 @@ def test_the_embedded_checkpoint_loads_with_plain_transformers():
     assert type(processor).__name__ == "LlavaProcessor"
     assert config.text_config.num_hidden_layers >= 6
     assert config.vision_config.model_type == "clip_vision_model"
-    assert models.find(ModelConfig(family="llava", embedded="tiny_llava")).visual_tokens == 144
+    assert (
+        models.find(ModelConfig(family="llava", embedded="tiny_llava")).visual_tokens
+        == 144
+    )

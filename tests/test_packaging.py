@@ -35,7 +35,9 @@ def direct_dependencies() -> list[Requirement]:
     for name in extras.keys() - {"ray"}:
         lines += extras[name]
     requirements = [Requirement(line) for line in lines]
-    return [requirement for requirement in requirements if requirement.name != "zipeval"]
+    return [
+        requirement for requirement in requirements if requirement.name != "zipeval"
+    ]
 
 
 def pins(python: str) -> dict[str, Version]:
@@ -47,7 +49,9 @@ def pins(python: str) -> dict[str, Version]:
     for line in CONSTRAINTS[1:]:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate(environment):
-            assert requirement.name not in versions, f"{requirement.name} is pinned twice for Python {python}"
+            assert requirement.name not in versions, (
+                f"{requirement.name} is pinned twice for Python {python}"
+            )
             (specifier,) = requirement.specifier
             versions[canonicalize_name(requirement.name)] = Version(specifier.version)
     return versions
@@ -55,7 +59,9 @@ def pins(python: str) -> dict[str, Version]:
 
 def test_constraints_are_versions_and_nothing_else():
     """A host, a path or a hash would tie them to one machine or one index."""
-    assert CONSTRAINTS[0].startswith("# ") and "scripts/constraints.sh" in CONSTRAINTS[0]
+    assert (
+        CONSTRAINTS[0].startswith("# ") and "scripts/constraints.sh" in CONSTRAINTS[0]
+    )
     for line in CONSTRAINTS[1:]:
         assert re.fullmatch(r"[a-z0-9-]+==[\w.]+( ; [\w.*'<>=!() ]+)?", line), line
 
@@ -64,7 +70,9 @@ def test_constraints_are_versions_and_nothing_else():
 def test_constraints_pin_every_direct_dependency_within_its_bounds(python):
     versions = pins(python)
     for requirement in direct_dependencies():
-        assert versions[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+        assert versions[canonicalize_name(requirement.name)] in requirement.specifier, (
+            requirement
+        )
 
 
 def test_the_newest_transformers_that_is_allowed_is_the_one_that_is_pinned():
@@ -77,8 +85,14 @@ def test_the_newest_transformers_that_is_allowed_is_the_one_that_is_pinned():
 
 def test_supported_pythons_are_named_alike_everywhere():
     project = PROJECT["project"]
-    named = [name.split()[-1] for name in project["classifiers"] if re.fullmatch(r".*:: Python :: 3\.\d+", name)]
-    tested = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]["strategy"]["matrix"]
+    named = [
+        name.split()[-1]
+        for name in project["classifiers"]
+        if re.fullmatch(r".*:: Python :: 3\.\d+", name)
+    ]
+    tested = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"][
+        "tests"
+    ]["strategy"]["matrix"]
     assert named == list(PYTHONS) == tested["python"]
     assert project["requires-python"] == ">=3.10,<3.14"
 
@@ -134,10 +148,18 @@ def test_forms_for_issues(path):
 
 
 def test_a_bug_report_asks_for_the_installation_and_the_record():
-    (form,) = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in FORMS if path.stem == "bug")
+    (form,) = (
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in FORMS
+        if path.stem == "bug"
+    )
     assert {"doctor", "record"} <= {field["id"] for field in form["body"]}
 
 
 def test_hooks_before_a_commit():
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
-    assert "ruff-check" in [hook["id"] for repository in hooks["repos"] for hook in repository["hooks"]]
+    hooks = yaml.safe_load(
+        (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    )
+    assert "ruff-check" in [
+        hook["id"] for repository in hooks["repos"] for hook in repository["hooks"]
+    ]

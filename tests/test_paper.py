@@ -29,30 +29,54 @@ def lines(file, table):
         return [line for line in csv.DictReader(stream) if line["table"] == table]
 
 
-@pytest.mark.parametrize("name, wrong, count", [("table1", FIVE, 143), ("table2", set(), 70), ("table3", set(), 16)])
+@pytest.mark.parametrize(
+    "name, wrong, count",
+    [("table1", FIVE, 143), ("table2", set(), 70), ("table3", set(), 16)],
+)
 def test_printed_percentages_follow_from_raw_scores(name, wrong, count):
     table = paper.published(name)
     assert set(table.notes) == wrong
-    cells = {(row.label, str(row.tokens), column): c for row in table.rows for column, c in row.cells.items()}
+    cells = {
+        (row.label, str(row.tokens), column): c
+        for row in table.rows
+        for column, c in row.cells.items()
+    }
     printed = lines("scores.csv", name)
     assert len(cells) == len(printed) == count
     for line in printed:
         cell = cells[line["method"], line["visual_tokens"], line["benchmark"]]
         assert cell.score == float(line["score"])
-        named = any(n.startswith(f"{line['method']} {line['visual_tokens']} {line['benchmark']}:") for n in wrong)
-        assert (abs(cell.percent - float(line["percent_of_upper_bound"])) > 0.1) == named
+        named = any(
+            n.startswith(
+                f"{line['method']} {line['visual_tokens']} {line['benchmark']}:"
+            )
+            for n in wrong
+        )
+        assert (
+            abs(cell.percent - float(line["percent_of_upper_bound"])) > 0.1
+        ) == named
     for row, line in zip(table.rows, lines("averages.csv", name), strict=True):
-        named = any(note.startswith(f"{row.label} {row.tokens} average") for note in wrong)
+        named = any(
+            note.startswith(f"{row.label} {row.tokens} average") for note in wrong
+        )
         assert (abs(row.average - float(line["average_percent"])) > 0.1) == named
 
 
 def test_a_number_that_does_not_follow_is_named(monkeypatch, tmp_path):
     for file in paper.SOURCE.glob("*.csv"):
-        text = file.read_text().replace("756,3.0,27.8,7.8", "756,3.5,27.8,7.8").replace("46.4,-9.2", "46.4,-8.2")
+        text = (
+            file.read_text()
+            .replace("756,3.0,27.8,7.8", "756,3.5,27.8,7.8")
+            .replace("46.4,-9.2", "46.4,-8.2")
+        )
         (tmp_path / file.name).write_text(text)
     monkeypatch.setattr(paper, "SOURCE", tmp_path)
-    assert paper.published("table4").notes == ["visionzip 160 total_speedup: it is 3.0, printed 3.5."]
-    assert paper.published("table5").notes == ["ex1_without_top50_encoder_tokens: the change is -9.2%, printed -8.2%."]
+    assert paper.published("table4").notes == [
+        "visionzip 160 total_speedup: it is 3.0, printed 3.5."
+    ]
+    assert paper.published("table5").notes == [
+        "ex1_without_top50_encoder_tokens: the change is -9.2%, printed -8.2%."
+    ]
 
 
 def test_speed_ups_and_changes_follow_from_raw_numbers():
@@ -64,7 +88,10 @@ def test_speed_ups_and_changes_follow_from_raw_numbers():
 
 
 def test_records_stand_beside_the_paper_and_never_in_its_rows(tmp_path):
-    for method, tokens, gqa, pope in (("vanilla", None, 60.0, 80.0), ("visionzip", 64, 57.0, 72.0)):
+    for method, tokens, gqa, pope in (
+        ("vanilla", None, 60.0, 80.0),
+        ("visionzip", 64, 57.0, 72.0),
+    ):
         for task, score in (("gqa", gqa), ("pope", pope), ("vizwiz_vqa_val", 1.0)):
             put(tmp_path, method, score, tokens, task=task, model="llava15")
     put(tmp_path, "vanilla", 99.0, task="gqa", model="another")
@@ -73,15 +100,26 @@ def test_records_stand_beside_the_paper_and_never_in_its_rows(tmp_path):
     kinds = {(row.label, row.tokens): row for row in table.rows}
     assert len(kinds) == 2 + 13 + 2
     ours, theirs = kinds["visionzip", 64], kinds["visionzip (published)", 64]
-    assert {name: cell.score for name, cell in ours.cells.items()} == {"GQA": 57, "POPE": 72}
+    assert {name: cell.score for name, cell in ours.cells.items()} == {
+        "GQA": 57,
+        "POPE": 72,
+    }
     assert theirs.cells["GQA"].score == 55.1
     difference = kinds["visionzip: difference", 64]
     assert difference.cells["GQA"].score == pytest.approx(57 - 55.1)
     assert difference.cells["POPE"].percent == pytest.approx(90 - 100 * 77.0 / 85.9)
-    assert kinds["vanilla: difference", None].cells["GQA"].score == pytest.approx(60 - 61.9)
-    assert (ours.average, difference.average, theirs.average) == (None, None, pytest.approx(94.0, abs=0.1))
+    assert kinds["vanilla: difference", None].cells["GQA"].score == pytest.approx(
+        60 - 61.9
+    )
+    assert (ours.average, difference.average, theirs.average) == (
+        None,
+        None,
+        pytest.approx(94.0, abs=0.1),
+    )
     for row in table.rows:
-        assert {cell.record is not None for cell in row.cells.values()} == {row.kind == "measured"}
+        assert {cell.record is not None for cell in row.cells.values()} == {
+            row.kind == "measured"
+        }
     shown = render([table])
     assert "+1.9 (+6.0%)" in shown
     assert "-13.9 (" not in shown
@@ -91,16 +129,33 @@ def test_a_tuned_projector_is_in_the_papers_row_wherever_it_lies(tmp_path):
     put(tmp_path, "vanilla", 60.0, task="gqa", model="llava15")
     for tokens, score in ((64, 57.0), (128, 58.0)):
         where = f"results/projectors/llava15-visionzip-{tokens}/projector.safetensors"
-        put(tmp_path, "visionzip_tuned", score, tokens, task="gqa", model="llava15", projector=where)
+        put(
+            tmp_path,
+            "visionzip_tuned",
+            score,
+            tokens,
+            task="gqa",
+            model="llava15",
+            projector=where,
+        )
     (table,) = paper.measured("table1", str(tmp_path))
-    differences = {row.tokens: row for row in table.rows if row.label == "visionzip_tuned: difference"}
+    differences = {
+        row.tokens: row
+        for row in table.rows
+        if row.label == "visionzip_tuned: difference"
+    }
     assert differences.keys() == {64, 128}
     assert differences[64].cells["GQA"].score == pytest.approx(57 - 57.0)
     assert differences[128].cells["GQA"].score == pytest.approx(58 - 58.9)
 
 
 def test_an_average_of_all_columns_stands_beside_the_printed_one(tmp_path):
-    for task in ("zipeval_tgif_qa", "zipeval_msvd_qa", "zipeval_msrvtt_qa", "zipeval_activitynet_qa"):
+    for task in (
+        "zipeval_tgif_qa",
+        "zipeval_msvd_qa",
+        "zipeval_msrvtt_qa",
+        "zipeval_activitynet_qa",
+    ):
         put(tmp_path, "vanilla", 50.0, task=task, model="video_llava")
         put(tmp_path, "visionzip", 45.0, 136, task=task, model="video_llava")
     (table,) = paper.measured("table3", str(tmp_path))
@@ -110,9 +165,23 @@ def test_an_average_of_all_columns_stands_beside_the_printed_one(tmp_path):
 
 def experiment(root, scores, tokens=64, **options):
     """Records of Table 5's runs."""
-    firsts = ({}, {"name": "without_top", "tokens": 526}, {"name": "visionzip", "tokens": 128})
-    for method, first, score in zip(paper.EXPERIMENTS.values(), firsts, scores, strict=False):
-        chain = {"first": first, "second": {"name": "sparsevlm", "tokens": tokens}, "of": 576} if first else {}
+    firsts = (
+        {},
+        {"name": "without_top", "tokens": 526},
+        {"name": "visionzip", "tokens": 128},
+    )
+    for method, first, score in zip(
+        paper.EXPERIMENTS.values(), firsts, scores, strict=False
+    ):
+        chain = (
+            {
+                "first": first,
+                "second": {"name": "sparsevlm", "tokens": tokens},
+                "of": 576,
+            }
+            if first
+            else {}
+        )
         put(root, method, score, tokens, **chain, **options)
 
 
@@ -124,25 +193,48 @@ def test_experiments_are_compared_with_sparsevlm_on_all_tokens(tmp_path):
     put(tmp_path, "sparsevlm", 99.0, 64, task="textvqa_val", model="llava15", version=2)
     experiment(tmp_path, (80.0, 40.0), 16)
     experiment(tmp_path, (50.0, 45.0), task="textvqa_val", model="other")
-    found = {table.about.partition(" (")[0]: table for table in paper.measured("table5", str(tmp_path))}
+    found = {
+        table.about.partition(" (")[0]: table
+        for table in paper.measured("table5", str(tmp_path))
+    }
     of_llava, of_m, of_other = (found.pop(name) for name in ("llava15", "m", "other"))
     assert not found
     assert of_llava.columns == ["TextVQA"]
-    shown = [(row.label, row.cells["TextVQA"].score, row.cells["TextVQA"].percent) for row in of_llava.rows]
+    shown = [
+        (row.label, row.cells["TextVQA"].score, row.cells["TextVQA"].percent)
+        for row in of_llava.rows
+    ]
     ours = [("sparsevlm", 50.0, 100.0), ("sparsevlm version=2", 99.0, 198.0)]
-    on, without = (paper.AS_PUBLISHED[f"sparsevlm_{name}"].format(64) for name in ("on_visionzip", "without_top"))
+    on, without = (
+        paper.AS_PUBLISHED[f"sparsevlm_{name}"].format(64)
+        for name in ("on_visionzip", "without_top")
+    )
     ours += [(on, 51.0, pytest.approx(102)), (without, 45.0, pytest.approx(90))]
     assert shown[:4] == ours
     published = {label: percent for label, _, percent in shown[4:7]}
-    assert published["sparsevlm_without_top (published)"] == pytest.approx(100 - 9.2, abs=0.05)
-    assert published["sparsevlm_on_visionzip (published)"] == pytest.approx(100 + 2.7, abs=0.05)
+    assert published["sparsevlm_without_top (published)"] == pytest.approx(
+        100 - 9.2, abs=0.05
+    )
+    assert published["sparsevlm_on_visionzip (published)"] == pytest.approx(
+        100 + 2.7, abs=0.05
+    )
     differences = {label: percent for label, _, percent in shown[7:]}
     assert differences[f"{without}: difference"] == pytest.approx(90 - 90.8, abs=0.05)
-    assert "sparsevlm version=2: difference" not in differences  # a variant, which the paper does not have
+    assert (
+        "sparsevlm version=2: difference" not in differences
+    )  # a variant, which the paper does not have
     assert "(% of the upper bound, sparsevlm)" in render([of_llava])
     assert of_m.columns == ["shapes (accuracy)", "TextVQA"]
-    assert [row.cells["shapes (accuracy)"].percent for row in of_m.rows[:2]] == [100.0, 50.0]
-    assert not [row for table in (of_m, of_other) for row in table.rows if row.kind == "difference"]
+    assert [row.cells["shapes (accuracy)"].percent for row in of_m.rows[:2]] == [
+        100.0,
+        50.0,
+    ]
+    assert not [
+        row
+        for table in (of_m, of_other)
+        for row in table.rows
+        if row.kind == "difference"
+    ]
 
 
 @pytest.mark.parametrize("method", paper.EXPERIMENTS.values())
@@ -155,7 +247,10 @@ def test_the_papers_experiments_are_ours_as_they_are_configured(method, tmp_path
 def test_an_experiment_without_sparsevlm_on_all_tokens_is_refused(tmp_path):
     experiment(tmp_path, (80.0, 40.0), 16)
     put(tmp_path, "sparsevlm_without_top", 40.0, 32)
-    with pytest.raises(UsageError, match=r"no upper bound.*method=sparsevlm tasks=.shapes. tokens=32 budget=paper"):
+    with pytest.raises(
+        UsageError,
+        match=r"no upper bound.*method=sparsevlm tasks=.shapes. tokens=32 budget=paper",
+    ):
         paper.measured("table5", str(tmp_path))
 
 
@@ -165,7 +260,10 @@ def test_an_experiment_without_sparsevlm_on_all_tokens_is_refused(tmp_path):
         ("table6", r"table=paper/table6: no such table. Did you mean table\d\?"),
         ("table1", "no records of model=llava15"),
         ("table4", "no measurements of model=llava_next.*`zipeval bench"),
-        ("table5", r"no experiments. `zipeval run -m \+experiment=misalignment` makes them"),
+        (
+            "table5",
+            r"no experiments. `zipeval run -m \+experiment=misalignment` makes them",
+        ),
     ],
 )
 def test_what_cannot_be_shown(name, message, tmp_path):
@@ -186,7 +284,9 @@ def test_what_cannot_be_shown(name, message, tmp_path):
     ],
 )
 def test_a_setting_that_would_change_nothing_is_refused(given, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["zipeval", "table", *f"table=paper/{given}".split()])
+    monkeypatch.setattr(
+        "sys.argv", ["zipeval", "table", *f"table=paper/{given}".split()]
+    )
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
@@ -197,4 +297,6 @@ def test_the_papers_models_and_columns_are_ours():
         assert compose([f"model={model}"]).model.name == model
         from zipeval.benchmarks import BENCHMARKS
 
-        assert set(paper.published(name).columns) <= {benchmark.column for benchmark in BENCHMARKS.values()}
+        assert set(paper.published(name).columns) <= {
+            benchmark.column for benchmark in BENCHMARKS.values()
+        }

@@ -19,15 +19,27 @@ from zipeval.methods import build
 from zipeval.results import records, samples
 
 PUBLISHED = Path(zipeval.published.__path__[0])
-FILES = {"table1": "scores", "table2": "scores", "table3": "scores", "table4": "efficiency", "table5": "misalignment"}
+FILES = {
+    "table1": "scores",
+    "table2": "scores",
+    "table3": "scores",
+    "table4": "efficiency",
+    "table5": "misalignment",
+}
 METHODS = {
     "sparsevlm_all_tokens": "sparsevlm",
     "ex1_without_top50_encoder_tokens": "sparsevlm_without_top",
     "ex2_only_visionzip_top128": "sparsevlm_on_visionzip",
 }
 UNPUBLISHED = {  # settings, and what the table's comment runs instead
-    "table2": (["method=sparsevlm"], {("sparsevlm", tokens) for tokens in (640, 320, 160)}),
-    "table3": (["method=fastv,sparsevlm", "tokens=135"], {("fastv", 135), ("sparsevlm", 135)}),
+    "table2": (
+        ["method=sparsevlm"],
+        {("sparsevlm", tokens) for tokens in (640, 320, 160)},
+    ),
+    "table3": (
+        ["method=fastv,sparsevlm", "tokens=135"],
+        {("fastv", 135), ("sparsevlm", 135)},
+    ),
 }
 NEEDED = ["judge.url=http://localhost:1/v1", "judge.model=any", "data.videos=anywhere"]
 
@@ -47,7 +59,11 @@ def plan(monkeypatch, capsys, *arguments):
 
 def hours(said):
     """By the end of a run's name."""
-    return {line.split()[0][4:]: line.split()[-1] for line in said.splitlines() if re.match(r"\d{3}-", line)}
+    return {
+        line.split()[0][4:]: line.split()[-1]
+        for line in said.splitlines()
+        if re.match(r"\d{3}-", line)
+    }
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -74,7 +90,11 @@ def test_every_setting_of_a_table_fits_its_model(name, monkeypatch, capsys, tmp_
     said = plan(monkeypatch, capsys, f"+table=paper_{name}")
     assert "Refused" not in said
     printed = {int(line["visual_tokens"]) for line in lines(name)}
-    entering = [line.split()[-3:-1] for line in said.splitlines() if re.match(r"\d{3}-.*-visionzip-", line)]
+    entering = [
+        line.split()[-3:-1]
+        for line in said.splitlines()
+        if re.match(r"\d{3}-.*-visionzip-", line)
+    ]
     assert {mean for mean, _ in entering} == {f"{final}.0" for _, final in entering}
     assert {int(final) for _, final in entering} <= printed
     assert not [*tmp_path.iterdir()]
@@ -84,13 +104,17 @@ def test_an_experiment_is_a_sweep_of_its_own():
     """Its name, its rows, and what its two experiments leave SparseVLM with, in proportion on other models."""
     made, _ = expand(["+experiment=misalignment"])
     assert made.name.startswith("misalignment-")
-    assert [cell.config for cell in made.cells] == [cell.config for cell in expand(["+table=paper_table5"])[0].cells]
+    assert [cell.config for cell in made.cells] == [
+        cell.config for cell in expand(["+table=paper_table5"])[0].cells
+    ]
     left = {}
     for settings in ([], ["model=tiny_llava", "suite=shapes", "tokens=16"]):
         for cell in expand(["+experiment=misalignment", *settings])[0].cells[2:]:
             its = cell.config
             image = {"llava15": 576, "tiny_llava": 144}[its.model.name]
-            left[image, its.method["name"]] = build(its.method, its.budget, Shape(image, image, 32)).first.tokens
+            left[image, its.method["name"]] = build(
+                its.method, its.budget, Shape(image, image, 32)
+            ).first.tokens
     assert left == {
         (576, "sparsevlm_without_top"): 526,
         (576, "sparsevlm_on_visionzip"): 128,
@@ -98,41 +122,72 @@ def test_an_experiment_is_a_sweep_of_its_own():
         (144, "sparsevlm_on_visionzip"): 32,
     }
     crops = Shape(2880, 2880, 32, grids=((5, 0),))
-    method = compose(["method=sparsevlm_on_visionzip", "tokens=320", "budget=final"]).method
-    assert build(method, "final", crops).first.of_crops(crops.picture)[0].split() == (108, 20)
+    method = compose(
+        ["method=sparsevlm_on_visionzip", "tokens=320", "budget=final"]
+    ).method
+    assert build(method, "final", crops).first.of_crops(crops.picture)[0].split() == (
+        108,
+        20,
+    )
 
 
 def test_curves_of_mini_gemini(monkeypatch, capsys, tmp_path):
     """Figure 4's benchmarks at Table 1's budgets, and the same small."""
     monkeypatch.chdir(tmp_path)
     made, _ = expand(["+experiment=figure4"])
-    rows = [("vanilla", None), *((m, t) for m in ("fastv", "sparsevlm", "visionzip") for t in (192, 128, 64))]
-    assert [(cell.config.method["name"], cell.config.tokens) for cell in made.cells] == rows
+    rows = [
+        ("vanilla", None),
+        *((m, t) for m in ("fastv", "sparsevlm", "visionzip") for t in (192, 128, 64)),
+    ]
+    assert [
+        (cell.config.method["name"], cell.config.tokens) for cell in made.cells
+    ] == rows
     assert {cell.config.model.name for cell in made.cells} == {"mini_gemini"}
-    assert [BENCHMARKS[task].column for task in made.cells[0].config.tasks] == ["POPE", "TextVQA", "GQA"]
-    said = plan(monkeypatch, capsys, "+experiment=figure4", "model=tiny_gemini", "suite=shapes", "tokens=48,32,16")
+    assert [BENCHMARKS[task].column for task in made.cells[0].config.tasks] == [
+        "POPE",
+        "TextVQA",
+        "GQA",
+    ]
+    said = plan(
+        monkeypatch,
+        capsys,
+        "+experiment=figure4",
+        "model=tiny_gemini",
+        "suite=shapes",
+        "tokens=48,32,16",
+    )
     assert len(hours(said)) == 10
     assert "Refused" not in said
 
 
 @pytest.mark.parametrize("name", UNPUBLISHED)
-def test_what_a_table_leaves_out_has_no_published_setting(name, monkeypatch, capsys, tmp_path):
+def test_what_a_table_leaves_out_has_no_published_setting(
+    name, monkeypatch, capsys, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     instead, rows = UNPUBLISHED[name]
     table = f"+table=paper_{name}"
-    assert plan(monkeypatch, capsys, table, *instead).count("nothing was published for") == len(rows)
+    assert plan(monkeypatch, capsys, table, *instead).count(
+        "nothing was published for"
+    ) == len(rows)
     said = plan(monkeypatch, capsys, table, *instead, "budget=final")
     assert "Refused" not in said
     assert {*hours(said)} == {
-        f"{expand(['-m', table, *NEEDED])[0].cells[0].config.model.name}-{m}-{t}" for m, t in rows
+        f"{expand(['-m', table, *NEEDED])[0].cells[0].config.model.name}-{m}-{t}"
+        for m, t in rows
     }
 
 
 def test_samples_are_the_cards(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     said = plan(monkeypatch, capsys, "+table=paper_table2")
-    assert "GQA 12,578, MMB 4,329, MME 2,374, SQA 2,017, VQAv2 214,354, TextVQA 5,000, MMMU 900\n" in said
-    assert {line.split()[2] for line in said.splitlines() if line.startswith("00")} == {"241,552"}
+    assert (
+        "GQA 12,578, MMB 4,329, MME 2,374, SQA 2,017, VQAv2 214,354, TextVQA 5,000, MMMU 900\n"
+        in said
+    )
+    assert {line.split()[2] for line in said.splitlines() if line.startswith("00")} == {
+        "241,552"
+    }
     assert "To run it, add judge.url= judge.model=.\n" in said
     assert "add" not in plan(monkeypatch, capsys, "+table=paper_table2", *NEEDED)
     assert all(known.samples for known in BENCHMARKS.values() if known.sources)
@@ -141,7 +196,9 @@ def test_samples_are_the_cards(monkeypatch, capsys, tmp_path):
 def test_samples_are_counted_where_the_data_is(miniatures, tmp_path):
     config = compose([f"data.root={miniatures}", "suite=paper_image", *NEEDED[:2]])
     for task in ("gqa", "mme", "seedbench"):
-        assert samples.count(task, config) == len(_rows(miniatures, BENCHMARKS[task].sources[0]))
+        assert samples.count(task, config) == len(
+            _rows(miniatures, BENCHMARKS[task].sources[0])
+        )
     assert samples.count("zipeval_shapes", config) == 1499
     assert samples.count("zipeval_shapes", compose(["limit=7"])) == 7
     folder = tmp_path / "MSVD_Zero_Shot_QA"
@@ -156,7 +213,9 @@ def test_samples_are_counted_where_the_data_is(miniatures, tmp_path):
 def _rows(root, source):
     import datasets
 
-    return datasets.load_dataset(str(Path(root, source.dataset)), source.config, split=source.split)
+    return datasets.load_dataset(
+        str(Path(root, source.dataset)), source.config, split=source.split
+    )
 
 
 def test_a_plan_foretells_what_is_measured(monkeypatch, capsys, tmp_path):
@@ -169,7 +228,9 @@ def test_a_plan_foretells_what_is_measured(monkeypatch, capsys, tmp_path):
         "4 of 4 runs are not measured. `zipeval run -m method=fastv,visionzip tokens=48,16 bound=none limit=128`"
         in before
     )
-    (path,) = runner.run(compose(["method=fastv", "tokens=16", "limit=4", "batch_size=2"]))
+    (path,) = runner.run(
+        compose(["method=fastv", "tokens=16", "limit=4", "batch_size=2"])
+    )
     record = records.read(path)
     said = plan(monkeypatch, capsys, *sweep, "limit=4")
     (line,) = (line for line in said.splitlines() if "-fastv-16" in line)
@@ -177,7 +238,9 @@ def test_a_plan_foretells_what_is_measured(monkeypatch, capsys, tmp_path):
     assert line.split()[2:5] == ["4", f"{visual['mean']:.1f}", f"{visual['final']:.0f}"]
     shares = sorted(s["latency"] / 2 for s in records.read_samples(path.parent, record))
     found = hours(said)
-    assert float(found["tiny_llava-fastv-16"]) == pytest.approx(sum(shares[1:3]) * 2 / 3600, rel=0.01)
+    assert float(found["tiny_llava-fastv-16"]) == pytest.approx(
+        sum(shares[1:3]) * 2 / 3600, rel=0.01
+    )
     assert found["tiny_llava-fastv-48"] == found["tiny_llava-fastv-16"]
     assert found["tiny_llava-visionzip-16"] == "-"
     assert f"as measured on {record['machine']['device']}." in said
@@ -187,7 +250,15 @@ def test_a_plan_foretells_what_is_measured(monkeypatch, capsys, tmp_path):
 def test_a_pace_is_of_what_is_most_alike_on_one_device():
     """Of all samples it is what the record took, of all its processes; of two devices the latest."""
 
-    def record(task, method, tokens, device="old", ended="2026-01-01", seconds=10.0, processes=1):
+    def record(
+        task,
+        method,
+        tokens,
+        device="old",
+        ended="2026-01-01",
+        seconds=10.0,
+        processes=1,
+    ):
         config = {
             "model": {"name": "m"},
             "method": {"name": method},
@@ -195,18 +266,39 @@ def test_a_pace_is_of_what_is_most_alike_on_one_device():
             "budget": "paper",
             "limit": None,
         }
-        of = {"task": task, "config": config, "machine": {"device": device}, "ended": ended}
-        return of | {"seconds": seconds, "processes": processes, "samples": {"count": 5}}
+        of = {
+            "task": task,
+            "config": config,
+            "machine": {"device": device},
+            "ended": ended,
+        }
+        return of | {
+            "seconds": seconds,
+            "processes": processes,
+            "samples": {"count": 5},
+        }
 
     found = [
         record("gqa", "fastv", 64),
         record("gqa", "fastv", 128, seconds=20.0),
-        record("pope", "fastv", 64, device="new", ended="2026-01-02", seconds=5.0, processes=2),
+        record(
+            "pope",
+            "fastv",
+            64,
+            device="new",
+            ended="2026-01-02",
+            seconds=5.0,
+            processes=2,
+        ),
     ]
     wanted = {"task": "gqa", "method": "fastv"}
     assert samples.pace(found, wanted) == samples.Pace(3.0, "old")
-    assert samples.pace(found, {**wanted, "tokens": 128}, wanted) == samples.Pace(4.0, "old")
-    assert samples.pace(found, {**wanted, "tokens": 192}, wanted) == samples.Pace(3.0, "old")
+    assert samples.pace(found, {**wanted, "tokens": 128}, wanted) == samples.Pace(
+        4.0, "old"
+    )
+    assert samples.pace(found, {**wanted, "tokens": 192}, wanted) == samples.Pace(
+        3.0, "old"
+    )
     assert samples.pace(found, {"method": "fastv"}) == samples.Pace(2.0, "new")
     assert samples.pace(found, {"method": "visionzip"}) is None
 
@@ -214,7 +306,10 @@ def test_a_pace_is_of_what_is_most_alike_on_one_device():
 def test_what_cannot_run_is_told(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     said = plan(monkeypatch, capsys, "method=visionzip", "tokens=16,9999")
-    assert hours(said) == {"tiny_llava-visionzip-16": "-", "tiny_llava-visionzip-9999": "-"}
+    assert hours(said) == {
+        "tiny_llava-visionzip-16": "-",
+        "tiny_llava-visionzip-9999": "-",
+    }
     assert "Refused: tokens=9999: tiny_llava has 144 visual tokens" in said
     assert "1 of 1 runs are not measured" in said
 
@@ -223,8 +318,14 @@ def test_a_projector_that_is_missing_is_told(monkeypatch, capsys, tmp_path):
     """And no command is named that would measure its run, as it would be refused."""
     monkeypatch.chdir(tmp_path)
     said = plan(monkeypatch, capsys, "method=visionzip_tuned", "tokens=16")
-    assert "Missing: projector=results/projectors/tiny_llava-visionzip-16/projector.safetensors: no such file" in said
-    assert "`zipeval tune model=tiny_llava method=visionzip tokens=16 data=FILE.json images=DIR`" in said
+    assert (
+        "Missing: projector=results/projectors/tiny_llava-visionzip-16/projector.safetensors: no such file"
+        in said
+    )
+    assert (
+        "`zipeval tune model=tiny_llava method=visionzip tokens=16 data=FILE.json images=DIR`"
+        in said
+    )
     assert "not measured" not in said
     said = plan(monkeypatch, capsys, "method=vanilla,visionzip_tuned", "tokens=16")
     assert "1 of 2 runs are not measured" in said

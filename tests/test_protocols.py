@@ -32,9 +32,13 @@ def judged(scripted):
 
         def evaluate(task, answers, reply, *overrides):
             probe = PROTOCOLS[task].messages(PROTOCOLS[task].probe)[-1]["content"]
-            server.reply = lambda prompt: likes_all(prompt) if prompt == probe else reply(prompt)
+            server.reply = lambda prompt: (
+                likes_all(prompt) if prompt == probe else reply(prompt)
+            )
             server.prompts.clear()
-            record, samples = scripted(task, answers, f"judge.url={server.url}", "judge.model=m", *overrides)
+            record, samples = scripted(
+                task, answers, f"judge.url={server.url}", "judge.model=m", *overrides
+            )
             assert server.prompts[0] == probe
             return record, samples, server.prompts[1:]
 
@@ -64,18 +68,28 @@ def test_mmbench(answers, expected, asked, judged):
     assert [s["group"] for s in samples] == [7, 8, 9, 7, 8]
     table = pd.DataFrame(
         [
-            {"index": 1_000_000 * (i > 2) + s["group"], "prediction": s["scores"]["option"], "answer": s["target"]}
+            {
+                "index": 1_000_000 * (i > 2) + s["group"],
+                "prediction": s["scores"]["option"],
+                "answer": s["target"],
+            }
             | {"question": "", "category": "c", **dict.fromkeys("ABCD", "x")}
             for i, s in enumerate(samples)
         ]
     )
-    assert 100 * MMBench_Evaluator().eval_result(table, "static")[0] == pytest.approx(expected)
+    assert 100 * MMBench_Evaluator().eval_result(table, "static")[0] == pytest.approx(
+        expected
+    )
 
 
 def test_mmbench_asks_which_option_is_meant(judged):
-    _, samples, (prompt,) = judged(MMB, ["A", "some fruit", "C", "D", "B"], lambda prompt: "E")
+    _, samples, (prompt,) = judged(
+        MMB, ["A", "some fruit", "C", "D", "B"], lambda prompt: "E"
+    )
     options = "There are several options: \nA. banana\nB. cherry\n"
-    assert prompt.endswith(f"Question: Which??\nOptions: {options}\nAnswer: some fruit\nYour output: ")
+    assert prompt.endswith(
+        f"Question: Which??\nOptions: {options}\nAnswer: some fruit\nYour output: "
+    )
     assert samples[1]["scores"] == {"option": "E"}
     assert samples[1]["score"] == 0
 
@@ -89,7 +103,11 @@ def test_mmbench_does_not_find_a_missing_option_in_banana(judged):
 def test_mmbench_is_asked_as_llava_asks(judged, monkeypatch):
     seen = []
     decoded = Session.decoded
-    monkeypatch.setattr(Session, "decoded", lambda self, messages: seen.append(messages) or decoded(self, messages))
+    monkeypatch.setattr(
+        Session,
+        "decoded",
+        lambda self, messages: seen.append(messages) or decoded(self, messages),
+    )
     judged(MMB, ["A", "A", "C", "D", "B"], nobody)
     texts = [messages[0]["content"][-1]["text"] for messages in seen]
     end = "\nAnswer with the option's letter from the given choices directly."
@@ -100,14 +118,24 @@ def test_mmbench_is_asked_as_llava_asks(judged, monkeypatch):
 
 
 def by_answer(replies):
-    return lambda prompt: next(reply for answer, reply in replies.items() if f"| {answer} |" in prompt)
+    return lambda prompt: next(
+        reply for answer, reply in replies.items() if f"| {answer} |" in prompt
+    )
 
 
 @pytest.mark.parametrize(
     "replies, expected, capabilities",
     [
-        (["1.0"] * 4, 100, {"rec": 100, "ocr": 100, "know": 100, "gen": 100, "spat": 100, "math": 100}),
-        (["0.0"] * 4, 0, {"rec": 0, "ocr": 0, "know": 0, "gen": 0, "spat": 0, "math": 0}),
+        (
+            ["1.0"] * 4,
+            100,
+            {"rec": 100, "ocr": 100, "know": 100, "gen": 100, "spat": 100, "math": 100},
+        ),
+        (
+            ["0.0"] * 4,
+            0,
+            {"rec": 0, "ocr": 0, "know": 0, "gen": 0, "spat": 0, "math": 0},
+        ),
         # rec: 1, 0.4, 0.1
         (
             ["0.5", "1.0 ", "0.4 since", "0.1\n"],
@@ -119,10 +147,16 @@ def by_answer(replies):
 )
 def test_mmvet(replies, expected, capabilities, judged):
     answers = ["one", "two", "three", "four"]
-    record, samples, prompts = judged(VET, answers, by_answer(dict(zip(answers, replies, strict=True))))
+    record, samples, prompts = judged(
+        VET, answers, by_answer(dict(zip(answers, replies, strict=True)))
+    )
     assert record["score"] == pytest.approx(expected)
-    assert record["metrics"] == pytest.approx({"gpt_eval_score": expected, **capabilities})
-    assert any(prompt.endswith("\nWhat is x? | -1 <AND> -5 | one |") for prompt in prompts)
+    assert record["metrics"] == pytest.approx(
+        {"gpt_eval_score": expected, **capabilities}
+    )
+    assert any(
+        prompt.endswith("\nWhat is x? | -1 <AND> -5 | one |") for prompt in prompts
+    )
     assert [s["prediction"] for s in samples] == answers
 
 
@@ -138,10 +172,15 @@ def test_mmvet(replies, expected, capabilities, judged):
 )
 def test_llava_bench(replies, expected, kinds, judged):
     record, _, prompts = judged(
-        WILD, ["one", "two", "three", "four"], lambda prompt: replies[int(prompt.split("What is ")[1][0])]
+        WILD,
+        ["one", "two", "three", "four"],
+        lambda prompt: replies[int(prompt.split("What is ")[1][0])],
     )
     assert record["score"] == pytest.approx(expected)
-    found = {f"gpt_eval_llava_{name}": n for name, n in zip(("conv", "detail", "complex"), kinds, strict=True)}
+    found = {
+        f"gpt_eval_llava_{name}": n
+        for name, n in zip(("conv", "detail", "complex"), kinds, strict=True)
+    }
     assert record["metrics"] == pytest.approx({"gpt_eval_llava_all": expected, **found})
     first = next(prompt for prompt in prompts if "What is 0?" in prompt)
     assert first.startswith(
@@ -153,19 +192,48 @@ def test_llava_bench(replies, expected, kinds, judged):
 @pytest.mark.parametrize(
     "task, answers, reply, reason",
     [
-        (MMB, ["A", "something", "C", "D", "B"], "A or B", "names none of A, B, and not E"),
-        (VET, ["one", "something", "three", "four"], "Good!", "no grade from 0.0 to 1.0: 'Good!'"),
+        (
+            MMB,
+            ["A", "something", "C", "D", "B"],
+            "A or B",
+            "names none of A, B, and not E",
+        ),
+        (
+            VET,
+            ["one", "something", "three", "four"],
+            "Good!",
+            "no grade from 0.0 to 1.0: 'Good!'",
+        ),
         (VET, ["one", "something", "three", "four"], "1.5", "no grade"),
         (VET, ["one", "something", "three", "four"], "nan", "no grade"),
-        (WILD, ["one", "something", "three", "four"], "-1 -1", "two grades from 1 to 10"),
-        (WILD, ["one", "something", "three", "four"], "8\n8", "two grades from 1 to 10"),
-        (WILD, ["one", "something", "three", "four"], "8 7 6", "two grades from 1 to 10"),
+        (
+            WILD,
+            ["one", "something", "three", "four"],
+            "-1 -1",
+            "two grades from 1 to 10",
+        ),
+        (
+            WILD,
+            ["one", "something", "three", "four"],
+            "8\n8",
+            "two grades from 1 to 10",
+        ),
+        (
+            WILD,
+            ["one", "something", "three", "four"],
+            "8 7 6",
+            "two grades from 1 to 10",
+        ),
         (WILD, ["one", "something", "three", "four"], (500, "gone"), "gone"),
     ],
 )
 def test_no_verdict_no_number(task, answers, reply, reason, judged, tmp_path):
     """lmms-eval's own code guesses (MMBench), gives a zero (MM-Vet), or counts -1 and -1 (LLaVA-Bench)."""
-    record, samples, _ = judged(task, answers, lambda prompt: reply if "something" in prompt else likes_all(prompt))
+    record, samples, _ = judged(
+        task,
+        answers,
+        lambda prompt: reply if "something" in prompt else likes_all(prompt),
+    )
     assert (record["status"], record["unscored"]) == ("incomplete", 1)
     assert samples[1]["score"] is None
     assert reason in samples[1]["unscored"]
@@ -176,23 +244,38 @@ def test_no_verdict_no_number(task, answers, reply, reason, judged, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "task, folder", [(MMB, "MMBench/en"), (VET, "MMVet/data"), (WILD, "llava-bench-in-the-wild/data")]
+    "task, folder",
+    [(MMB, "MMBench/en"), (VET, "MMVet/data"), (WILD, "llava-bench-in-the-wild/data")],
 )
-def test_a_failed_sample_is_judged_as_an_empty_answer(task, folder, judged, tmp_path, miniatures):
+def test_a_failed_sample_is_judged_as_an_empty_answer(
+    task, folder, judged, tmp_path, miniatures
+):
     copy = shutil.copytree(miniatures, tmp_path / "copy")
     (file,) = (copy / HUB / folder).glob("*.parquet")
     table = pyarrow.parquet.read_table(file)
     rows = table.to_pylist()
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:60]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=table.schema), file)
-    answers = {MMB: ["A", "", "C", "D", "B"], VET: ["a", "", "b", "c"], WILD: ["a", "", "b", "c"]}[task]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows, schema=table.schema), file
+    )
+    answers = {
+        MMB: ["A", "", "C", "D", "B"],
+        VET: ["a", "", "b", "c"],
+        WILD: ["a", "", "b", "c"],
+    }[task]
 
     def strict(prompt):
-        return "10 1" if kind(prompt) == "llava_bench" and "[Assistant 2]\n\n" in prompt else likes_all(prompt)
+        return (
+            "10 1"
+            if kind(prompt) == "llava_bench" and "[Assistant 2]\n\n" in prompt
+            else likes_all(prompt)
+        )
 
     record, samples, prompts = judged(task, answers, strict, f"data.root={copy}")
     assert (record["failed"], record["unscored"]) == (1, 0)
     assert samples[1]["prediction"] == ""
-    assert record["score"] == pytest.approx({MMB: 200 / 3, VET: 75, WILD: 100 * 25 / 34}[task])
+    assert record["score"] == pytest.approx(
+        {MMB: 200 / 3, VET: 75, WILD: 100 * 25 / 34}[task]
+    )
     assert json.dumps(samples[1])
     assert len(prompts) == {MMB: 0, VET: 3, WILD: 4}[task]

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from zipeval.engine.ragged import compact_index, take
 
 rows = st.integers(1, 9).flatmap(
-    lambda width: st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=4)
+    lambda width: st.lists(
+        st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=4
+    )
 )
 
 
@@ -19,7 +21,9 @@ def test_kept_entries_end_up_right_aligned_and_in_order(keep):
     for row, at, good in zip(keep, index, valid, strict=True):
         wanted = row.nonzero()[:, 0].tolist()
         assert at[good].tolist() == wanted
-        assert good.tolist() == [False] * (len(good) - len(wanted)) + [True] * len(wanted)
+        assert good.tolist() == [False] * (len(good) - len(wanted)) + [True] * len(
+            wanted
+        )
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(0, 6))

@@ -19,7 +19,13 @@ from zipeval.results import records
 from zipeval.utils import ranks
 from zipeval.utils.ranks import Place
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node=2",
+]
 # Something that rank $WHO does raises $RAISED, at $PLACE.
 FAILING = """
 import os
@@ -40,7 +46,13 @@ main()
 
 def torchrun(*arguments, **variables):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(
+        [*TORCHRUN, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
 
 
 def kept(results):
@@ -48,17 +60,39 @@ def kept(results):
     found = {}
     for record in records.read_all(str(results)):
         path = Path(record["path"])
-        samples = [records.essence(sample) for sample in records.read_samples(path.parent, record)]
-        pictures = {image.name: image.read_bytes() for image in path.parent.glob(f"{record['task']}.images/*")}
+        samples = [
+            records.essence(sample)
+            for sample in records.read_samples(path.parent, record)
+        ]
+        pictures = {
+            image.name: image.read_bytes()
+            for image in path.parent.glob(f"{record['task']}.images/*")
+        }
         found[path.parent.name, path.name] = records.essence(record), samples, pictures
     return found
 
 
 def test_two_processes_make_the_records_of_one(miniatures, tmp_path):
     """Of an odd number of questions; of another task two images are damaged, in the share of either rank one."""
-    damaged(miniatures, tmp_path / "data", "GQA/testdev_balanced_images/testdev-00000-of-00001.parquet", 2)
-    settings = [f"data.root={tmp_path}/data", "tasks=[zipeval_shapes,gqa]", "tokens=16", "limit=3"]
-    sweep = ["-m", *settings, "method=vanilla,visionzip", "bound=none", f"results={tmp_path}/two"]
+    damaged(
+        miniatures,
+        tmp_path / "data",
+        "GQA/testdev_balanced_images/testdev-00000-of-00001.parquet",
+        2,
+    )
+    settings = [
+        f"data.root={tmp_path}/data",
+        "tasks=[zipeval_shapes,gqa]",
+        "tokens=16",
+        "limit=3",
+    ]
+    sweep = [
+        "-m",
+        *settings,
+        "method=vanilla,visionzip",
+        "bound=none",
+        f"results={tmp_path}/two",
+    ]
     done = torchrun("-m", "zipeval", "run", *sweep)
     assert done.returncode == 0, done.stderr
     for method in ("vanilla", "visionzip"):
@@ -94,7 +128,13 @@ main()
 def test_only_the_first_process_hashes_data(miniatures, tmp_path):
     script = tmp_path / "watched.py"
     script.write_text(WATCHED)
-    settings = [f"data.root={miniatures}", "tasks=[gqa]", "method=vanilla", "limit=2", f"results={tmp_path}/runs"]
+    settings = [
+        f"data.root={miniatures}",
+        "tasks=[gqa]",
+        "method=vanilla",
+        "limit=2",
+        f"results={tmp_path}/runs",
+    ]
     for told in ("exact_match", "finished before, kept"):
         done = torchrun(str(script), "run", *settings)
         assert done.returncode == 0, done.stderr
@@ -112,7 +152,14 @@ def test_only_the_first_process_hashes_data(miniatures, tmp_path):
 def test_what_fails_in_one_rank_ends_all_with_one_message(who, place, raised, tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
-    settings = ["run", "method=visionzip", "tokens=16", "limit=2", "bound=none", f"results={tmp_path}/runs"]
+    settings = [
+        "run",
+        "method=visionzip",
+        "tokens=16",
+        "limit=2",
+        "bound=none",
+        f"results={tmp_path}/runs",
+    ]
     done = torchrun(str(script), *settings, WHO=str(who), PLACE=place, RAISED=raised)
     assert done.returncode == 1  # torchrun's own
     assert f"exitcode  : {2 if raised == 'refused' else 1} " in done.stderr
@@ -122,7 +169,15 @@ def test_what_fails_in_one_rank_ends_all_with_one_message(who, place, raised, tm
 
 def test_a_sweep_goes_on_after_what_all_ranks_refuse(tmp_path):
     """With a single question, which is of the second rank's share."""
-    sweep = ["run", "-m", "method=visionzip", "tokens=9999,16", "limit=1", "bound=none", f"results={tmp_path}/runs"]
+    sweep = [
+        "run",
+        "-m",
+        "method=visionzip",
+        "tokens=9999,16",
+        "limit=1",
+        "bound=none",
+        f"results={tmp_path}/runs",
+    ]
     done = torchrun("-m", "zipeval", *sweep)
     assert done.stderr.count("tokens=9999: ") == 1
     ((_, samples, pictures),) = kept(tmp_path / "runs").values()
@@ -170,7 +225,13 @@ def test_alone_nothing_is_distributed(monkeypatch):
         "ranks.leave(); print(ranks.here().count, 'torch' in sys.modules)"
     )
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
     assert done.stdout == "1 False\n", done.stderr
 
 
@@ -189,12 +250,25 @@ ranks.end(3)
 
 
 @pytest.mark.parametrize(
-    "count, printed", [("1", "cleaned up\nfreed by an interpreter that is torn down\n"), ("2", "cleaned up\n")]
+    "count, printed",
+    [
+        ("1", "cleaned up\nfreed by an interpreter that is torn down\n"),
+        ("2", "cleaned up\n"),
+    ],
 )
 def test_only_a_process_that_is_alone_tears_its_interpreter_down(count, printed):
     """Threads of gloo still own tensors at that moment, and to free one then ends a rank with SIGABRT."""
-    place = {"MASTER_ADDR": "localhost", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": count}
+    place = {
+        "MASTER_ADDR": "localhost",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": count,
+    }
     done = subprocess.run(
-        [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, env={**os.environ, **place}
+        [sys.executable, "-c", ENDING],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **place},
     )
     assert (done.returncode, done.stdout) == (3, printed), done.stderr

@@ -36,7 +36,9 @@ def test_a_killed_writer_leaves_whole_records_only(tmp_path):
     rng = random.Random(0)
     for number in range(20):
         directory = tmp_path / str(number)
-        with subprocess.Popen([sys.executable, "-c", WRITER, directory], stdout=subprocess.PIPE) as writer:
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, directory], stdout=subprocess.PIPE
+        ) as writer:
             for _ in range(rng.randrange(1, 4)):
                 writer.stdout.readline()
             time.sleep(rng.uniform(0, 0.02))
@@ -45,9 +47,15 @@ def test_a_killed_writer_leaves_whole_records_only(tmp_path):
         assert found
         for record in found:
             assert record["padding"] == "y" * 400_000
-            assert len(records.read_samples(directory, record)) == record["samples"]["count"] == 400
+            assert (
+                len(records.read_samples(directory, record))
+                == record["samples"]["count"]
+                == 400
+            )
             folder = directory / f"{record['task']}.images"
-            assert {path.name: path.stat().st_size for path in folder.iterdir()} == {f"{n}.jpg": 9999 for n in range(4)}
+            assert {path.name: path.stat().st_size for path in folder.iterdir()} == {
+                f"{n}.jpg": 9999 for n in range(4)
+            }
         shutil.rmtree(directory)
 
 
@@ -67,12 +75,17 @@ def test_a_record_is_never_replaced(tmp_path):
     assert records.read(path)["score"] == 1
 
 
-def test_images_are_there_before_their_record_and_go_with_the_next(tmp_path, monkeypatch):
+def test_images_are_there_before_their_record_and_go_with_the_next(
+    tmp_path, monkeypatch
+):
     folder = tmp_path / "t.images"
     waiting = {"task": "t", "status": "incomplete"}
     path = records.write(tmp_path, waiting, [{"doc_id": 0}], {0: b"a", 1: b"b"})
     records.write(tmp_path, waiting, [{"doc_id": 0, "score": 1}])  # a judge has spoken
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {"0.jpg": b"a", "1.jpg": b"b"}
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        "0.jpg": b"a",
+        "1.jpg": b"b",
+    }
     path.unlink()
 
     def full(*given):
@@ -88,7 +101,10 @@ def test_images_are_there_before_their_record_and_go_with_the_next(tmp_path, mon
 
 
 def test_round_trip(tmp_path):
-    samples = [{"doc_id": 0, "prediction": "naïve <script>\u2028"}, {"doc_id": 1, "prediction": ""}]
+    samples = [
+        {"doc_id": 0, "prediction": "naïve <script>\u2028"},
+        {"doc_id": 1, "prediction": ""},
+    ]
     path = records.write(tmp_path / "run", {"task": "t", "score": 0.1}, samples)
     record = records.read(path)
     assert record["score"] == 0.1
@@ -129,7 +145,9 @@ def test_the_revision_is_that_of_our_own_sources(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ["-c", "user.name=n", "-c", "user.email=e"]
         command = ["git", *identity, *arguments]
-        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     source = tmp_path / "zipeval/results/records.py"
     source.parent.mkdir(parents=True)
@@ -151,8 +169,16 @@ def test_the_revision_is_that_of_our_own_sources(tmp_path, monkeypatch):
 def test_code_is_what_answers_depend_on(tmp_path, monkeypatch):
     """A docstring of the report is no reason to answer all questions again."""
     package = Path(zipeval.__file__).parent
-    assert all((package / name).exists() for name in records.ANSWERING)  # a name that is gone would hash nothing
-    for name in ("engine/decoder.py", "reporting/html/report.py", "media.py", "results/records.py", "cli/run.py"):
+    assert all(
+        (package / name).exists() for name in records.ANSWERING
+    )  # a name that is gone would hash nothing
+    for name in (
+        "engine/decoder.py",
+        "reporting/html/report.py",
+        "media.py",
+        "results/records.py",
+        "cli/run.py",
+    ):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("before")
@@ -185,17 +211,27 @@ def test_what_is_no_record_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "name, given", [("m-visionzip-16-abc", "method=visionzip tokens=16"), ("m-vanilla-abc", "method=vanilla")]
+    "name, given",
+    [
+        ("m-visionzip-16-abc", "method=visionzip tokens=16"),
+        ("m-vanilla-abc", "method=vanilla"),
+    ],
 )
 def test_what_is_cut_off_is_named_with_its_command(name, given, tmp_path):
     path = records.write(tmp_path / name, {"task": "t"}, [{"doc_id": 0}, {"doc_id": 1}])
     record, whole = records.read(path), path.read_text()
     command = re.escape(f"`zipeval run model=m {given} tasks=[t] ...`")
     path.write_text(whole[:-20])
-    with pytest.raises(UsageError, match=f"^{path}: not a readable record .* Move it away and .*{command}"):
+    with pytest.raises(
+        UsageError,
+        match=f"^{path}: not a readable record .* Move it away and .*{command}",
+    ):
         records.read(path)
     path.write_text(whole)
     samples = path.with_name("t.samples.jsonl")
     samples.write_text(samples.read_text()[:-5])
-    with pytest.raises(UsageError, match=f"^{samples}: does not match its record {path}. Move both away .*{command}"):
+    with pytest.raises(
+        UsageError,
+        match=f"^{samples}: does not match its record {path}. Move both away .*{command}",
+    ):
         records.read_samples(path.parent, record)

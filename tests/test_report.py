@@ -26,12 +26,20 @@ from zipeval.reporting.render import grid
 from zipeval.reporting.tables import tables
 from zipeval.results import records
 
-HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style></details>{{ 7 * 7 }}"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style></details>{{ 7 * 7 }}",
+]
 TASKS = ("zipeval_shapes", "gqa")
 
 
 def sample(doc_id, score, **more):
-    answered = {"target": f"target {doc_id}", "prediction": f"answer {doc_id}", "question_hash": f"{doc_id}"}
+    answered = {
+        "target": f"target {doc_id}",
+        "prediction": f"answer {doc_id}",
+        "question_hash": f"{doc_id}",
+    }
     cost = {"visual_tokens": [16, 16], "crops": [1], "latency": 3.2, "batch": 4}
     return {"doc_id": doc_id, **answered, **cost, "score": score, **more}
 
@@ -40,7 +48,12 @@ def put(root, method, tokens, task, samples, pictures=(), batch_size=4, prompt="
     """A record with the score that follows from its samples."""
     run_id = f"m-{method}-{tokens}-{prompt}"
     scored = [s["score"] for s in samples if s["score"] is not None]
-    held = {"dtype": "float32", "attn_implementation": "sdpa", "quantization": "none", "device_map": None}
+    held = {
+        "dtype": "float32",
+        "attn_implementation": "sdpa",
+        "quantization": "none",
+        "device_map": None,
+    }
     read = {"path": None, "revision": None, "prompt": prompt, "image_aspect": "pad"}
     record = {
         "run_id": run_id,
@@ -53,11 +66,20 @@ def put(root, method, tokens, task, samples, pictures=(), batch_size=4, prompt="
         "metric": "accuracy",
         "score": 100 * sum(scored) / len(scored),
         "metrics": {"accuracy": sum(scored) / len(scored)},
-        "visual_tokens": {"requested": tokens, "mean": float(tokens or 16), "final": 4.0, "patches": 16},
+        "visual_tokens": {
+            "requested": tokens,
+            "mean": float(tokens or 16),
+            "final": 4.0,
+            "patches": 16,
+        },
         "prefill": {"flops_exact": 1000.0 * (tokens or 16)},
         "config": {
             "model": {"name": "m", "family": "llava", **read, "device": "auto", **held},
-            "method": {"name": method, "_target_": "x", **({"tokens": tokens} if tokens else {})},
+            "method": {
+                "name": method,
+                "_target_": "x",
+                **({"tokens": tokens} if tokens else {}),
+            },
             "tokens": tokens,
             "budget": "paper",
             "packing": "published",
@@ -66,11 +88,21 @@ def put(root, method, tokens, task, samples, pictures=(), batch_size=4, prompt="
             "batch_size": batch_size,
             "seed": 0,
         },
-        "resolved": {"fingerprint": "the-weights", "device": "cpu", **held, "method": "x"},
+        "resolved": {
+            "fingerprint": "the-weights",
+            "device": "cpu",
+            **held,
+            "method": "x",
+        },
         "versions": {"zipeval": "0.1.0", "torch": "2.0"},
         "git": {"revision": "c0ffee", "dirty": True},
         "model_revision": "the-commit",
-        "machine": {"platform": "Linux", "device": "the-gpu", "cuda": None, "driver": None},
+        "machine": {
+            "platform": "Linux",
+            "device": "the-gpu",
+            "cuda": None,
+            "driver": None,
+        },
         "started": "2026-01-01T00:00:00+00:00",
         "ended": "2026-01-01T00:00:02+00:00",
         "seconds": 1.5,
@@ -83,7 +115,13 @@ def put(root, method, tokens, task, samples, pictures=(), batch_size=4, prompt="
     return path
 
 
-SCORES = {("vanilla", None): 9, ("fastv", 8): 8, ("visionzip", 8): 7, ("fastv", 4): 5, ("visionzip", 4): 6}
+SCORES = {
+    ("vanilla", None): 9,
+    ("fastv", 8): 8,
+    ("visionzip", 8): 7,
+    ("fastv", 4): 5,
+    ("visionzip", 4): 6,
+}
 
 
 def write_sweep(root):
@@ -92,7 +130,14 @@ def write_sweep(root):
         for (method, tokens), right in SCORES.items():
             kept = {"kept": [[0, 1, 5]], "merged": [[15]]} if tokens else {}
             samples = [sample(i, float(i < right - number), **kept) for i in range(10)]
-            put(root / "runs", method, tokens, task, samples, pictures=(0, 1) if number == 0 else ())
+            put(
+                root / "runs",
+                method,
+                tokens,
+                task,
+                samples,
+                pictures=(0, 1) if number == 0 else (),
+            )
     return root
 
 
@@ -106,7 +151,13 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.texts, self.styles, self.labels, self.open = [], [], [], [], None
+        self.elements, self.texts, self.styles, self.labels, self.open = (
+            [],
+            [],
+            [],
+            [],
+            None,
+        )
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -123,7 +174,9 @@ class Page(HTMLParser):
         self.open = None
 
     def all(self, tag, **attributes):
-        return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
+        return [
+            a for t, a in self.elements if t == tag and attributes.items() <= a.items()
+        ]
 
     @property
     def text(self):
@@ -138,7 +191,13 @@ def page(root, **options):
 def rows(text):
     """Cells of every table row of a page, as text."""
     lines = re.findall(r"<tr>(.*?)</tr>", text, re.S)
-    return [[" ".join(Page(c).text.split()) for c in re.findall(r"<t[hd].*?</t[hd]>", line, re.S)] for line in lines]
+    return [
+        [
+            " ".join(Page(c).text.split())
+            for c in re.findall(r"<t[hd].*?</t[hd]>", line, re.S)
+        ]
+        for line in lines
+    ]
 
 
 def test_every_run_is_in_it_and_every_number_of_the_table(sweep):
@@ -150,12 +209,22 @@ def test_every_run_is_in_it_and_every_number_of_the_table(sweep):
     shown = rows((sweep / "report.html").read_text())
     assert header in shown
     for line in (line for group in groups for line in group):
-        number_percent_marks_interval = [[cell[i] for i in (0, 1, 3, 2)] for cell in map(parts, line[1:])]
-        assert [line[0], *("".join(cell) for cell in number_percent_marks_interval)] in [
-            [row[0], *(cell.replace(" ", "") for cell in row[1:])] for row in shown if row
+        number_percent_marks_interval = [
+            [cell[i] for i in (0, 1, 3, 2)] for cell in map(parts, line[1:])
+        ]
+        assert [
+            line[0],
+            *("".join(cell) for cell in number_percent_marks_interval),
+        ] in [
+            [row[0], *(cell.replace(" ", "") for cell in row[1:])]
+            for row in shown
+            if row
         ]
     (by_hand,) = (row for row in shown if row[:2] == ["fastv", "8"])
-    assert [cell.split()[:2] for cell in by_hand[5:7]] == [["80.0", "88.9%"], ["70.0", "87.5%"]]
+    assert [cell.split()[:2] for cell in by_hand[5:7]] == [
+        ["80.0", "88.9%"],
+        ["70.0", "87.5%"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -184,19 +253,35 @@ def test_nothing_is_asked_for_and_nothing_foreign_can_run(sweep):
     assert not re.search(r"url\((?!#)|@import", "".join(found.styles))
     (policy,) = found.all("meta", **{"http-equiv": "Content-Security-Policy"})
     *others, script_rule, _, _ = policy["content"].split("; ")
-    assert others == ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'"]
-    text = re.search(r"<script>(.*?)</script>", (sweep / "report.html").read_text(encoding="utf-8"), re.S)[1]
+    assert others == [
+        "default-src 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+    ]
+    text = re.search(
+        r"<script>(.*?)</script>",
+        (sweep / "report.html").read_text(encoding="utf-8"),
+        re.S,
+    )[1]
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     assert script_rule == f"script-src 'sha256-{digest}'"
 
 
 def test_ids_are_unique_and_links_have_targets(sweep):
-    put(sweep / "runs", "vanilla", None, "gqa", [sample(0, 1.0)], prompt="vicuna_v1")  # a second section
+    put(
+        sweep / "runs", "vanilla", None, "gqa", [sample(0, 1.0)], prompt="vicuna_v1"
+    )  # a second section
     found = page(sweep)
     ids = [a["id"] for _, a in found.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    targets = {a["href"] for _, a in found.elements if a.get("href", "").startswith("#")}
-    targets -= {target for target in targets if target == "#" or target.startswith("#questions?")}
+    targets = {
+        a["href"] for _, a in found.elements if a.get("href", "").startswith("#")
+    }
+    targets -= {
+        target
+        for target in targets
+        if target == "#" or target.startswith("#questions?")
+    }
     assert targets <= {f"#{i}" for i in ids}
     assert len(found.all("use")) > 10
     clips = {a["clip-path"] for _, a in found.elements if "clip-path" in a}
@@ -204,8 +289,13 @@ def test_ids_are_unique_and_links_have_targets(sweep):
 
 
 def test_what_a_model_says_stays_text(tmp_path):
-    samples = [sample(i, 0.0, prediction=said, target=said) for i, said in enumerate(HOSTILE)]
-    samples += [sample(3, 0.0, error=HOSTILE[0]), sample(4, 1.0, prediction=HOSTILE[1] * 20)]
+    samples = [
+        sample(i, 0.0, prediction=said, target=said) for i, said in enumerate(HOSTILE)
+    ]
+    samples += [
+        sample(3, 0.0, error=HOSTILE[0]),
+        sample(4, 1.0, prediction=HOSTILE[1] * 20),
+    ]
     put(tmp_path / "runs", "vanilla", None, "gqa", samples, pictures=range(5))
     found = page(tmp_path)
     assert len(found.all("script")) == 2 and not found.all("img")
@@ -219,7 +309,13 @@ def test_names_stay_text(tmp_path):
     """Those of methods and tasks too, and in plots."""
     name, task = "$x_1$<b>&'\"", "$a$ <i>task"
     for method, tokens in (("vanilla", None), ("x", 8)):
-        path = put(tmp_path / "runs", method, tokens, "t", [sample(i, 1.0, kept=[[i]], merged=[[]]) for i in (1, 2)])
+        path = put(
+            tmp_path / "runs",
+            method,
+            tokens,
+            "t",
+            [sample(i, 1.0, kept=[[i]], merged=[[]]) for i in (1, 2)],
+        )
         record = records.read(path) | {"task": task}
         record["config"]["method"]["name"] = name if tokens else "vanilla"
         path.write_text(json.dumps(record))
@@ -249,7 +345,10 @@ def test_the_manifest_says_once_what_all_have_in_common(sweep):
     record["machine"]["device"] = "another-gpu"
     path.write_text(json.dumps(record))
     manifest = page(sweep).text.split("Common to all")[1].split("Configurations")[0]
-    assert [manifest.count(name) for name in ("the-weights", "the-commit", "c0ffee and changes", "Linux")] == [1] * 4
+    assert [
+        manifest.count(name)
+        for name in ("the-weights", "the-commit", "c0ffee and changes", "Linux")
+    ] == [1] * 4
     found = rows((sweep / "report.html").read_text())
     header = next(row for row in found if row[:2] == ["run", "benchmark"])
     assert header == ["run", "benchmark", "device's name"]
@@ -259,7 +358,11 @@ def test_the_manifest_says_once_what_all_have_in_common(sweep):
 
 def test_failures_are_told_once_with_their_runs(sweep):
     for method, tokens in (("vanilla", None), ("fastv", 8)):
-        samples = [sample(0, 1.0), sample(7, 0.0, error="cut off"), sample(8, None, unscored="the judge was away")]
+        samples = [
+            sample(0, 1.0),
+            sample(7, 0.0, error="cut off"),
+            sample(8, None, unscored="the judge was away"),
+        ]
         put(sweep / "runs", method, tokens, "mmvet", samples)
     page(sweep)
     found = rows((sweep / "report.html").read_text())
@@ -282,15 +385,21 @@ def test_the_gallery_shows_what_is_kept(sweep):
         assert (image["width"], image["height"]) == ("4", "4")
     assert len(found.all("use", href=f"#{images[0]['id']}")) == len(SCORES)
     dropped = {a["d"] for a in found.all("path") if a.get("class") == "dropped"}
-    assert dropped == {"M2 0h2v1h-2zM0 1h1v1h-1zM2 1h2v1h-2zM0 2h4v1h-4zM0 3h3v1h-3z"}  # all but 0, 1, 5 and 15
-    assert {a["d"] for a in found.all("path") if a.get("class") == "merged"} == {"M3.1 3.1h.8v.8h-.8z"}
+    assert dropped == {
+        "M2 0h2v1h-2zM0 1h1v1h-1zM2 1h2v1h-2zM0 2h4v1h-4zM0 3h3v1h-3z"
+    }  # all but 0, 1, 5 and 15
+    assert {a["d"] for a in found.all("path") if a.get("class") == "merged"} == {
+        "M3.1 3.1h.8v.8h-.8z"
+    }
     assert "3 kept + 1 merged" in found.text
     assert found.text.count("target 0") == 1
 
 
 def test_paths_over_a_picture():
     assert covering([], 4) == ""
-    assert covering([3, 4], 4) == "M3 0h1v1h-1zM0 1h1v1h-1z"  # not one piece: a row ends between them
+    assert (
+        covering([3, 4], 4) == "M3 0h1v1h-1zM0 1h1v1h-1z"
+    )  # not one piece: a row ends between them
     assert covering([4, 6], 4) == "M0 1h1v1h-1zM2 1h1v1h-1z"
     assert covering([6, 5], 4) == "M1 1h2v1h-2z"
     assert outlining([6], 4) == "M2.1 1.1h.8v.8h-.8z"
@@ -319,7 +428,10 @@ def test_overlap_by_hand(tmp_path):
     }
     put(tmp_path / "runs", "vanilla", None, "gqa", [sample(i, 1.0) for i in range(3)])
     for method, of in kept.items():
-        samples = [sample(i, 1.0, kept=sets, merged=[[] for _ in sets]) for i, sets in enumerate(of)]
+        samples = [
+            sample(i, 1.0, kept=sets, merged=[[] for _ in sets])
+            for i, sets in enumerate(of)
+        ]
         put(tmp_path / "runs", method, 4, "gqa", samples)
     page(tmp_path)
     found = rows((tmp_path / "report.html").read_text())
@@ -333,7 +445,9 @@ def test_overlap_by_hand(tmp_path):
 def test_overlap_is_of_shared_samples_only():
     ours = {"a": [overlap.bits([0, 1])], "b": [overlap.bits([2])], "c": [0]}
     theirs = {"a": [overlap.bits([1])], "c": [0], "d": [overlap.bits([2])]}
-    assert overlap.mean_iou(ours, theirs) == 0.5  # of a; b and d have one run, in c nothing is kept
+    assert (
+        overlap.mean_iou(ours, theirs) == 0.5
+    )  # of a; b and d have one run, in c nothing is kept
     assert overlap.matrix([ours, theirs]) == [[1.0, 0.5], [0.5, 1.0]]
     assert overlap.mean_iou({"b": [1]}, {"a": [1]}) is None
 
@@ -351,34 +465,60 @@ def test_plots_show_the_table(sweep):
     assert None not in [plot.column for plot in bars]
     for plot, values in ((tokens, [row.mean for row in table.rows]), (time, seconds)):
         (axes,) = plot.figure.axes
-        shown = {c.get_label(): list(zip(*c.lines[0].get_data(), strict=True)) for c in axes.containers}
+        shown = {
+            c.get_label(): list(zip(*c.lines[0].get_data(), strict=True))
+            for c in axes.containers
+        }
         for row, value in zip(table.rows, values, strict=True):
             assert (value, row.average) in shown[row.label]
         for row in table.rows[1:]:  # the upper bound is compared with nothing
             assert axes.get_ylim()[0] < row.average_comparison.low
         assert " ".join(axes.get_xlabel().split()) in plot.about
     (axes,) = bars[0].figure.axes
-    (fastv,) = (c for c in axes.containers if c.get_label() == "fastv" and hasattr(c, "patches"))
+    (fastv,) = (
+        c for c in axes.containers if c.get_label() == "fastv" and hasattr(c, "patches")
+    )
     cells = [row.cells[table.columns[0]] for row in table.rows if row.label == "fastv"]
-    assert [100 + p.get_height() for p in fastv.patches] == pytest.approx([cell.percent for cell in cells])
+    assert [100 + p.get_height() for p in fastv.patches] == pytest.approx(
+        [cell.percent for cell in cells]
+    )
     whiskers = [segment[:, 1] for segment in fastv.errorbar.lines[2][0].get_segments()]
-    assert [list(w) for w in whiskers] == [pytest.approx([c.comparison.low, c.comparison.high]) for c in cells]
+    assert [list(w) for w in whiskers] == [
+        pytest.approx([c.comparison.low, c.comparison.high]) for c in cells
+    ]
 
 
 def test_a_curve_is_of_one_benchmark_in_its_own_metric(sweep):
     (table,) = tables(str(sweep / "runs"), statistics=True)
     panels = plots.curves(table).axes
-    assert [axes.get_title() for axes in panels] == table.columns == ["zipeval_shapes", "GQA"]
+    assert (
+        [axes.get_title() for axes in panels]
+        == table.columns
+        == ["zipeval_shapes", "GQA"]
+    )
     for axes, column in zip(panels, table.columns, strict=True):
-        assert axes.get_ylabel() == {"GQA": "exact_match x 100"}.get(column, "accuracy x 100")
+        assert axes.get_ylabel() == {"GQA": "exact_match x 100"}.get(
+            column, "accuracy x 100"
+        )
         shown = {c.get_label(): c for c in axes.containers}
-        cells = [row.cells[column] for row in reversed(table.rows) if row.label == "fastv"]
+        cells = [
+            row.cells[column] for row in reversed(table.rows) if row.label == "fastv"
+        ]
         x, y = shown["fastv"].lines[0].get_data()
-        assert [*x] == [row.mean for row in reversed(table.rows) if row.label == "fastv"] == [4, 8]
+        assert (
+            [*x]
+            == [row.mean for row in reversed(table.rows) if row.label == "fastv"]
+            == [4, 8]
+        )
         assert [*y] == [cell.score for cell in cells]
         bound = table.rows[0].cells[column].score
-        ends = [[*segment[:, 1]] for segment in shown["fastv"].lines[2][0].get_segments()]
-        expected = [[bound * end / 100 for end in (c.comparison.low, c.comparison.high)] for c in cells]
+        ends = [
+            [*segment[:, 1]] for segment in shown["fastv"].lines[2][0].get_segments()
+        ]
+        expected = [
+            [bound * end / 100 for end in (c.comparison.low, c.comparison.high)]
+            for c in cells
+        ]
         assert ends == [pytest.approx(interval) for interval in expected]
         assert shown["vanilla"].lines[0].get_ydata() == [bound]
     alone = replace(table, rows=table.rows[:1])
@@ -386,21 +526,31 @@ def test_a_curve_is_of_one_benchmark_in_its_own_metric(sweep):
 
 
 def test_time_is_a_batchs_share_and_needs_every_benchmark(sweep):
-    samples = [sample(i, 1.0, latency=8.0, batch=4) for i in range(4)] + [sample(4, 1.0, latency=3.0, batch=1)]
+    samples = [sample(i, 1.0, latency=8.0, batch=4) for i in range(4)] + [
+        sample(4, 1.0, latency=3.0, batch=1)
+    ]
     path = put(sweep / "runs", "vanilla", None, "mmvet", samples)
     from zipeval.reporting.html.report import outcome
 
     (table,) = tables(str(sweep / "runs"), statistics=True)
-    outcomes = {c.record["path"]: outcome(c.record) for row in table.rows for c in row.cells.values()}
+    outcomes = {
+        c.record["path"]: outcome(c.record)
+        for row in table.rows
+        for c in row.cells.values()
+    }
     assert outcomes[str(path)].seconds == pytest.approx((4 * 2.0 + 3.0) / 5)
-    seconds = plots.seconds_of_rows(table, {path: found.seconds for path, found in outcomes.items()})
+    seconds = plots.seconds_of_rows(
+        table, {path: found.seconds for path, found in outcomes.items()}
+    )
     assert seconds[0] == pytest.approx((0.8 + 0.8 + 2.2) / 3)
     assert seconds[1] is None
     assert outcome(records.read(path) | {"reuse": "features"}).seconds is None
 
 
 def test_plots_are_written_as_pdf_and_svg_and_always_alike(sweep):
-    written = report(str(sweep / "runs"), sweep / "out" / "report.html", sweep / "plots")
+    written = report(
+        str(sweep / "runs"), sweep / "out" / "report.html", sweep / "plots"
+    )
     names = ["tokens", "time", "curves", "bars-1-zipeval_shapes", "bars-2-GQA"]
     expected = [f"1-m-{name}.{form}" for name in names for form in ("pdf", "svg")]
     assert [path.name for path in written] == ["report.html", *expected]
@@ -409,13 +559,17 @@ def test_plots_are_written_as_pdf_and_svg_and_always_alike(sweep):
             assert path.read_bytes().startswith(b"%PDF-")
         else:
             assert ElementTree.parse(path).getroot().tag.endswith("svg")
-    again = report(str(sweep / "runs"), sweep / "again" / "report.html", sweep / "again")
+    again = report(
+        str(sweep / "runs"), sweep / "again" / "report.html", sweep / "again"
+    )
     assert [p.read_bytes() for p in written] == [p.read_bytes() for p in again]
 
 
 def test_the_command(sweep, monkeypatch, capsys):
     monkeypatch.chdir(sweep)
-    monkeypatch.setattr(sys, "argv", ["zipeval", "report", "results=runs", "out=a/b.html", "plots=p"])
+    monkeypatch.setattr(
+        sys, "argv", ["zipeval", "report", "results=runs", "out=a/b.html", "plots=p"]
+    )
     cli.main()
     assert capsys.readouterr().out.splitlines()[:2] == ["a/b.html", "p/1-m-tokens.pdf"]
     assert (sweep / "a" / "b.html").is_file()
@@ -425,9 +579,18 @@ def test_the_command(sweep, monkeypatch, capsys):
     "arguments, said",
     [
         (["results=nowhere"], "results=nowhere: no records"),
-        (["results=runs", "out=file/below.html"], "out=file/below.html: cannot write there"),
-        (["results=runs", "plots=file"], "out=report.html plots=file: cannot write there"),
-        (["results=runs", "plot=p"], "plot: no such setting of `zipeval report`. Did you mean plots?"),
+        (
+            ["results=runs", "out=file/below.html"],
+            "out=file/below.html: cannot write there",
+        ),
+        (
+            ["results=runs", "plots=file"],
+            "out=report.html plots=file: cannot write there",
+        ),
+        (
+            ["results=runs", "plot=p"],
+            "plot: no such setting of `zipeval report`. Did you mean plots?",
+        ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -447,5 +610,7 @@ def test_a_report_needs_no_torch(sweep):
         f"report({str(sweep / 'runs')!r}, Path({str(sweep / 'r.html')!r}), Path({str(sweep / 'p')!r}))\n"
         "print({'torch', 'transformers', 'lmms_eval', 'matplotlib.pyplot'} & sys.modules.keys())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"

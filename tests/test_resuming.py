@@ -33,7 +33,12 @@ from zipeval.utils import ranks
 BATCH, LIMIT = 8, 120
 METHOD = ["method=visionzip", "method._target_=test_resuming.Counted", "tokens=16"]
 SETTINGS = [f"limit={LIMIT}", f"batch_size={BATCH}", "runner.workers=0"]
-MADE_WITH = {"task_hash": "t", "data_hash": None, "code": "c", "versions": {"torch": "1", "python": "3"}}
+MADE_WITH = {
+    "task_hash": "t",
+    "data_hash": None,
+    "code": "c",
+    "versions": {"torch": "1", "python": "3"},
+}
 SESSION = {"started": "then", "reuse": "none", "machine": {}}
 WORKING = """
 import sys
@@ -58,7 +63,9 @@ class Faulty(Counted):
 
     def reduce(self, crops):
         reduced = super().reduce(crops)
-        if len(Path(os.environ["ASKED"]).read_text().split()) == int(os.environ.get("FAULTY_AT", 0)):
+        if len(Path(os.environ["ASKED"]).read_text().split()) == int(
+            os.environ.get("FAULTY_AT", 0)
+        ):
             print("raising", file=sys.stderr, flush=True)
             raise KeyError("scores")
         return reduced
@@ -75,8 +82,15 @@ def asked(tmp_path, monkeypatch):
 
 def command(*arguments):
     """A process that does what `zipeval` does, with the method above."""
-    script = WORKING.format(tests=str(Path(__file__).parent), arguments=["run", *arguments, "bound=none"])
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    script = WORKING.format(
+        tests=str(Path(__file__).parent), arguments=["run", *arguments, "bound=none"]
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def seconds_after(process, line):
@@ -123,7 +137,12 @@ def test_a_run_killed_at_ten_random_points_ends_as_one_that_was_not(tmp_path, as
     config, rng = compose([*settings, f"results={tmp_path}/killed"]), random.Random(0)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["zipeval.evaluation.chat_model", "lmms_eval.evaluator", "transformers.models.llava", "datasets"]
+        [
+            "zipeval.evaluation.chat_model",
+            "lmms_eval.evaluator",
+            "transformers.models.llava",
+            "datasets",
+        ]
     )
     kills = before = 0
     while kills < 10:
@@ -141,12 +160,20 @@ def test_a_run_killed_at_ten_random_points_ends_as_one_that_was_not(tmp_path, as
     assert before
     run(config)
     assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
-    assert limit <= asked() - limit <= limit + kills * BATCH  # a batch at most was answered again each time
-    whole, killed = (render(tables(f"{tmp_path}/{results}")) for results in ("whole", "killed"))
+    assert (
+        limit <= asked() - limit <= limit + kills * BATCH
+    )  # a batch at most was answered again each time
+    whole, killed = (
+        render(tables(f"{tmp_path}/{results}")) for results in ("whole", "killed")
+    )
     assert killed == whole
-    (record,) = (r for r in records.read_all(f"{tmp_path}/killed") if r["config"]["tokens"])
+    (record,) = (
+        r for r in records.read_all(f"{tmp_path}/killed") if r["config"]["tokens"]
+    )
     assert len(record["sessions"]) > 3
-    assert record["seconds"] == pytest.approx(sum(its["seconds"] for its in record["sessions"]), abs=0.01)
+    assert record["seconds"] == pytest.approx(
+        sum(its["seconds"] for its in record["sessions"]), abs=0.01
+    )
     assert record["started"] == record["sessions"][0]["started"]
     assert not [*tmp_path.glob("*/*/*.journal*"), *tmp_path.glob("*/*/*.lock")]
 
@@ -157,7 +184,10 @@ def test_two_processes_of_one_run(tmp_path, asked):
     first = command(*settings)
     wait_for(lambda: journal_of(tmp_path / "runs")[1])
     start = time.monotonic()
-    with pytest.raises(UsageError, match=f"process {first.pid} on .* tasks=\\[zipeval_shapes\\] since 20"):
+    with pytest.raises(
+        UsageError,
+        match=f"process {first.pid} on .* tasks=\\[zipeval_shapes\\] since 20",
+    ):
         run(compose(settings))
     assert time.monotonic() - start < 5
     first.send_signal(signal.SIGINT)
@@ -167,13 +197,23 @@ def test_two_processes_of_one_run(tmp_path, asked):
     assert "Traceback" not in errors
     _, count = journal_of(tmp_path / "runs")
     assert asked() == count  # the batch at hand was finished, and kept
-    run(compose([*settings, "batch_size=32"]))  # how fast answers come is no part of a run
+    run(
+        compose([*settings, "batch_size=32"])
+    )  # how fast answers come is no part of a run
     assert asked() == 4 * LIMIT
 
 
-@pytest.mark.parametrize("signals, code", [([signal.SIGTERM], 130), ([signal.SIGINT, signal.SIGINT], 130)])
+@pytest.mark.parametrize(
+    "signals, code", [([signal.SIGTERM], 130), ([signal.SIGINT, signal.SIGINT], 130)]
+)
 def test_stopped_by_a_scheduler_or_at_once(signals, code, tmp_path, asked):
-    settings = [*METHOD, *SETTINGS, "batch_size=64", f"limit={4 * LIMIT}", f"results={tmp_path}/runs"]
+    settings = [
+        *METHOD,
+        *SETTINGS,
+        "batch_size=64",
+        f"limit={4 * LIMIT}",
+        f"results={tmp_path}/runs",
+    ]
     process = command("-m", *settings, "seed=0,1")
     wait_for(lambda: journal_of(tmp_path / "runs")[1])
     for number in signals:
@@ -182,7 +222,9 @@ def test_stopped_by_a_scheduler_or_at_once(signals, code, tmp_path, asked):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert len([*tmp_path.glob("runs/tiny*")]) == 1  # the sweep's other run was not begun
+    assert (
+        len([*tmp_path.glob("runs/tiny*")]) == 1
+    )  # the sweep's other run was not begun
     directory, count = journal_of(tmp_path / "runs")
     assert 64 <= count < 4 * LIMIT
     assert not [*directory.glob("*.lock")]
@@ -192,15 +234,24 @@ FAULTY = ["method=visionzip", "method._target_=test_resuming.Faulty", "tokens=16
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_run_whose_method_raises_ends_and_goes_on(batch, tmp_path, asked, monkeypatch):
+def test_a_run_whose_method_raises_ends_and_goes_on(
+    batch, tmp_path, asked, monkeypatch
+):
     """With as many workers as suit the machine: those that outlive the exception would be waited for, for ever."""
-    settings = [*FAULTY, f"limit={LIMIT}", f"batch_size={BATCH}", f"results={tmp_path}/runs"]
+    settings = [
+        *FAULTY,
+        f"limit={LIMIT}",
+        f"batch_size={BATCH}",
+        f"results={tmp_path}/runs",
+    ]
     monkeypatch.setenv("FAULTY_AT", str(batch))
     process = command(*settings)
     seconds, errors = seconds_after(process, "raising\n")
     assert process.returncode == 1
     assert seconds < 10
-    assert errors.endswith("KeyError: 'scores'\n")  # the traceback is the method's author's
+    assert errors.endswith(
+        "KeyError: 'scores'\n"
+    )  # the traceback is the method's author's
     monkeypatch.delenv("FAULTY_AT")
     answered_before = BATCH * (batch - 1)
     assert journal_of(tmp_path / "runs")[1] == answered_before
@@ -210,24 +261,45 @@ def test_a_run_whose_method_raises_ends_and_goes_on(batch, tmp_path, asked, monk
     assert record["samples"]["count"] == LIMIT
 
 
-def test_a_method_that_raises_keeps_no_other_run_of_its_sweep_waiting(tmp_path, asked, monkeypatch):
+def test_a_method_that_raises_keeps_no_other_run_of_its_sweep_waiting(
+    tmp_path, asked, monkeypatch
+):
     monkeypatch.setenv("FAULTY_AT", "2")
-    process = command("-m", *FAULTY, f"limit={LIMIT}", f"batch_size={BATCH}", f"results={tmp_path}/runs", "seed=0,1")
+    process = command(
+        "-m",
+        *FAULTY,
+        f"limit={LIMIT}",
+        f"batch_size={BATCH}",
+        f"results={tmp_path}/runs",
+        "seed=0,1",
+    )
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
     assert "KeyError: 'scores'. This is a bug." in errors
     assert len(records.read_all(f"{tmp_path}/runs")) == 1
 
 
-def test_a_run_whose_preprocessing_raises_in_a_worker_ends_and_goes_on(tmp_path, asked, monkeypatch):
+def test_a_run_whose_preprocessing_raises_in_a_worker_ends_and_goes_on(
+    tmp_path, asked, monkeypatch
+):
     """In a worker, behind questions that are answered by then."""
     script = WORKING.replace(
-        "from zipeval.cli", "import test_resuming; test_resuming.raise_in_preparation()\nfrom zipeval.cli"
+        "from zipeval.cli",
+        "import test_resuming; test_resuming.raise_in_preparation()\nfrom zipeval.cli",
     )
-    settings = [*METHOD, f"limit={LIMIT}", f"batch_size={BATCH}", f"results={tmp_path}/runs"]
+    settings = [
+        *METHOD,
+        f"limit={LIMIT}",
+        f"batch_size={BATCH}",
+        f"results={tmp_path}/runs",
+    ]
     arguments = ["run", *settings, "bound=none"]
     process = subprocess.Popen(
-        [sys.executable, "-c", script.format(tests=str(Path(__file__).parent), arguments=arguments)],
+        [
+            sys.executable,
+            "-c",
+            script.format(tests=str(Path(__file__).parent), arguments=arguments),
+        ],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -262,7 +334,9 @@ def raise_in_preparation():
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
 def test_workers_end_with_a_run_that_is_stopped(signals, tmp_path, asked):
     """Also where the signals are for every process of a job, as a scheduler's."""
-    process = command(*METHOD, f"limit={4 * LIMIT}", "batch_size=128", f"results={tmp_path}/runs")
+    process = command(
+        *METHOD, f"limit={4 * LIMIT}", "batch_size=128", f"results={tmp_path}/runs"
+    )
     wait_for(lambda: journal_of(tmp_path / "runs")[1])
     processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
     assert len(processes) > 1
@@ -291,25 +365,41 @@ def test_stopped_while_it_scores(miniatures, tmp_path, asked, monkeypatch):
 
     monkeypatch.setattr(runner, "_scored", then_stop)
     with pytest.raises(Stopped):
-        settings = [f"data.root={miniatures}", f"results={tmp_path}/runs", "tasks=[zipeval_shapes,gqa]"]
+        settings = [
+            f"data.root={miniatures}",
+            f"results={tmp_path}/runs",
+            "tasks=[zipeval_shapes,gqa]",
+        ]
         run(compose([*METHOD, *settings, "limit=4"]))
     (record,) = records.read_all(f"{tmp_path}/runs")
     assert record["samples"]["count"] == 4
     assert not [*tmp_path.glob("runs/*/*.journal*"), *tmp_path.glob("runs/*/*.lock")]
 
 
-def test_a_task_that_another_process_answers_keeps_no_other_task_waiting(miniatures, tmp_path, asked):
-    settings = [*METHOD, f"data.root={miniatures}", "limit=4", f"results={tmp_path}/runs"]
+def test_a_task_that_another_process_answers_keeps_no_other_task_waiting(
+    miniatures, tmp_path, asked
+):
+    settings = [
+        *METHOD,
+        f"data.root={miniatures}",
+        "limit=4",
+        f"results={tmp_path}/runs",
+    ]
     (path,) = run(compose([*settings, "tasks=[zipeval_shapes]"]))
     path.unlink()
-    holding = subprocess.Popen([sys.executable, "-c", HOLDING, path.with_suffix(".lock")], stdout=subprocess.PIPE)
+    holding = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, path.with_suffix(".lock")],
+        stdout=subprocess.PIPE,
+    )
     try:
         holding.stdout.readline()
         with pytest.raises(Held, match=r"answering tasks=\[zipeval_shapes\]"):
             run(compose([*settings, "tasks=[zipeval_shapes,gqa]"]))
     finally:
         holding.kill()
-    assert [record["task"] for record in records.read_all(f"{tmp_path}/runs")] == ["gqa"]
+    assert [record["task"] for record in records.read_all(f"{tmp_path}/runs")] == [
+        "gqa"
+    ]
 
 
 def test_a_journal_that_was_left_beside_its_record_is_removed(tmp_path, asked):
@@ -325,9 +415,23 @@ def test_two_ranks_go_on_from_what_both_have(tmp_path, asked):
     """Of a run that was stopped with an answer of either rank; one process alone ends it, with pictures and all."""
     settings = ["method=visionzip", "tokens=16", f"limit={LIMIT}", "batch_size=4"]
     run(compose([*settings, f"results={tmp_path}/whole"]))
-    sweep = [*TORCHRUN, "-m", "zipeval", "run", *settings, "bound=none", f"results={tmp_path}/two"]
-    with subprocess.Popen(sweep, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        wait_for(lambda: any(answers(tmp_path / "two", 1)) and any(answers(tmp_path / "two", 0)))
+    sweep = [
+        *TORCHRUN,
+        "-m",
+        "zipeval",
+        "run",
+        *settings,
+        "bound=none",
+        f"results={tmp_path}/two",
+    ]
+    with subprocess.Popen(
+        sweep, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        wait_for(
+            lambda: (
+                any(answers(tmp_path / "two", 1)) and any(answers(tmp_path / "two", 0))
+            )
+        )
         os.killpg(process.pid, signal.SIGKILL)
     wait_for(lambda: not still_writing(tmp_path / "two"))
     left = {rank: [*answers(tmp_path / "two", rank)] for rank in (0, 1)}
@@ -337,10 +441,16 @@ def test_two_ranks_go_on_from_what_both_have(tmp_path, asked):
 
 
 def answers(results, rank):
-    name = "zipeval_shapes.journal.jsonl" if rank == 0 else f"zipeval_shapes.journal.{rank}.jsonl"
+    name = (
+        "zipeval_shapes.journal.jsonl"
+        if rank == 0
+        else f"zipeval_shapes.journal.{rank}.jsonl"
+    )
     for path in Path(results).glob(f"*/{name}"):
         yield from (
-            line["doc_id"] for row in path.read_text().splitlines() if "doc_id" in (line := json.loads(row[9:]))
+            line["doc_id"]
+            for row in path.read_text().splitlines()
+            if "doc_id" in (line := json.loads(row[9:]))
         )
 
 
@@ -348,7 +458,9 @@ def still_writing(results):
     """Whether something is added within a second."""
     before = sum(path.stat().st_size for path in Path(results).glob("*/*.jsonl"))
     time.sleep(1)
-    return before != sum(path.stat().st_size for path in Path(results).glob("*/*.jsonl"))
+    return before != sum(
+        path.stat().st_size for path in Path(results).glob("*/*.jsonl")
+    )
 
 
 def test_a_full_disk_loses_nothing(tmp_path, asked):
@@ -358,7 +470,9 @@ def test_a_full_disk_loses_nothing(tmp_path, asked):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
-        with pytest.raises(RunError, match=r"journal\.jsonl: cannot be written \(File too large\)"):
+        with pytest.raises(
+            RunError, match=r"journal\.jsonl: cannot be written \(File too large\)"
+        ):
             run(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -371,7 +485,9 @@ def test_a_full_disk_loses_nothing(tmp_path, asked):
     assert kept(tmp_path / "runs") == kept(tmp_path / "whole")
 
 
-def test_a_record_that_cannot_be_written_leaves_the_answers(tmp_path, asked, monkeypatch):
+def test_a_record_that_cannot_be_written_leaves_the_answers(
+    tmp_path, asked, monkeypatch
+):
     config = compose([*METHOD, *SETTINGS, f"results={tmp_path}/runs"])
     replace = os.replace
 
@@ -381,7 +497,10 @@ def test_a_record_that_cannot_be_written_leaves_the_answers(tmp_path, asked, mon
         return replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RunError, match=r"zipeval_shapes\.json: cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        RunError,
+        match=r"zipeval_shapes\.json: cannot be written \(No space left on device\)",
+    ):
         run(config)
     monkeypatch.undo()
     os.environ["ASKED"] = str(tmp_path / "again")
@@ -407,7 +526,9 @@ def test_a_wrong_count_keeps_no_answer(tmp_path, asked, monkeypatch):
 
 
 def entries(*numbers):
-    return [{"doc_id": number, "at": number / 10, "text": "red\n"} for number in numbers]
+    return [
+        {"doc_id": number, "at": number / 10, "text": "red\n"} for number in numbers
+    ]
 
 
 def begun(directory):
@@ -427,7 +548,9 @@ def begun(directory):
         (lambda content: content + b"\x00" * 4096, [0, 1, 2]),
     ],
 )
-def test_damaged_lines_are_answered_again_and_whole_ones_kept(spoil, left, tmp_path, capsys):
+def test_damaged_lines_are_answered_again_and_whole_ones_kept(
+    spoil, left, tmp_path, capsys
+):
     path = begun(tmp_path)
     path.write_bytes(spoil(path.read_bytes()))
     assert answered(tmp_path, "task") == len(left)
@@ -455,9 +578,15 @@ def test_another_ranks_answers_tell_themselves_what_made_them(tmp_path, monkeypa
     monkeypatch.setattr(ranks, "exchange", lambda value: [value])
     path = begun(tmp_path).with_name("task.journal.1.jsonl")
     monkeypatch.undo()
-    assert Journal(tmp_path, "task", MADE_WITH, SESSION).done == {(0, 0), (1, 0), (2, 0)}
+    assert Journal(tmp_path, "task", MADE_WITH, SESSION).done == {
+        (0, 0),
+        (1, 0),
+        (2, 0),
+    }
     (tmp_path / "task.journal.jsonl").unlink()
-    with pytest.raises(UsageError, match=rf"{path}: begun with .* delete task\.journal\*\.jsonl there"):
+    with pytest.raises(
+        UsageError, match=rf"{path}: begun with .* delete task\.journal\*\.jsonl there"
+    ):
         Journal(tmp_path, "task", {**MADE_WITH, "code": "d"}, SESSION)
 
 
@@ -473,7 +602,9 @@ def test_another_ranks_answers_tell_themselves_what_made_them(tmp_path, monkeypa
 def test_answers_of_other_code_are_not_mixed_in(changed, named, tmp_path):
     path = begun(tmp_path)
     before = path.read_bytes()
-    with pytest.raises(UsageError, match=f"begun with {named}. Go back to that, or delete "):
+    with pytest.raises(
+        UsageError, match=f"begun with {named}. Go back to that, or delete "
+    ):
         Journal(tmp_path, "task", {**MADE_WITH, **changed}, SESSION)
     assert path.read_bytes() == before
 
@@ -481,10 +612,16 @@ def test_answers_of_other_code_are_not_mixed_in(changed, named, tmp_path):
 def test_another_python_is_no_other_code(tmp_path):
     begun(tmp_path)
     made_with = {**MADE_WITH, "versions": {"torch": "1", "python": "4"}}
-    assert Journal(tmp_path, "task", made_with, SESSION).done == {(0, 0), (1, 0), (2, 0)}
+    assert Journal(tmp_path, "task", made_with, SESSION).done == {
+        (0, 0),
+        (1, 0),
+        (2, 0),
+    }
 
 
-def test_a_finished_run_says_that_the_code_changed(tmp_path, asked, capsys, monkeypatch):
+def test_a_finished_run_says_that_the_code_changed(
+    tmp_path, asked, capsys, monkeypatch
+):
     config = compose([*METHOD, "limit=2", f"results={tmp_path}/runs"])
     run(config)
     run(config)

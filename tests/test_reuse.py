@@ -23,8 +23,22 @@ from zipeval.methods.fastv import FastV
 from zipeval.methods.uniform import Uniform
 from zipeval.results import records
 
-MODELS = {"tiny_llava": 48, "tiny_gemini": 48, "tiny_next": 240, "tiny_video": 390}  # a third of the visual tokens
-METHODS = ("vanilla", "visionzip", "random", "pool", "none", "fastv", "sparsevlm", "chain")
+MODELS = {
+    "tiny_llava": 48,
+    "tiny_gemini": 48,
+    "tiny_next": 240,
+    "tiny_video": 390,
+}  # a third of the visual tokens
+METHODS = (
+    "vanilla",
+    "visionzip",
+    "random",
+    "pool",
+    "none",
+    "fastv",
+    "sparsevlm",
+    "chain",
+)
 TEXT, PICTURED = 5, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
 OPTIONS = {"max_new_tokens": 6, "until": ["\n"]}
 SIZES = [(150, 130), (200, 100), (90, 300)]
@@ -46,20 +60,37 @@ def model(request):
 
 
 def picture(number: int) -> Image.Image:
-    pixels = np.random.default_rng(number).integers(0, 255, (*SIZES[number % 3][::-1], 3), dtype=np.uint8)
+    pixels = np.random.default_rng(number).integers(
+        0, 255, (*SIZES[number % 3][::-1], 3), dtype=np.uint8
+    )
     return Image.fromarray(pixels)
 
 
 def asked(number: int) -> list[dict]:
     """Question `number`: about picture number % 3; every fourth about two pictures, and TEXT about none."""
-    shown = [] if number == TEXT else [number % 3, 0] if number % 4 == 3 else [number % 3]
+    shown = (
+        [] if number == TEXT else [number % 3, 0] if number % 4 == 3 else [number % 3]
+    )
     text = {"type": "text", "text": " ".join(WORDS.split()[: 3 + number])}
-    return [{"role": "user", "content": [*({"type": "image", "url": picture(n)} for n in shown), text]}]
+    return [
+        {
+            "role": "user",
+            "content": [*({"type": "image", "url": picture(n)} for n in shown), text],
+        }
+    ]
 
 
-def answered(model: str, method: str, reuse: str, numbers=PICTURED, size=10, room=2**30):
+def answered(
+    model: str, method: str, reuse: str, numbers=PICTURED, size=10, room=2**30
+):
     """The answers to these questions, `size` at a time, and how often the encoder saw a picture."""
-    settings = [f"model={model}", f"method={method}", f"runner.reuse={reuse}", "runner.workers=0", "budget=mean"]
+    settings = [
+        f"model={model}",
+        f"method={method}",
+        f"runner.reuse={reuse}",
+        "runner.workers=0",
+        "budget=mean",
+    ]
     settings.append(f"runner.cache_gib={room / 2**30}")
     if method not in ("vanilla", "none"):
         settings.append(f"tokens={MODELS[model] // (2 if method == 'chain' else 1)}")
@@ -70,12 +101,18 @@ def answered(model: str, method: str, reuse: str, numbers=PICTURED, size=10, roo
     questions = [*feed(session, asked, [*numbers], keyed=True)]
     loaded, _ = session.load()
     hook = tower(loaded).register_forward_hook(lambda *_: seen.update(calls=1))
-    inside = tower(loaded).embeddings.register_forward_pre_hook(lambda _, args: seen.update(crops=len(args[0])))
+    inside = tower(loaded).embeddings.register_forward_pre_hook(
+        lambda _, args: seen.update(crops=len(args[0]))
+    )
     try:
         with answering(session) as model_:
             for start in range(0, len(questions), size):
                 batch = questions[start : start + size]
-                answers |= zip([q.number for q in batch], model_.answer(batch, OPTIONS), strict=True)
+                answers |= zip(
+                    [q.number for q in batch],
+                    model_.answer(batch, OPTIONS),
+                    strict=True,
+                )
     finally:
         hook.remove()
         inside.remove()
@@ -114,7 +151,10 @@ def test_a_prefix_is_read_once():
     lengths = []
     model, _ = Session(compose([])).load()
     hook = model.base_model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: lengths.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+        lambda module, args, kwargs: lengths.append(
+            tuple(kwargs["inputs_embeds"].shape[:2])
+        ),
+        with_kwargs=True,
     )
     try:
         answered("tiny_llava", "vanilla", "prefix", numbers=[0, 1, 2, 6, 9])
@@ -134,14 +174,26 @@ def test_room_is_kept_within():
     (seen,) = sharing._seen.values()
     assert (len(seen.crops), seen.bytes) == (1, one)
     held = next(iter(seen.crops.values()))
-    assert one == sum(x.untyped_storage().nbytes() for x in (held.hidden, held.queries, held.keys, held.pixels))
-    assert held.selected.untyped_storage().data_ptr() == held.hidden.untyped_storage().data_ptr()
+    assert one == sum(
+        x.untyped_storage().nbytes()
+        for x in (held.hidden, held.queries, held.keys, held.pixels)
+    )
+    assert (
+        held.selected.untyped_storage().data_ptr()
+        == held.hidden.untyped_storage().data_ptr()
+    )
 
 
 def run_of(root, *settings):
-    (path,) = run(compose([f"results={root}", "limit=80", "method=visionzip", "tokens=16", *settings]))
+    (path,) = run(
+        compose(
+            [f"results={root}", "limit=80", "method=visionzip", "tokens=16", *settings]
+        )
+    )
     record = records.read(path)
-    return record, [records.essence(sample) for sample in records.read_samples(path.parent, record)]
+    return record, [
+        records.essence(sample) for sample in records.read_samples(path.parent, record)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -149,19 +201,38 @@ def plain(tmp_path_factory):
     return run_of(tmp_path_factory.mktemp("plain"), "runner.workers=0")
 
 
-@pytest.mark.parametrize("settings", ["batch_size=1", "runner.reuse=features", "runner.reuse=prefix runner.workers=2"])
+@pytest.mark.parametrize(
+    "settings",
+    ["batch_size=1", "runner.reuse=features", "runner.reuse=prefix runner.workers=2"],
+)
 def test_a_run_answers_alike_however_fast(settings, plain, tmp_path):
     record, samples = run_of(tmp_path, *settings.split())
     assert samples == plain[1]
-    assert (record["run_id"], record["metrics"]) == (plain[0]["run_id"], plain[0]["metrics"])
+    assert (record["run_id"], record["metrics"]) == (
+        plain[0]["run_id"],
+        plain[0]["metrics"],
+    )
     assert record["reuse"] == (settings.split()[0].partition("reuse=")[2] or "none")
-    pictures = [{p.name: p.read_bytes() for p in Path(r["path"]).parent.glob("*/*.jpg")} for r in (record, plain[0])]
+    pictures = [
+        {p.name: p.read_bytes() for p in Path(r["path"]).parent.glob("*/*.jpg")}
+        for r in (record, plain[0])
+    ]
     assert pictures[0] == pictures[1]
     assert len(pictures[0]) == 8
 
 
 def test_methods_that_look_at_the_question_share_no_prefix(tmp_path):
-    (path,) = run(compose([f"results={tmp_path}", "limit=4", "method=fastv", "tokens=48", "runner.reuse=prefix"]))
+    (path,) = run(
+        compose(
+            [
+                f"results={tmp_path}",
+                "limit=4",
+                "method=fastv",
+                "tokens=48",
+                "runner.reuse=prefix",
+            ]
+        )
+    )
     assert records.read(path)["reuse"] == "features"
 
 

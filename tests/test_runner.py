@@ -36,7 +36,9 @@ def evaluate(root, *overrides):
     """(record, samples) of a run on the first few questions; of the samples what equal runs agree on."""
     (path,) = run(compose([f"results={root}", f"limit={LIMIT}", *overrides]))
     record = records.read(path)
-    return record, [records.essence(sample) for sample in records.read_samples(path.parent, record)]
+    return record, [
+        records.essence(sample) for sample in records.read_samples(path.parent, record)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +49,42 @@ def vanilla(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def visionzip(tmp_path_factory, vanilla):
-    return evaluate(tmp_path_factory.mktemp("visionzip"), "method=visionzip", "tokens=16")
+    return evaluate(
+        tmp_path_factory.mktemp("visionzip"), "method=visionzip", "tokens=16"
+    )
 
 
 def test_what_a_record_holds(vanilla, visionzip):
     record, samples = visionzip
     counted = {"mean": 16.0, "final": 16.0, "entering": [16.0] * 6}
-    assert record["visual_tokens"] == {"requested": 16, "budget": "paper", "patches": 144, **counted}
+    assert record["visual_tokens"] == {
+        "requested": 16,
+        "budget": "paper",
+        "patches": 144,
+        **counted,
+    }
     counted = {"mean": 144.0, "final": 144.0, "entering": [144.0] * 6}
-    assert vanilla[0]["visual_tokens"] == {"requested": None, "budget": "paper", "patches": 144, **counted}
+    assert vanilla[0]["visual_tokens"] == {
+        "requested": None,
+        "budget": "paper",
+        "patches": 144,
+        **counted,
+    }
     assert record["status"] == "success"
     assert record["config"]["method"]["tokens"] == 16
     held = {"device", "dtype", "attn_implementation", "quantization", "device_map"}
     assert record["resolved"].keys() == {*held, "fingerprint", "method"}
-    assert record["resolved"]["method"] == "VisionZip(tokens=16, dominant=None, contextual=None)"
+    assert (
+        record["resolved"]["method"]
+        == "VisionZip(tokens=16, dominant=None, contextual=None)"
+    )
     assert record["versions"]["lmms-eval"].startswith("0.7")
     assert record["machine"] == machine(Placement("cpu", "float32", "sdpa"))
     assert record["model_revision"] is None
     assert record["run_id"] == Path(record["path"]).parent.name
-    started, ended = (datetime.fromisoformat(record[name]) for name in ("started", "ended"))
+    started, ended = (
+        datetime.fromisoformat(record[name]) for name in ("started", "ended")
+    )
     assert started.utcoffset() == timedelta(0)
     assert abs((ended - started).total_seconds() - record["seconds"]) < 1.1
     assert record["seconds"] > 0
@@ -73,7 +92,9 @@ def test_what_a_record_holds(vanilla, visionzip):
     right = [s["scores"]["accuracy"] for s in samples]
     assert record["score"] == pytest.approx(100 * sum(right) / LIMIT)
     for sample in samples:
-        assert sample["scores"]["accuracy"] == float(sample["prediction"].lower() == sample["target"].lower())
+        assert sample["scores"]["accuracy"] == float(
+            sample["prediction"].lower() == sample["target"].lower()
+        )
         assert sample["visual_tokens"] == [16] * 6
         assert sample["kv_entries"] == 6 * sample["prompt_tokens"]
         (kept,), (merged,) = sample["kept"], sample["merged"]
@@ -90,20 +111,30 @@ def test_what_nothing_is_removed_from_has_no_tokens_that_are_left(vanilla, tmp_p
 
 
 def test_the_first_pictures_are_beside_the_record(vanilla, visionzip):
-    table = datasets.Dataset.from_parquet(f"{zipeval.tasks.__path__[0]}/shapes/test.parquet")
+    table = datasets.Dataset.from_parquet(
+        f"{zipeval.tasks.__path__[0]}/shapes/test.parquet"
+    )
     for record, _ in (vanilla, visionzip):
         paths = sorted(Path(record["path"]).parent.glob("zipeval_shapes.images/*"))
         assert [path.name for path in paths] == [f"{doc_id}.jpg" for doc_id in range(8)]
         for doc_id, path in enumerate(paths):
             picture = np.asarray(Image.open(path), float)
             assert picture.shape == (96, 96, 3)
-            assert np.abs(picture - np.asarray(table[doc_id]["image"].convert("RGB"), float)).mean() < 5
+            assert (
+                np.abs(
+                    picture - np.asarray(table[doc_id]["image"].convert("RGB"), float)
+                ).mean()
+                < 5
+            )
 
 
 def test_reduction_changes_answers_and_not_the_prompt(vanilla, visionzip):
     full, reduced = vanilla[1], visionzip[1]
     assert [s["prediction"] for s in full] != [s["prediction"] for s in reduced]
-    assert {f["prompt_tokens"] - r["prompt_tokens"] for f, r in zip(full, reduced, strict=True)} == {144 - 16}
+    assert {
+        f["prompt_tokens"] - r["prompt_tokens"]
+        for f, r in zip(full, reduced, strict=True)
+    } == {144 - 16}
 
 
 def test_two_equal_runs_give_equal_records(visionzip, tmp_path):
@@ -123,7 +154,9 @@ def test_a_sample_tells_how_long_its_batch_took(tmp_path):
     (path,) = run(compose([f"results={tmp_path}", "limit=5", "batch_size=3"]))
     record = records.read(path)
     samples = records.read_samples(path.parent, record)
-    of = {size: {s["latency"] for s in samples if s["batch"] == size} for size in (3, 2)}
+    of = {
+        size: {s["latency"] for s in samples if s["batch"] == size} for size in (3, 2)
+    }
     assert sorted(sample["batch"] for sample in samples) == [2, 2, 3, 3, 3]
     assert [len(seconds) for seconds in of.values()] == [1, 1]
     assert 0 < sum(min(seconds) for seconds in of.values()) < record["seconds"]
@@ -132,9 +165,16 @@ def test_a_sample_tells_how_long_its_batch_took(tmp_path):
 def test_questions_are_told_apart_by_their_hash(vanilla, visionzip):
     hashes = [sample["question_hash"] for sample in vanilla[1]]
     assert hashes == [sample["question_hash"] for sample in visionzip[1]]
-    table = datasets.Dataset.from_parquet(f"{zipeval.tasks.__path__[0]}/shapes/test.parquet").select(range(LIMIT))
+    table = datasets.Dataset.from_parquet(
+        f"{zipeval.tasks.__path__[0]}/shapes/test.parquet"
+    ).select(range(LIMIT))
     asked = list(zip(table["question"], table["answer"], strict=True))
-    assert len(set(asked)) == len(set(hashes)) == len(set(zip(asked, hashes, strict=True))) > 1
+    assert (
+        len(set(asked))
+        == len(set(hashes))
+        == len(set(zip(asked, hashes, strict=True)))
+        > 1
+    )
 
 
 def test_answers_do_not_depend_on_the_batch(visionzip, tmp_path):
@@ -159,9 +199,13 @@ def test_a_record_of_another_version_of_the_task_is_not_kept(tmp_path):
         run(compose(overrides))
 
 
-def test_counts_are_of_the_right_prompt_under_beam_search(vanilla, tmp_path, monkeypatch):
+def test_counts_are_of_the_right_prompt_under_beam_search(
+    vanilla, tmp_path, monkeypatch
+):
     greedy = answering.generation_options
-    monkeypatch.setattr(answering, "generation_options", lambda given: {**greedy(given), "num_beams": 2})
+    monkeypatch.setattr(
+        answering, "generation_options", lambda given: {**greedy(given), "num_beams": 2}
+    )
     _, samples = evaluate(tmp_path, "method=vanilla", "limit=8")
     for name in ("visual_tokens", "prompt_tokens"):
         assert [s[name] for s in samples] == [s[name] for s in vanilla[1][:8]]
@@ -172,7 +216,11 @@ def test_tokens_are_of_the_right_prompt_under_beam_search(tmp_path, monkeypatch)
     settings = ["method=fastv", "tokens=48", "limit=8"]
     _, greedy = evaluate(tmp_path / "greedy", *settings)
     options = answering.generation_options
-    monkeypatch.setattr(answering, "generation_options", lambda given: {**options(given), "num_beams": 2})
+    monkeypatch.setattr(
+        answering,
+        "generation_options",
+        lambda given: {**options(given), "num_beams": 2},
+    )
     _, beams = evaluate(tmp_path / "beams", *settings)
     kept = [sample["kept"] for sample in beams]
     assert kept == [sample["kept"] for sample in greedy]
@@ -182,7 +230,11 @@ def test_tokens_are_of_the_right_prompt_under_beam_search(tmp_path, monkeypatch)
 
 def test_answers_end_where_the_task_says(visionzip, tmp_path, monkeypatch):
     decode = Session.decode
-    monkeypatch.setattr(Session, "decode", lambda self, ids: [f" {text} \nUSER: {text}" for text in decode(self, ids)])
+    monkeypatch.setattr(
+        Session,
+        "decode",
+        lambda self, ids: [f" {text} \nUSER: {text}" for text in decode(self, ids)],
+    )
     generate = chat_model.ZipEval.generate_until
 
     def with_stops(self, requests):
@@ -196,21 +248,36 @@ def test_answers_end_where_the_task_says(visionzip, tmp_path, monkeypatch):
 
 
 def test_media_that_the_model_does_not_take_are_refused():
-    video = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}, {"type": "text", "text": "What is it?"}]}]
+    video = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video", "url": "a.mp4"},
+                {"type": "text", "text": "What is it?"},
+            ],
+        }
+    ]
     with pytest.raises(UsageError, match="video"):
         Session(compose([])).decoded(video)
 
 
-@pytest.mark.parametrize("held", ["quantization=8bit", "quantization=4bit", "device_map=auto"])
+@pytest.mark.parametrize(
+    "held", ["quantization=8bit", "quantization=4bit", "device_map=auto"]
+)
 def test_reduction_of_weights_that_are_held_otherwise(held, visionzip, tmp_path):
     """The quantised layers answer nearly as those that they are made of, and leave as many tokens."""
     if "bit" in held:
         pytest.importorskip("bitsandbytes")
-    record, samples = evaluate(tmp_path, "method=visionzip", "tokens=16", f"model.{held}")
+    record, samples = evaluate(
+        tmp_path, "method=visionzip", "tokens=16", f"model.{held}"
+    )
     name, value = held.split("=")
     assert record["resolved"][name] == record["config"]["model"][name] == value
     assert [s["visual_tokens"] for s in samples] == [[16] * 6] * LIMIT
-    same = [s["prediction"] == v["prediction"] for s, v in zip(samples, visionzip[1], strict=True)]
+    same = [
+        s["prediction"] == v["prediction"]
+        for s, v in zip(samples, visionzip[1], strict=True)
+    ]
     assert sum(same) >= 0.8 * LIMIT
 
 
@@ -221,7 +288,9 @@ def out_of_memory(monkeypatch, fits):
     def exhausted(self, **inputs):
         sizes.append(len(inputs["input_ids"]))
         if sizes[-1] > fits(len(sizes)):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 MiB."
+            )
         return generate(self, **inputs)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "generate", exhausted)
@@ -229,9 +298,13 @@ def out_of_memory(monkeypatch, fits):
 
 
 @pytest.mark.parametrize("reuse", ["none", "features", "prefix"])
-def test_a_batch_that_does_not_fit_is_halved_and_not_lost(reuse, visionzip, tmp_path, monkeypatch, capsys):
+def test_a_batch_that_does_not_fit_is_halved_and_not_lost(
+    reuse, visionzip, tmp_path, monkeypatch, capsys
+):
     sizes = out_of_memory(monkeypatch, lambda call: 20 if call < 3 else 10)
-    _, samples = evaluate(tmp_path, "method=visionzip", "tokens=16", f"runner.reuse={reuse}")
+    _, samples = evaluate(
+        tmp_path, "method=visionzip", "tokens=16", f"runner.reuse={reuse}"
+    )
     assert samples == visionzip[1]
     assert sizes == [32, 16, 16, 8, 8, 8, 8]
     assert "cpu ran out of memory: batch_size=8 from here on" in capsys.readouterr().err
@@ -239,7 +312,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_not_lost(reuse, visionzip, tmp_
 
 def test_failures_do_not_end_a_run_early(vanilla, tmp_path, monkeypatch):
     """The longest questions are asked first: more of them than wait together."""
-    messages, lengths = chat_model.ZipEval.messages, [s["prompt_tokens"] for s in vanilla[1][:12]]
+    messages, lengths = (
+        chat_model.ZipEval.messages,
+        [s["prompt_tokens"] for s in vanilla[1][:12]],
+    )
     good = lengths.index(min(lengths))
 
     def broken(self, request):
@@ -263,17 +339,26 @@ def test_what_is_drawn_for_a_prompt_does_not_depend_on_others(tmp_path, monkeypa
 
     monkeypatch.setattr(chat_model.ZipEval, "generate_until", drawing)
     answers = [
-        [s["prediction"] for s in evaluate(tmp_path / str(number), "limit=10", *settings)[1]]
-        for number, settings in enumerate((["batch_size=32"], ["batch_size=5"], ["runner.reuse=prefix"], ["seed=1"]))
+        [
+            s["prediction"]
+            for s in evaluate(tmp_path / str(number), "limit=10", *settings)[1]
+        ]
+        for number, settings in enumerate(
+            (["batch_size=32"], ["batch_size=5"], ["runner.reuse=prefix"], ["seed=1"])
+        )
     ]
     assert answers[0] == answers[1] == answers[2] != answers[3]
     assert len({*answers[0]}) > 5
 
 
-def test_out_of_memory_with_one_prompt_says_what_to_run_next(tmp_path, monkeypatch, capsys):
+def test_out_of_memory_with_one_prompt_says_what_to_run_next(
+    tmp_path, monkeypatch, capsys
+):
     sizes = out_of_memory(monkeypatch, lambda call: 6 if call == 1 else 0)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["zipeval", "run", "batch_size=6", "limit=12", "method=vanilla"])
+    monkeypatch.setattr(
+        sys, "argv", ["zipeval", "run", "batch_size=6", "limit=12", "method=vanilla"]
+    )
     with pytest.raises(SystemExit) as end:
         main()
     said = capsys.readouterr().err
@@ -289,8 +374,16 @@ def test_run_ids_tell_apart_what_changes_answers(tmp_path):
         return Session(compose(["method=visionzip", "tokens=16", *overrides])).run_id
 
     base = identity()
-    assert base == identity(f"results={tmp_path}", "logger=wandb", "batch_size=1", "tasks=[pope]", "model.device=cpu")
-    assert base == identity("model.revision=abc", "model.hub=a/b")  # the fingerprint says which weights they are
+    assert base == identity(
+        f"results={tmp_path}",
+        "logger=wandb",
+        "batch_size=1",
+        "tasks=[pope]",
+        "model.device=cpu",
+    )
+    assert base == identity(
+        "model.revision=abc", "model.hub=a/b"
+    )  # the fingerprint says which weights they are
     changes = [
         "tokens=32",
         "budget=mean",
@@ -304,28 +397,69 @@ def test_run_ids_tell_apart_what_changes_answers(tmp_path):
         "method=random",
     ]
     assert len({base, *map(identity, changes)}) == 1 + len(changes)
-    assert Session(compose(["tokens=16"])).run_id == Session(compose([])).run_id  # vanilla has no budget
+    assert (
+        Session(compose(["tokens=16"])).run_id == Session(compose([])).run_id
+    )  # vanilla has no budget
 
 
 def test_lmms_eval_itself_gives_the_same_numbers(visionzip, tmp_path):
     """Through the entry point, in lmms-eval's own process and command line."""
-    command = [sys.executable, "-m", "lmms_eval", "--model", "zipeval", "--batch_size", "16"]
-    command += ["--model_args", "model=tiny_llava,method=visionzip,tokens=16", "--tasks", "zipeval_shapes"]
-    command += ["--include_path", zipeval.tasks.__path__[0], "--limit", str(LIMIT), "--output_path", "out"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "lmms_eval",
+        "--model",
+        "zipeval",
+        "--batch_size",
+        "16",
+    ]
+    command += [
+        "--model_args",
+        "model=tiny_llava,method=visionzip,tokens=16",
+        "--tasks",
+        "zipeval_shapes",
+    ]
+    command += [
+        "--include_path",
+        zipeval.tasks.__path__[0],
+        "--limit",
+        str(LIMIT),
+        "--output_path",
+        "out",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     (path,) = Path(tmp_path, "out").glob("**/*_results.json")
     theirs = json.loads(path.read_text())["results"]["zipeval_shapes"]
     ours = visionzip[0]["metrics"]
-    assert {name: theirs[f"{name},none"] for name in ours} == pytest.approx(ours, abs=1e-12)
+    assert {name: theirs[f"{name},none"] for name in ours} == pytest.approx(
+        ours, abs=1e-12
+    )
 
 
 def test_a_local_llava15(tmp_path):
     """A random checkpoint with LLaVA-1.5's 576 visual tokens stands in for the 7B weights: the same loading code."""
     checkpoint = save_llava15(tmp_path / "llava")
-    command = [sys.executable, "-m", "zipeval", "run", "model=llava15", f"model.path={checkpoint}"]
-    command += ["suite=shapes", "method=visionzip", "tokens=64", "limit=3", "bound=none"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "zipeval",
+        "run",
+        "model=llava15",
+        f"model.path={checkpoint}",
+    ]
+    command += [
+        "suite=shapes",
+        "method=visionzip",
+        "tokens=64",
+        "limit=3",
+        "bound=none",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     (record,) = records.read_all(str(tmp_path / "results/runs"))
     assert record["visual_tokens"]["entering"] == [64.0] * 3
@@ -334,10 +468,21 @@ def test_a_local_llava15(tmp_path):
 
 def test_a_killed_sweep_leaves_whole_records_only_and_can_be_repeated(tmp_path):
     """SIGKILL as soon as the first run's record is there, while the second run is under way."""
-    command = [sys.executable, "-m", "zipeval", "run", "-m", "method=visionzip", "tokens=16,32", "limit=64"]
+    command = [
+        sys.executable,
+        "-m",
+        "zipeval",
+        "run",
+        "-m",
+        "method=visionzip",
+        "tokens=16,32",
+        "limit=64",
+    ]
     command += ["bound=none"]
     results = tmp_path / "results/runs"
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as process:
         while process.poll() is None and not list(results.glob("*/*s.json")):
             time.sleep(0.02)
         assert process.poll() is None
@@ -346,7 +491,9 @@ def test_a_killed_sweep_leaves_whole_records_only_and_can_be_repeated(tmp_path):
     first = Path(record["path"])
     assert len(records.read_samples(first.parent, record)) == 64
     before = first.read_bytes()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     assert "kept" in done.stdout
     assert first.read_bytes() == before
@@ -357,6 +504,8 @@ def test_a_killed_sweep_leaves_whole_records_only_and_can_be_repeated(tmp_path):
 
 def test_registered_with_lmms_eval():
     script = "import lmms_eval.models as m; print(m.get_model('zipeval').__module__)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
     assert done.stdout.strip().splitlines()[-1] == "zipeval.evaluation.chat_model"
     assert "Failed" not in done.stdout + done.stderr

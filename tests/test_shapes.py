@@ -24,7 +24,9 @@ def shipped():
 @pytest.fixture(scope="module")
 def images():
     """image_id -> (SIZE, SIZE, 3) pixels."""
-    rows = datasets.Dataset.from_parquet(str(FILE)).select_columns(["image_id", "image"])
+    rows = datasets.Dataset.from_parquet(str(FILE)).select_columns(
+        ["image_id", "image"]
+    )
     return {r["image_id"]: np.asarray(r["image"].convert("RGB")) for r in rows}
 
 
@@ -50,7 +52,10 @@ def test_it_follows_from_its_seed(shipped, images, tmp_path):
     for row in datasets.Dataset.from_parquet(str(tmp_path / "again.parquet")):
         old = shipped[shipped["question_id"] == row["question_id"]].iloc[0]
         assert {k: row[k] for k in old.index} == dict(old)
-        difference = np.asarray(row["image"].convert("RGB")).astype(int) - images[row["image_id"]]
+        difference = (
+            np.asarray(row["image"].convert("RGB")).astype(int)
+            - images[row["image_id"]]
+        )
         assert np.abs(difference).mean() < 2
 
 
@@ -58,12 +63,18 @@ def test_answers_are_true_of_the_scene():
     """Read back from the list of things by rules that share no code with the questions."""
     for i in range(300):
         _, scene = shapes.make_scene(9, i, "test")
-        for kind, question, answer in shapes.questions(scene, np.random.default_rng(i), 12):
+        for kind, question, answer in shapes.questions(
+            scene, np.random.default_rng(i), 12
+        ):
             words = question.rstrip("?").split()
             said = [
                 t
                 for t in scene.things
-                if all(w in (t.color, t.shape) for w in words if w in {*shapes.COLORS, *shapes.SHAPES})
+                if all(
+                    w in (t.color, t.shape)
+                    for w in words
+                    if w in {*shapes.COLORS, *shapes.SHAPES}
+                )
             ]
             if kind == "exist":
                 assert (answer == "yes") == bool(said)
@@ -74,7 +85,12 @@ def test_answers_are_true_of_the_scene():
             else:
                 (thing,) = said
                 place = f"{'top' if thing.y < 48 else 'bottom'} {'left' if thing.x < 48 else 'right'}"
-                assert answer == {"color": thing.color, "shape": thing.shape, "position": place}[kind]
+                assert (
+                    answer
+                    == {"color": thing.color, "shape": thing.shape, "position": place}[
+                        kind
+                    ]
+                )
 
 
 def glyphs(pixels, scene):
@@ -92,7 +108,11 @@ def test_training_never_sees_a_test_image_a_test_text_or_a_test_glyph():
     for split, count in (("train", 1200), ("crowded", 600)):
         data = train_tiny.render(split, count)
         seen |= {p.tobytes() for p in data.pixels}
-        seen_glyphs |= {g for p, s in zip(data.pixels, data.scenes, strict=True) for g in glyphs(p, s)}
+        seen_glyphs |= {
+            g
+            for p, s in zip(data.pixels, data.scenes, strict=True)
+            for g in glyphs(p, s)
+        }
         seen_texts |= {s.text for scene in data.scenes for s in scene.signs}
     assert seen_texts <= set(shapes.TEXTS["train"])
     assert len(seen) == 1800  # no training image repeats either

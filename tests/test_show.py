@@ -10,7 +10,12 @@ from zipeval.errors import UsageError
 from zipeval.reporting.show import find, show
 from zipeval.results import records
 
-RUNS = ("tiny-vanilla-0a1b", "tiny-visionzip-16-2c3d", "tiny-visionzip-32-4e5f", "tiny-visionzip-32-4e5f-2")
+RUNS = (
+    "tiny-vanilla-0a1b",
+    "tiny-visionzip-16-2c3d",
+    "tiny-visionzip-32-4e5f",
+    "tiny-visionzip-32-4e5f-2",
+)
 
 
 def put(root, name=RUNS[1], task="shapes", score=91.5, **fields):
@@ -27,8 +32,15 @@ def put(root, name=RUNS[1], task="shapes", score=91.5, **fields):
         "score": score,
         "metrics": {"accuracy_exist": 0.5, "accuracy": 0.915},
         "visual_tokens": {"requested": 16, "mean": 16.04, "final": 15.0},
-        "config": {"model": {"name": "tiny"}, "method": {"name": "x", "layers": [2, 6]}, "limit": None},
-        "resolved": {"method": "X(tokens=16, [red]kept[/red])", "fingerprint": "f" * 16},
+        "config": {
+            "model": {"name": "tiny"},
+            "method": {"name": "x", "layers": [2, 6]},
+            "limit": None,
+        },
+        "resolved": {
+            "method": "X(tokens=16, [red]kept[/red])",
+            "fingerprint": "f" * 16,
+        },
         "machine": {"device": "NVIDIA H100 80GB HBM3", "driver": "570.1"},
         "versions": {"torch": "2.9", "flash-attn": None},
         "git": {"revision": "abc", "dirty": True},
@@ -37,26 +49,59 @@ def put(root, name=RUNS[1], task="shapes", score=91.5, **fields):
         "ended": "2026-01-01T01:00:00+00:00",
         "seconds": 3600.0,
     }
-    samples = [{"doc_id": n} | ({"error": "no picture"} if n < 3 else {}) for n in range(7)]
+    samples = [
+        {"doc_id": n} | ({"error": "no picture"} if n < 3 else {}) for n in range(7)
+    ]
     return records.write(root / name, record | fields, samples)
 
 
 def shown(capsys, *arguments):
     """Lines of words of what is printed."""
     show(*arguments)
-    return [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    return [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.strip()
+    ]
 
 
 def test_scores_and_provenance(tmp_path, capsys):
     put(tmp_path)
     lines = shown(capsys, RUNS[1], str(tmp_path))
     assert lines[0] == [RUNS[1]]
-    headings = ["task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final"]
+    headings = [
+        "task",
+        "score",
+        "metric",
+        "value",
+        "samples",
+        "failed",
+        "unscored",
+        "tokens",
+        "mean",
+        "final",
+    ]
     assert lines[1] == headings
-    assert lines[2] == ["shapes", "91.5", "accuracy", "0.915", "7", "3", "0", "16", "16.0", "15.0"]
+    assert lines[2] == [
+        "shapes",
+        "91.5",
+        "accuracy",
+        "0.915",
+        "7",
+        "3",
+        "0",
+        "16",
+        "16.0",
+        "15.0",
+    ]
     assert lines[3] == ["accuracy_exist", "0.5"]
     times = ["2026-01-01T00:00:00+00:00", "2026-01-01T01:00:00+00:00", "3600.0"]
-    assert lines[5] == ["shapes", "success", *times, "hash-of-shapes", "d" * 16, "c" * 40]
+    assert lines[5] == [
+        "shapes",
+        "success",
+        *times,
+        "hash-of-shapes",
+        "d" * 16,
+        "c" * 40,
+    ]
     held = {name: " ".join(value) for name, *value in lines[6:]}
     assert held == {
         "provenance": "",
@@ -80,12 +125,20 @@ def test_scores_and_provenance(tmp_path, capsys):
 
 def test_all_processes_that_answered_a_run_are_told(tmp_path, capsys):
     device = {"device": "NVIDIA A100"}
-    put(tmp_path, sessions=[{"machine": device, "seconds": 12.5}, {"machine": {"device": "cpu"}, "seconds": 1.0}])
+    put(
+        tmp_path,
+        sessions=[
+            {"machine": device, "seconds": 12.5},
+            {"machine": {"device": "cpu"}, "seconds": 1.0},
+        ],
+    )
     put(tmp_path, RUNS[0], sessions=[{"machine": device, "seconds": 12.5}])
     lines = shown(capsys, RUNS[1], str(tmp_path))
     assert ["session", "1.machine.device", "NVIDIA", "A100"] in lines
     assert ["session", "2.seconds", "1.0"] in lines
-    assert not [line for line in shown(capsys, RUNS[0], str(tmp_path)) if line[0] == "session"]
+    assert not [
+        line for line in shown(capsys, RUNS[0], str(tmp_path)) if line[0] == "session"
+    ]
 
 
 def test_prompts_that_did_not_fit_have_a_column_where_there_are_any(tmp_path, capsys):
@@ -96,10 +149,29 @@ def test_prompts_that_did_not_fit_have_a_column_where_there_are_any(tmp_path, ca
 
 def test_what_tasks_do_not_agree_on_is_said_of_each(tmp_path, capsys):
     put(tmp_path)
-    put(tmp_path, task="gqa", score=None, metrics={}, status="incomplete", unscored=7, git=None)
+    put(
+        tmp_path,
+        task="gqa",
+        score=None,
+        metrics={},
+        status="incomplete",
+        unscored=7,
+        git=None,
+    )
     put(tmp_path, RUNS[0])  # of another run
     lines = shown(capsys, RUNS[1], str(tmp_path))
-    assert lines[2] == ["gqa", "-", "accuracy", "-", "7", "3", "7", "16", "16.0", "15.0"]
+    assert lines[2] == [
+        "gqa",
+        "-",
+        "accuracy",
+        "-",
+        "7",
+        "3",
+        "7",
+        "16",
+        "16.0",
+        "15.0",
+    ]
     (status,) = (line for line in lines if line[:2] == ["gqa", "incomplete"])
     assert "hash-of-gqa" in status
     told = [line for line in lines if line[0].startswith("git")]
@@ -108,7 +180,9 @@ def test_what_tasks_do_not_agree_on_is_said_of_each(tmp_path, capsys):
         ["git.revision", "(shapes)", "abc"],
         ["git.dirty", "(shapes)", "true"],
     ]
-    assert [line for line in lines if line[0] == "model_revision"] == [["model_revision", "c0ffee"]]
+    assert [line for line in lines if line[0] == "model_revision"] == [
+        ["model_revision", "c0ffee"]
+    ]
 
 
 def test_piped_it_is_plain_and_not_folded(tmp_path):
@@ -120,10 +194,14 @@ def test_piped_it_is_plain_and_not_folded(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert any(line.split() == ["resolved.method", long] for line in done.stdout.splitlines())
+    assert any(
+        line.split() == ["resolved.method", long] for line in done.stdout.splitlines()
+    )
 
 
-@pytest.mark.parametrize("name, found", [("tiny-va", 0), ("tiny-visionzip-1", 1), (RUNS[2], 2), (RUNS[3], 3)])
+@pytest.mark.parametrize(
+    "name, found", [("tiny-va", 0), ("tiny-visionzip-1", 1), (RUNS[2], 2), (RUNS[3], 3)]
+)
 def test_the_beginning_of_a_name_will_do(name, found, tmp_path):
     for run in RUNS:
         put(tmp_path, run)
@@ -134,8 +212,14 @@ def test_the_beginning_of_a_name_will_do(name, found, tmp_path):
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("tiny-vis", f"show tiny-vis: 3 runs begin like this: {', '.join(RUNS[1:])}. Name one of them."),
-        ("tiny-vanila-0a1b", "no such run. Did you mean tiny-vanilla-0a1b? `ls {root}` lists all 4."),
+        (
+            "tiny-vis",
+            f"show tiny-vis: 3 runs begin like this: {', '.join(RUNS[1:])}. Name one of them.",
+        ),
+        (
+            "tiny-vanila-0a1b",
+            "no such run. Did you mean tiny-vanilla-0a1b? `ls {root}` lists all 4.",
+        ),
         ("zzz", "show zzz: no such run. `ls {root}` lists all 4."),
     ],
 )

@@ -11,7 +11,15 @@ import pytest
 
 from zipeval.cli.main import COMMANDS
 
-HEAVY = ("torch", "transformers", "lmms_eval", "datasets", "pandas", "scipy", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "lmms_eval",
+    "datasets",
+    "pandas",
+    "scipy",
+    "matplotlib",
+)
 SCRIPT = (
     "import sys, zipeval.cli\n"
     "try:\n    zipeval.cli.main()\n"
@@ -55,9 +63,22 @@ def test_help_imports_no_hydra_either(command, tmp_path):
 
 
 def run(command, tmp_path, *heavy):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+    }
     arguments = [sys.executable, "-c", SCRIPT, *command.split()]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        arguments,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
     imported = ast.literal_eval(done.stderr.splitlines()[-1])
     assert not {*imported} & {*(heavy or HEAVY)}, done.stderr
-    assert bool(done.stdout) == (command.split()[0] in ("--help", "--version", "list") or "--help" in command)
+    assert bool(done.stdout) == (
+        command.split()[0] in ("--help", "--version", "list") or "--help" in command
+    )

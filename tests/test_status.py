@@ -49,7 +49,14 @@ made, _ = expand(sys.argv[1:])
 sweep.begin(made)
 sweep.Job(made)(made.cells[0])
 """
-SETTINGS = ["-m", "method=visionzip", "tokens=48,16,32", "limit=3", "batch_size=1", "bound=none"]
+SETTINGS = [
+    "-m",
+    "method=visionzip",
+    "tokens=48,16,32",
+    "limit=3",
+    "batch_size=1",
+    "bound=none",
+]
 
 
 @contextmanager
@@ -58,7 +65,13 @@ def at_work(directory):
     script = directory / "job.py"
     script.write_text(JOB)
     command = [sys.executable, str(script), *SETTINGS]
-    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         try:
             said = ""
             while "at work" not in said:
@@ -79,7 +92,11 @@ def status(monkeypatch, capsys, *arguments):
 
 def cells(said):
     """By cell, its line's other columns."""
-    return {line.split()[0]: line.split()[1:] for line in said if line[:3].isdecimal() and ":" not in line.split()[0]}
+    return {
+        line.split()[0]: line.split()[1:]
+        for line in said
+        if line[:3].isdecimal() and ":" not in line.split()[0]
+    }
 
 
 def test_a_sweep_that_is_under_way_and_killed(tmp_path, monkeypatch, capsys):
@@ -91,20 +108,36 @@ def test_a_sweep_that_is_under_way_and_killed(tmp_path, monkeypatch, capsys):
         assert said[1] == "zipeval run " + " ".join(SETTINGS)
         assert found["000-tiny_llava-visionzip-48"][:3] == ["done", "3", "3"]
         assert found["001-tiny_llava-visionzip-16"][:3] == ["running", "2", "3"]
-        assert found["001-tiny_llava-visionzip-16"][4:6] == ["process", str(process.pid)]
+        assert found["001-tiny_llava-visionzip-16"][4:6] == [
+            "process",
+            str(process.pid),
+        ]
         assert found["002-tiny_llava-visionzip-32"][:3] == ["left", "0", "3"]
         (record,) = records.read_all("results/runs")
         samples = records.read_samples(Path(record["path"]).parent, record)
-        each = sorted(sample["latency"] for sample in samples)[1]  # and 1 + 3 of them are left
+        each = sorted(sample["latency"] for sample in samples)[
+            1
+        ]  # and 1 + 3 of them are left
         (left,) = (line for line in said if line.startswith("Time left: about "))
         assert float(left.split()[3]) == pytest.approx(4 * each, abs=0.51)
-        (listed,) = (line for line in status(monkeypatch, capsys) if "-0123456789" in line)
-        assert listed.split()[1:] == ["0", "-", "0", "-", *f"process {process.pid} on {os.uname().nodename}".split()]
+        (listed,) = (
+            line for line in status(monkeypatch, capsys) if "-0123456789" in line
+        )
+        assert listed.split()[1:] == [
+            "0",
+            "-",
+            "0",
+            "-",
+            *f"process {process.pid} on {os.uname().nodename}".split(),
+        ]
         process.send_signal(signal.SIGKILL)
         process.wait()
     said = status(monkeypatch, capsys, "tiny")
     assert said[0].endswith(": 3 runs, 1 done, 1 died, 1 left")
-    assert cells(said)["001-tiny_llava-visionzip-16"][4:6] == ["process", str(process.pid)]
+    assert cells(said)["001-tiny_llava-visionzip-16"][4:6] == [
+        "process",
+        str(process.pid),
+    ]
     assert "The same command goes on with what has no end." in said
     (listed,) = (line for line in status(monkeypatch, capsys) if "-0123456789" in line)
     assert listed.endswith("left unfinished, nobody is at it")
@@ -114,7 +147,9 @@ def test_a_sweep_that_is_under_way_and_killed(tmp_path, monkeypatch, capsys):
     assert said[-1] == "Nothing is left to be answered."
 
 
-def test_the_same_command_leaves_alone_what_another_process_is_at(tmp_path, monkeypatch, capsys):
+def test_the_same_command_leaves_alone_what_another_process_is_at(
+    tmp_path, monkeypatch, capsys
+):
     """The rest of the cells is done; that one has no end here is told."""
     with at_work(tmp_path) as process:
         before = states(tmp_path)
@@ -124,33 +159,79 @@ def test_the_same_command_leaves_alone_what_another_process_is_at(tmp_path, monk
         its = f"zipeval: 001-tiny_llava-visionzip-16: {who} has been at it since"
         assert its in capsys.readouterr().err
         after = states(tmp_path)
-        assert [state["status"] for state in after.values()] == ["done", "running", "done"]
-        assert after["001-tiny_llava-visionzip-16"] == before["001-tiny_llava-visionzip-16"]
+        assert [state["status"] for state in after.values()] == [
+            "done",
+            "running",
+            "done",
+        ]
+        assert (
+            after["001-tiny_llava-visionzip-16"]
+            == before["001-tiny_llava-visionzip-16"]
+        )
         (lock,) = tmp_path.glob("results/runs/*/*.lock")
-        lock.write_text("")  # before its process has said who it is, or where there was no room for it
-        assert status(monkeypatch, capsys, "tiny")[0].endswith(": 3 runs, 2 done, 1 running")
-        assert any(line.endswith("process ? on ?") for line in status(monkeypatch, capsys))
+        lock.write_text(
+            ""
+        )  # before its process has said who it is, or where there was no room for it
+        assert status(monkeypatch, capsys, "tiny")[0].endswith(
+            ": 3 runs, 2 done, 1 running"
+        )
+        assert any(
+            line.endswith("process ? on ?") for line in status(monkeypatch, capsys)
+        )
 
 
 def test_a_torn_state_is_told_beside_the_others(tmp_path, monkeypatch, capsys):
     failing(monkeypatch, {})
-    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1,2", "limit=4", "bound=none")
+    run(
+        monkeypatch,
+        tmp_path,
+        "-m",
+        "method=visionzip",
+        "tokens=1,2",
+        "limit=4",
+        "bound=none",
+    )
     (path,) = tmp_path.glob("results/runs/sweeps/*/000-*.json")
     path.write_text('{"status": "do')
     said = status(monkeypatch, capsys, "tiny")
     assert said[0].endswith(": 2 runs, 1 done, 1 unreadable")
-    assert cells(said)["000-tiny_llava-visionzip-1"] == ["unreadable", "-", "4", "-", "-"]
+    assert cells(said)["000-tiny_llava-visionzip-1"] == [
+        "unreadable",
+        "-",
+        "4",
+        "-",
+        "-",
+    ]
     assert any(f"{path.name}: not a readable state" in line for line in said)
-    assert status(monkeypatch, capsys)[1].split()[1:] == ["2", "1", "-", "-", "-", "-", "-", "1", "-"]
+    assert status(monkeypatch, capsys)[1].split()[1:] == [
+        "2",
+        "1",
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+        "1",
+        "-",
+    ]
 
 
 @pytest.mark.parametrize(
-    "error, left", [(RunError("it failed"), True), (UsageError("no such data"), True), (None, False)]
+    "error, left",
+    [(RunError("it failed"), True), (UsageError("no such data"), True), (None, False)],
 )
 def test_what_has_no_end_is_left(error, left, tmp_path, monkeypatch, capsys):
     """Only a run that was refused before anything started never will be answered."""
     failing(monkeypatch, {2: error} if error else {})
-    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=2", "limit=0,4", "bound=none")
+    run(
+        monkeypatch,
+        tmp_path,
+        "-m",
+        "method=visionzip",
+        "tokens=2",
+        "limit=0,4",
+        "bound=none",
+    )
     said = status(monkeypatch, capsys, "tiny")
     assert ("Nothing is left to be answered." not in said) == left
     assert cells(said)["001-tiny_llava-visionzip-2"][1:3] == ["-" if left else "0", "4"]
@@ -158,7 +239,9 @@ def test_what_has_no_end_is_left(error, left, tmp_path, monkeypatch, capsys):
 
 def test_a_run_that_is_done_has_the_records_that_it_says(tmp_path, monkeypatch, capsys):
     """Though they are of another batch size, or were made from the same weights elsewhere."""
-    made = planned("method=visionzip", "tokens=16", "limit=2", f"results={tmp_path}/there")
+    made = planned(
+        "method=visionzip", "tokens=16", "limit=2", f"results={tmp_path}/there"
+    )
     (path,) = runner.run(made.cells[0].config)
     record = json.loads(path.read_text())
     record["config"]["model"]["path"] = "elsewhere"
@@ -186,7 +269,15 @@ def test_a_number_that_another_process_has_now():
 
 def test_what_failed_is_told_with_its_reason(tmp_path, monkeypatch, capsys):
     failing(monkeypatch, {2: RunError("two [red] failed")})
-    run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1,2,3", "limit=0,4", "bound=none")
+    run(
+        monkeypatch,
+        tmp_path,
+        "-m",
+        "method=visionzip",
+        "tokens=1,2,3",
+        "limit=0,4",
+        "bound=none",
+    )
     said = status(monkeypatch, capsys, "tiny")
     assert said[0].endswith(": 6 runs, 2 done, 1 failed, 3 refused")
     assert "003-tiny_llava-visionzip-2: two [red] failed" in said
@@ -195,7 +286,16 @@ def test_what_failed_is_told_with_its_reason(tmp_path, monkeypatch, capsys):
     assert listed[0].split() == [
         "sweep",
         "runs",
-        *["done", "running", "failed", "refused", "stopped", "died", "unreadable", "left"],
+        *[
+            "done",
+            "running",
+            "failed",
+            "refused",
+            "stopped",
+            "died",
+            "unreadable",
+            "left",
+        ],
     ]
     assert listed[1].split()[1:] == ["6", "2", "-", "1", "3", "-", "-", "-", "-"]
 
@@ -206,7 +306,10 @@ def test_nothing_is_measured_before_something_is_done(tmp_path, monkeypatch, cap
     sweep.begin(made)
     said = status(monkeypatch, capsys, made.name)
     assert [*cells(said).values()] == [["left", "0", "1499", "-", "-"]] * 2
-    assert said[-1] == "Time left: nothing is measured yet, the first finished task will tell."
+    assert (
+        said[-1]
+        == "Time left: nothing is measured yet, the first finished task will tell."
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,8 +322,15 @@ def test_a_job_on_another_machine(age, locked, expected):
 
     from zipeval.sweeps.status import _status
 
-    started = (datetime.now(timezone.utc) - timedelta(seconds=age)).isoformat(timespec="seconds")
-    state = {"status": "running", "host": "elsewhere", "pid": os.getpid(), "started": started}
+    started = (datetime.now(timezone.utc) - timedelta(seconds=age)).isoformat(
+        timespec="seconds"
+    )
+    state = {
+        "status": "running",
+        "host": "elsewhere",
+        "pid": os.getpid(),
+        "started": started,
+    }
     lock = {"host": "elsewhere", "pid": os.getpid()}
     assert _status(state, {Path("run/task.lock"): lock} if locked else {}) == expected
 
@@ -230,7 +340,9 @@ def test_records_made_without_the_sweep_are_its_records(tmp_path, monkeypatch, c
     made = planned("method=visionzip,random", "tokens=16", "limit=2")
     sweep.begin(made)
     runner.run(made.cells[0].config)
-    assert [line[1:3] for line in cells(status(monkeypatch, capsys, made.name)).values()] == [["2", "2"], ["0", "2"]]
+    assert [
+        line[1:3] for line in cells(status(monkeypatch, capsys, made.name)).values()
+    ] == [["2", "2"], ["0", "2"]]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +351,10 @@ def test_records_made_without_the_sweep_are_its_records(tmp_path, monkeypatch, c
         ([], "results=results/runs: nothing is there"),
         (["none"], "status none: no such sweep in results=results/runs."),
         (["a", "b"], "status a b: name one sweep"),
-        (["result=x"], "result: no such setting of `zipeval status`. Did you mean results?"),
+        (
+            ["result=x"],
+            "result: no such setting of `zipeval status`. Did you mean results?",
+        ),
     ],
 )
 def test_refusals(arguments, said, tmp_path, monkeypatch, capsys):
@@ -263,7 +378,9 @@ def test_an_ambiguous_beginning_names_all(tmp_path, monkeypatch, capsys):
 
 def test_500_runs_are_listed_within_two_seconds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (path,) = runner.run(planned("method=visionzip", "tokens=16", "limit=1").cells[0].config)
+    (path,) = runner.run(
+        planned("method=visionzip", "tokens=16", "limit=1").cells[0].config
+    )
     record = json.loads(path.read_text())
     for number in range(499):
         other = path.parent.with_name(f"run-{number}") / path.name

@@ -72,7 +72,10 @@ def test_every_combination_is_a_cell_and_equal_ones_are_one():
     ]
     for cell in made.cells:
         assert cell.config == check(compose(cell.overrides))
-    assert made.command == "zipeval run -m method=vanilla,visionzip tokens=48,16 limit=4 bound=none"
+    assert (
+        made.command
+        == "zipeval run -m method=vanilla,visionzip tokens=48,16 limit=4 bound=none"
+    )
 
 
 def test_a_table_is_a_sweep_that_the_command_line_changes(tables):
@@ -84,8 +87,13 @@ def test_a_table_is_a_sweep_that_the_command_line_changes(tables):
         "tiny_next-visionzip-80",
     ]
     assert {len(cell.config.tasks) for cell in whole.cells} == {4}
-    changed = planned(*tables, "model=tiny_llava", "suite=shapes", "tokens=16", "method=fastv,random")
-    assert [cell.name[4:] for cell in changed.cells] == ["tiny_llava-fastv-16", "tiny_llava-random-16"]
+    changed = planned(
+        *tables, "model=tiny_llava", "suite=shapes", "tokens=16", "method=fastv,random"
+    )
+    assert [cell.name[4:] for cell in changed.cells] == [
+        "tiny_llava-fastv-16",
+        "tiny_llava-random-16",
+    ]
     assert {*changed.cells[0].config.tasks} == {"zipeval_shapes"}
 
 
@@ -104,27 +112,57 @@ def test_the_same_cells_are_the_same_sweep():
         assert planned("method=visionzip", "tokens=48,16", other).name != name
 
 
-@pytest.mark.parametrize("grouping, groups", [([], [0, 1, 0, 1]), (["sweep.group_by=none"], [0, 1, 2, 3])])
-@pytest.mark.parametrize("swept", ["model=tiny_llava,tiny_gemini", "model.dtype=float32,bfloat16"])
+@pytest.mark.parametrize(
+    "grouping, groups", [([], [0, 1, 0, 1]), (["sweep.group_by=none"], [0, 1, 2, 3])]
+)
+@pytest.mark.parametrize(
+    "swept", ["model=tiny_llava,tiny_gemini", "model.dtype=float32,bfloat16"]
+)
 def test_cells_of_a_model_are_one_job(grouping, groups, swept):
     """With other settings it is another one to load."""
-    assert [cell.group for cell in planned("method=vanilla,none", swept, *grouping).cells] == groups
+    assert [
+        cell.group for cell in planned("method=vanilla,none", swept, *grouping).cells
+    ] == groups
 
 
 def test_what_launches_a_sweep_is_not_of_its_cells(tables):
-    made, launching = expand(["-m", *tables, "hydra/launcher=basic", "sweep.group_by=none", "hydra.verbose=false"])
+    made, launching = expand(
+        [
+            "-m",
+            *tables,
+            "hydra/launcher=basic",
+            "sweep.group_by=none",
+            "hydra.verbose=false",
+        ]
+    )
     search = f"hydra.searchpath=['file://{Path(tables[1])}']"
     assert launching == [search, "hydra/launcher=basic", "hydra.verbose=false"]
-    assert made.cells[0].overrides == ["method=vanilla", "tokens=160", "+table=mine/two"]
+    assert made.cells[0].overrides == [
+        "method=vanilla",
+        "tokens=160",
+        "+table=mine/two",
+    ]
 
 
 REFUSED = [
     (["model=tiny_lava,tiny_llava"], "model=tiny_lava: ", "Did you mean tiny_llava?"),
     (["+table=paper_tabel1"], "table=paper_tabel1: ", "Did you mean paper_table1?"),
     (["table=paper_table1"], "table=paper_table1: ", "write +table=paper_table1"),
-    (["+table=paper_table1,paper_table2"], "+table=paper_table1,paper_table2: ", "by itself"),
-    (["+experiment=misalignmnt"], "experiment=misalignmnt: ", "Did you mean misalignment?"),
-    (["experiment=misalignment"], "experiment=misalignment: ", "write +experiment=misalignment"),
+    (
+        ["+table=paper_table1,paper_table2"],
+        "+table=paper_table1,paper_table2: ",
+        "by itself",
+    ),
+    (
+        ["+experiment=misalignmnt"],
+        "experiment=misalignmnt: ",
+        "Did you mean misalignment?",
+    ),
+    (
+        ["experiment=misalignment"],
+        "experiment=misalignment: ",
+        "write +experiment=misalignment",
+    ),
     (
         ["+experiment=misalignment", "+table=paper_table1"],
         "+experiment=misalignment +table=paper_table1: ",
@@ -135,15 +173,29 @@ REFUSED = [
     (["sweep.group_by=method"], "sweep.group_by=method: ", "model, none"),
     (["results=a,b"], "results=a,b: ", "once for each"),
     (["limit=0,-1"], "limit=0: ", "limit=16"),
-    (["judge.url=http://user:canary@host/v1", "judge.model=x"], "judge.url=http://host/v1: ", "without -m"),
-    (["judge.url='http://host/v1?key=canary'", "judge.model=x"], "judge.url=http://host/v1: ", "without -m"),
+    (
+        ["judge.url=http://user:canary@host/v1", "judge.model=x"],
+        "judge.url=http://host/v1: ",
+        "without -m",
+    ),
+    (
+        ["judge.url='http://host/v1?key=canary'", "judge.model=x"],
+        "judge.url=http://host/v1: ",
+        "without -m",
+    ),
     (["tokens=range(5,5)"], "tokens=range(5,5): ", "at least one value"),
     (["--config-dir", "nowhere"], "--config-dir nowhere: ", "no such directory"),
 ]
 
 
-@pytest.mark.parametrize("arguments, named, advice", REFUSED, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_a_refused_sweep_leaves_nothing(arguments, named, advice, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "arguments, named, advice",
+    REFUSED,
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_a_refused_sweep_leaves_nothing(
+    arguments, named, advice, tmp_path, monkeypatch, capsys
+):
     assert run(monkeypatch, tmp_path, "-m", *arguments) == 2
     said = capsys.readouterr().err
     assert named in said
@@ -152,8 +204,13 @@ def test_a_refused_sweep_leaves_nothing(arguments, named, advice, tmp_path, monk
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("launching", ["+launcher=slurm", "hydra/launcher=submitit_slurm", "sweep.group_by=none"])
-def test_what_launches_a_sweep_does_not_launch_one_run(launching, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "launching",
+    ["+launcher=slurm", "hydra/launcher=submitit_slurm", "sweep.group_by=none"],
+)
+def test_what_launches_a_sweep_does_not_launch_one_run(
+    launching, tmp_path, monkeypatch, capsys
+):
     seen = failing(monkeypatch, {})
     assert run(monkeypatch, tmp_path, launching, "method=visionzip", "tokens=1") == 2
     said = capsys.readouterr().err
@@ -172,7 +229,16 @@ def test_runs_of_a_sweep_are_those_of_single_commands(tmp_path, monkeypatch, cap
     assert run(monkeypatch, tmp_path, "-m", *settings) == 0
     results = tmp_path / "results" / "runs"
     for method in ("vanilla", "visionzip"):
-        runner.run(compose([f"method={method}", "tokens=16", "limit=3", f"results={tmp_path}/alone"]))
+        runner.run(
+            compose(
+                [
+                    f"method={method}",
+                    "tokens=16",
+                    "limit=3",
+                    f"results={tmp_path}/alone",
+                ]
+            )
+        )
     assert kept(results) == kept(tmp_path / "alone")
     found = states(tmp_path)
     assert statuses(tmp_path) == ["done", "done"]
@@ -210,7 +276,11 @@ def failing(monkeypatch, failures):
         ({}, 0, ["done"] * 3),
         ({1: UsageError("one is refused")}, 2, ["refused", "done", "done"]),
         ({2: RunError("two failed")}, 1, ["done", "failed", "done"]),
-        ({1: UsageError("one is refused"), 3: RunError("three failed")}, 1, ["refused", "done", "failed"]),
+        (
+            {1: UsageError("one is refused"), 3: RunError("three failed")},
+            1,
+            ["refused", "done", "failed"],
+        ),
         ({1: KeyError("a bug")}, 1, ["failed", "done", "done"]),
     ],
     ids=str,
@@ -220,31 +290,63 @@ def test_what_one_run_fails_with_is_told_and_the_others_go_on(
     failures, code, expected, group_by, tmp_path, monkeypatch, capsys
 ):
     failing(monkeypatch, failures)
-    settings = ["-m", "method=visionzip", "tokens=1,2,3", f"sweep.group_by={group_by}", "bound=none"]
+    settings = [
+        "-m",
+        "method=visionzip",
+        "tokens=1,2,3",
+        f"sweep.group_by={group_by}",
+        "bound=none",
+    ]
     assert run(monkeypatch, tmp_path, *settings) == code
     assert statuses(tmp_path) == expected
     said = capsys.readouterr().err
     for error in failures.values():
-        assert f"zipeval: {error}" in said or "zipeval: 000-tiny_llava-visionzip-1: KeyError: 'a bug'" in said
-        assert any(str(error) in (state["error"] or "") for state in states(tmp_path).values())
+        assert (
+            f"zipeval: {error}" in said
+            or "zipeval: 000-tiny_llava-visionzip-1: KeyError: 'a bug'" in said
+        )
+        assert any(
+            str(error) in (state["error"] or "") for state in states(tmp_path).values()
+        )
     failing(monkeypatch, {})  # the next time none of it is left
     assert run(monkeypatch, tmp_path, *settings) == 0
     assert statuses(tmp_path) == ["done"] * 3
 
 
 @pytest.mark.parametrize("group_by", sweep.GROUPINGS)
-def test_a_sweep_that_is_told_to_stop_begins_nothing_else(group_by, tmp_path, monkeypatch, capsys):
+def test_a_sweep_that_is_told_to_stop_begins_nothing_else(
+    group_by, tmp_path, monkeypatch, capsys
+):
     seen = failing(monkeypatch, {2: Stopped("two is stopped")})
-    settings = ["-m", "method=visionzip", "tokens=1,2,3", f"sweep.group_by={group_by}", "bound=none"]
+    settings = [
+        "-m",
+        "method=visionzip",
+        "tokens=1,2,3",
+        f"sweep.group_by={group_by}",
+        "bound=none",
+    ]
     assert run(monkeypatch, tmp_path, *settings) == 130
     assert seen == [1, 2]
     assert statuses(tmp_path) == ["done", "stopped"]
     assert capsys.readouterr().err.splitlines()[1:] == ["zipeval: two is stopped"]
 
 
-def test_what_is_refused_before_it_starts_is_told_with_the_rest(tmp_path, monkeypatch, capsys):
+def test_what_is_refused_before_it_starts_is_told_with_the_rest(
+    tmp_path, monkeypatch, capsys
+):
     seen = failing(monkeypatch, {})
-    assert run(monkeypatch, tmp_path, "-m", "method=visionzip", "tokens=1", "limit=0,2", "bound=none") == 2
+    assert (
+        run(
+            monkeypatch,
+            tmp_path,
+            "-m",
+            "method=visionzip",
+            "tokens=1",
+            "limit=0,2",
+            "bound=none",
+        )
+        == 2
+    )
     assert seen == [1]
     assert statuses(tmp_path) == ["refused", "done"]
     assert "zipeval: limit=0: expected" in capsys.readouterr().err
@@ -261,7 +363,10 @@ def test_a_job_that_died_is_told(tmp_path, monkeypatch):
     failing(monkeypatch, {2: SystemExit})
     with pytest.raises(SystemExit):
         sweep.Job(made)(made.cells[0])  # anything with a group
-    with pytest.raises(RunError, match=f"sweep {made.name}: 2 of 3 runs .* `zipeval status {made.name}`"):
+    with pytest.raises(
+        RunError,
+        match=f"sweep {made.name}: 2 of 3 runs .* `zipeval status {made.name}`",
+    ):
         sweep.end(made)
 
 
@@ -313,11 +418,16 @@ def test_a_killed_sweep_continues(tmp_path):
         "runner.run = run\nsys.argv = ['zipeval', *sys.argv[1:]]\ncli.main()"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", script, *command[3:]], cwd=tmp_path, capture_output=True, timeout=300
+        [sys.executable, "-c", script, *command[3:]],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=300,
     )
     assert killed.returncode == -signal.SIGKILL
     assert statuses(tmp_path) == ["done", "running"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "visionzip-48" in done.stdout.splitlines()[0]
     assert "kept" in done.stdout.splitlines()[0]

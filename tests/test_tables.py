@@ -43,7 +43,12 @@ def put(
             "quantization": quantization,
             "device_map": device_map,
         },
-        "method": {"name": method, "_target_": "x", **options, **({"tokens": tokens} if tokens else {})},
+        "method": {
+            "name": method,
+            "_target_": "x",
+            **options,
+            **({"tokens": tokens} if tokens else {}),
+        },
         "tokens": tokens,
         "budget": "paper",
         "packing": "published",
@@ -60,7 +65,11 @@ def put(
         "metric": "accuracy",
         "score": score,
         "metrics": {"accuracy": score / 100, "accuracy_exist": score / 200},
-        "visual_tokens": {"requested": tokens, "mean": float(tokens or 144), "final": 9.0},
+        "visual_tokens": {
+            "requested": tokens,
+            "mean": float(tokens or 144),
+            "final": 9.0,
+        },
         "prefill": {"flops_exact": 1000.0 * (tokens or 144)},
         "config": config,
         "resolved": {
@@ -72,13 +81,19 @@ def put(
             "device_map": device_map,
         },
     }
-    setting = f"{family}-{limit}-{seed}-{device}-{prompt}-{quantization}-{device_map}-{judge}"
+    setting = (
+        f"{family}-{limit}-{seed}-{device}-{prompt}-{quantization}-{device_map}-{judge}"
+    )
     name = f"{model}-{method}-{tokens}-{setting}-{len(options)}"
     return records.write(root / name, record, [])
 
 
 def cells(text):
-    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [c.strip() for c in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def test_percentages_of_the_upper_bound(tmp_path):
@@ -88,8 +103,26 @@ def test_percentages_of_the_upper_bound(tmp_path):
     put(tmp_path, "vanilla", 50.0, task="other")
     put(tmp_path, "visionzip", 45.0, 48, task="other")
     assert cells(render(tables(str(tmp_path))))[2:] == [
-        ["vanilla", "all", "144.0", "9.0", "100.0%", "50.0 (100.0%)", "80.0 (100.0%)", "100.0%"],
-        ["visionzip", "48", "48.0", "9.0", "33.3%", "45.0 (90.0%)", "70.0 (87.5%)", "88.8%"],
+        [
+            "vanilla",
+            "all",
+            "144.0",
+            "9.0",
+            "100.0%",
+            "50.0 (100.0%)",
+            "80.0 (100.0%)",
+            "100.0%",
+        ],
+        [
+            "visionzip",
+            "48",
+            "48.0",
+            "9.0",
+            "33.3%",
+            "45.0 (90.0%)",
+            "70.0 (87.5%)",
+            "88.8%",
+        ],
         ["visionzip", "16", "16.0", "9.0", "11.1%", "-", "60.0 (75.0%)", "-"],
     ]
 
@@ -99,7 +132,10 @@ def test_all_metrics_of_one_task(tmp_path):
     put(tmp_path, "visionzip", 60.0, 16)
     assert cells(render(tables(str(tmp_path), "shapes"))) == [
         ["method", "tokens", "mean", "final", "flops", "accuracy", "accuracy_exist"],
-        ["-" * n if i == 0 else "-" * n + ":" for i, n in enumerate((11, 7, 6, 6, 7, 14, 15))],
+        [
+            "-" * n if i == 0 else "-" * n + ":"
+            for i, n in enumerate((11, 7, 6, 6, 7, 14, 15))
+        ],
         ["vanilla", "all", "144.0", "9.0", "100.0%", "80.0 (100.0%)", "40.0 (100.0%)"],
         ["visionzip", "16", "16.0", "9.0", "11.1%", "60.0 (75.0%)", "30.0 (75.0%)"],
     ]
@@ -109,7 +145,10 @@ def test_a_main_metric_of_0_leaves_the_others_on_their_scale(tmp_path):
     """Of a conversation's, the first answer may be right where no later one is."""
     path = put(tmp_path, "vanilla", 0.0, task="zipeval_shapes_turns")
     record = json.loads(path.read_text())
-    record |= {"metric": "accuracy_later", "metrics": {"accuracy_later": 0.0, "accuracy_first": 1.0}}
+    record |= {
+        "metric": "accuracy_later",
+        "metrics": {"accuracy_later": 0.0, "accuracy_first": 1.0},
+    }
     path.write_text(json.dumps(record))
     (table,) = tables(str(tmp_path), "zipeval_shapes_turns")
     assert [cell.score for cell in table.rows[0].cells.values()] == [0, 100]
@@ -121,7 +160,10 @@ def test_settings_do_not_mix(tmp_path):
     put(tmp_path, "visionzip", 40.0, 16)
     put(tmp_path, "visionzip", 20.0, 16, limit=100)
     found = cells(render(tables(str(tmp_path))))
-    assert [row[5] for row in found if row[0] == "visionzip"] == ["20.0 (50.0%)", "40.0 (50.0%)"]
+    assert [row[5] for row in found if row[0] == "visionzip"] == [
+        "20.0 (50.0%)",
+        "40.0 (50.0%)",
+    ]
 
 
 def test_prompts_do_not_mix(tmp_path):
@@ -130,7 +172,9 @@ def test_prompts_do_not_mix(tmp_path):
     with pytest.raises(UsageError, match=r"no upper bound.*model.prompt=vicuna_v1"):
         render(tables(str(tmp_path)))
     put(tmp_path, "vanilla", 75.0, prompt="vicuna_v1")
-    assert [row[5] for row in cells(render(tables(str(tmp_path)))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    assert [
+        row[5] for row in cells(render(tables(str(tmp_path)))) if row[0] == "visionzip"
+    ] == ["60.0 (80.0%)"]
 
 
 def test_an_upper_bound_of_another_architecture_is_none(tmp_path):
@@ -154,19 +198,27 @@ def test_an_upper_bound_from_another_device_is_none(tmp_path):
     with pytest.raises(UsageError, match="no upper bound"):
         render(tables(str(tmp_path)))
     put(tmp_path, "vanilla", 75.0, device="cuda:0")
-    assert [row[5] for row in cells(render(tables(str(tmp_path)))) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    assert [
+        row[5] for row in cells(render(tables(str(tmp_path)))) if row[0] == "visionzip"
+    ] == ["60.0 (80.0%)"]
 
 
-@pytest.mark.parametrize("held", [{"quantization": "4bit"}, {"device_map": "auto"}], ids=str)
+@pytest.mark.parametrize(
+    "held", [{"quantization": "4bit"}, {"device_map": "auto"}], ids=str
+)
 def test_weights_that_are_held_otherwise_have_their_own_upper_bound(held, tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, **held)
     ((name, value),) = held.items()
-    with pytest.raises(UsageError, match=rf"no upper bound.*method=vanilla.* model\.{name}={value} "):
+    with pytest.raises(
+        UsageError, match=rf"no upper bound.*method=vanilla.* model\.{name}={value} "
+    ):
         render(tables(str(tmp_path)))
     put(tmp_path, "vanilla", 75.0, **held)
     rendered = render(tables(str(tmp_path)))
-    assert [row[5] for row in cells(rendered) if row[0] == "visionzip"] == ["60.0 (80.0%)"]
+    assert [row[5] for row in cells(rendered) if row[0] == "visionzip"] == [
+        "60.0 (80.0%)"
+    ]
     titles = [line for line in rendered.splitlines() if line.startswith("m (f), ")]
     assert set(titles) == {
         "m (f), float32, cpu, sdpa, prompt=hf, image_aspect=pad",
@@ -190,7 +242,10 @@ def test_a_record_without_its_parts_is_named(tmp_path):
 def test_a_missing_upper_bound_names_the_command(tmp_path):
     put(tmp_path, "vanilla", 80.0)
     put(tmp_path, "visionzip", 60.0, 16, limit=100)
-    with pytest.raises(UsageError, match=r"`zipeval run model=m method=vanilla tasks=\[shapes\] limit=100 results=.*`"):
+    with pytest.raises(
+        UsageError,
+        match=r"`zipeval run model=m method=vanilla tasks=\[shapes\] limit=100 results=.*`",
+    ):
         render(tables(str(tmp_path)))
 
 
@@ -215,7 +270,12 @@ def test_options_and_seeds_make_rows(tmp_path):
     put(tmp_path, "visionzip", 50.0, 16, dominant=16, contextual=None)
     put(tmp_path, "visionzip", 61.0, 16, seed=3)
     labels = [row[0] for row in cells(render(tables(str(tmp_path))))[2:]]
-    assert labels == ["vanilla", "visionzip", "visionzip dominant=16", "visionzip seed=3"]
+    assert labels == [
+        "vanilla",
+        "visionzip",
+        "visionzip dominant=16",
+        "visionzip seed=3",
+    ]
 
 
 def test_two_records_for_one_cell_are_both_named(tmp_path):
@@ -235,7 +295,13 @@ def test_no_records(tmp_path):
 def answered(root, method, right, tokens=None, task="gqa"):
     """A run that answers these of 200 questions right."""
     samples = [
-        {"doc_id": i, "question_hash": str(i), "score": float(i in right), "target": "x", "prediction": "x"}
+        {
+            "doc_id": i,
+            "question_hash": str(i),
+            "score": float(i in right),
+            "target": "x",
+            "prediction": "x",
+        }
         for i in range(200)
     ]
     path = put(root, method, len(right) / 2, tokens, task=task)
@@ -266,7 +332,10 @@ def test_statistics_compare_runs_question_by_question(tmp_path):
     (line,) = [line for line in shown if line[0] == "random"]
     assert line[5].startswith("40.0 (50.0%, 4")
     assert not line[5].endswith(("≈", "†"))
-    assert [line[5][-2:] for line in shown if line[0] in ("pool", "visionzip")] == ["≈†", "≈†"]
+    assert [line[5][-2:] for line in shown if line[0] in ("pool", "visionzip")] == [
+        "≈†",
+        "≈†",
+    ]
     assert [line[5] for line in shown if line[0] == "vanilla"] == ["80.0 (100.0%)"]
 
 
@@ -287,7 +356,9 @@ def test_the_average_has_an_interval_of_its_own(tmp_path):
     row = table.rows[-1]
     single, both = row.cells["GQA"].comparison, row.average_comparison
     assert both.percent == row.average == 75
-    assert both.high - both.low == pytest.approx((single.high - single.low) / 2**0.5, rel=0.1)
+    assert both.high - both.low == pytest.approx(
+        (single.high - single.low) / 2**0.5, rel=0.1
+    )
     assert f"75.0%, {both.low:.1f}-{both.high:.1f} |" in render([table])
 
 

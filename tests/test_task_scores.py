@@ -54,13 +54,25 @@ def make_task(folder, name, process, metrics, pictures):
     """Write a task whose documents are pictures; `process` is the body of its function of (doc, results)."""
     folder.mkdir()
     rows = [
-        {"image": {"bytes": content, "path": None}, "question": "What is it?", "answer": str(number)}
+        {
+            "image": {"bytes": content, "path": None},
+            "question": "What is it?",
+            "answer": str(number),
+        }
         for number, content in enumerate(pictures)
     ]
-    features = Features({"image": Image(decode=True), "question": Value("string"), "answer": Value("string")})
+    features = Features(
+        {
+            "image": Image(decode=True),
+            "question": Value("string"),
+            "answer": Value("string"),
+        }
+    )
     Dataset.from_list(rows, features=features).to_parquet(str(folder / "test.parquet"))
     functions = f"def visual(doc):\n    return [doc['image']]\n\ndef process(doc, results):\n    {process}\n"
-    (folder / "utils.py").write_text(functions + "\ndef highest(items):\n    return max(items)\n")
+    (folder / "utils.py").write_text(
+        functions + "\ndef highest(items):\n    return max(items)\n"
+    )
     text = TASK.format(name=name, folder=folder, metrics="\n".join(metrics))
     (folder / f"{name}.yaml").write_text(text)
     return folder
@@ -76,10 +88,18 @@ GOOD = [picture(level) for level in (0, 80, 160, 240)]
 
 def test_statistics_are_of_the_metric_of_the_record(tmp_path):
     """Other numbers that a task returns before it, or in another order, are not its score."""
-    process = "return {'length': 7.0, 'acc': float(doc['answer'] == '0'), 'second': 5.0}"
+    process = (
+        "return {'length': 7.0, 'acc': float(doc['answer'] == '0'), 'second': 5.0}"
+    )
     metrics = [MEAN.format("acc", "true"), MEAN.format("second", "true")]
-    record, samples = answered(make_task(tmp_path / "t", "t", process, metrics, GOOD), "t")
-    assert (record["metric"], record["score"], record["from_samples"]) == ("acc", 0.25, True)
+    record, samples = answered(
+        make_task(tmp_path / "t", "t", process, metrics, GOOD), "t"
+    )
+    assert (record["metric"], record["score"], record["from_samples"]) == (
+        "acc",
+        0.25,
+        True,
+    )
     assert [sample["score"] for sample in samples] == [1.0, 0.0, 0.0, 0.0]
     assert stats.value("t", samples) == record["score"]
     assert record["directions"] == {"acc": True, "second": True}
@@ -88,12 +108,18 @@ def test_statistics_are_of_the_metric_of_the_record(tmp_path):
 def test_a_metric_that_is_no_mean_has_no_statistics(tmp_path):
     """The largest of the samples' values is no mean of them, whatever it is called."""
     process = "return {'acc': float(doc['answer'])}"
-    metrics = ["  - {metric: acc, aggregation: !function utils.highest, higher_is_better: true}"]
-    record, samples = answered(make_task(tmp_path / "t", "t", process, metrics, GOOD), "t")
+    metrics = [
+        "  - {metric: acc, aggregation: !function utils.highest, higher_is_better: true}"
+    ]
+    record, samples = answered(
+        make_task(tmp_path / "t", "t", process, metrics, GOOD), "t"
+    )
     assert (record["score"], record["from_samples"]) == (3.0, False)
     records.write(tmp_path / "runs" / "one", record, samples)
     (table,) = tables(str(tmp_path / "runs"), statistics=True)
-    assert table.notes == ["t (acc): no intervals. Its samples have no scores of which acc is the mean."]
+    assert table.notes == [
+        "t (acc): no intervals. Its samples have no scores of which acc is the mean."
+    ]
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -114,8 +140,12 @@ def test_failed_samples(higher, tmp_path):
 def test_of_an_error_less_is_better(tmp_path):
     """No visual token at all is no improvement, and the table says how its percentages are meant."""
     process = "return {'mae': 2.0}"
-    folder = make_task(tmp_path / "t", "t", process, [MEAN.format("mae", "false")], GOOD)
-    for number, (overrides, error) in enumerate(((["method=vanilla"], 2.0), (["method=none"], 6.0))):
+    folder = make_task(
+        tmp_path / "t", "t", process, [MEAN.format("mae", "false")], GOOD
+    )
+    for number, (overrides, error) in enumerate(
+        ((["method=vanilla"], 2.0), (["method=none"], 6.0))
+    ):
         record, samples = answered(folder, "t", *overrides)
         for sample in samples:
             sample["score"] = error + sample["doc_id"] % 2
@@ -130,7 +160,10 @@ def test_of_an_error_less_is_better(tmp_path):
     text = render([table])
     assert "↓: lower is better" in text
     assert r"$\downarrow$" in render([table], "latex")
-    assert [cell["higher_is_better"] for cell in json.loads(render([table], "json"))[0]["cells"]] == [False, False]
+    assert [
+        cell["higher_is_better"]
+        for cell in json.loads(render([table], "json"))[0]["cells"]
+    ] == [False, False]
 
 
 POSITIVE = st.floats(0.01, 1e6)
@@ -138,14 +171,20 @@ POSITIVE = st.floats(0.01, 1e6)
 
 @given(POSITIVE, POSITIVE)
 def test_directions_mirror_each_other(score, bound):
-    assert percent_of_bound(score, bound, False) == pytest.approx(percent_of_bound(bound, score, True))
+    assert percent_of_bound(score, bound, False) == pytest.approx(
+        percent_of_bound(bound, score, True)
+    )
     assert (percent_of_bound(score, bound, False) >= 100) or score > bound * (1 - 1e-9)
 
 
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=2, max_size=20))
 def test_statistics_mirror_each_other(pairs):
     ours, bound = (
-        [{"doc_id": i, "question_hash": "", "score": pair[side]} for i, pair in enumerate(pairs)] for side in (0, 1)
+        [
+            {"doc_id": i, "question_hash": "", "score": pair[side]}
+            for i, pair in enumerate(pairs)
+        ]
+        for side in (0, 1)
     )
     lower = stats.compare("t", ours, bound, 100, higher_is_better=False)
     higher = stats.compare("t", bound, ours, 100)
@@ -156,7 +195,8 @@ def test_statistics_mirror_each_other(pairs):
 
 
 @pytest.mark.parametrize(
-    ("score", "bound", "higher"), [(1, 0, True), (1, -1, True), (0, 1, False), (-1, 1, False), (1, 0, False)]
+    ("score", "bound", "higher"),
+    [(1, 0, True), (1, -1, True), (0, 1, False), (-1, 1, False), (1, 0, False)],
 )
 def test_ratios_that_say_nothing(score, bound, higher):
     assert np.isnan(percent_of_bound(score, bound, higher))
@@ -166,14 +206,19 @@ def test_flips_know_the_direction():
     """An error that only the bound avoids is lost."""
     ours = [{"doc_id": i, "question_hash": "", "score": float(i < 3)} for i in range(9)]
     bound = [{**sample, "score": float(sample["doc_id"] < 1)} for sample in ours]
-    assert (stats.compare("t", ours, bound, 10).lost, stats.compare("t", ours, bound, 10).gained) == (0, 2)
+    assert (
+        stats.compare("t", ours, bound, 10).lost,
+        stats.compare("t", ours, bound, 10).gained,
+    ) == (0, 2)
     errors = stats.compare("t", ours, bound, 10, higher_is_better=False)
     assert (errors.lost, errors.gained) == (2, 0)
 
 
 def test_errors_of_zero_leave_no_interval():
     """Draws without any error stand for a percentage beyond all others."""
-    ours = [{"doc_id": i, "question_hash": "", "score": float(i == 0)} for i in range(9)]
+    ours = [
+        {"doc_id": i, "question_hash": "", "score": float(i == 0)} for i in range(9)
+    ]
     bound = [{**sample, "score": 1.0} for sample in ours]
     assert np.isnan(stats.compare("t", ours, bound, 1000, higher_is_better=False).high)
 
@@ -252,7 +297,10 @@ def test_a_score_that_is_not_of_its_samples_is_refused_by_name(tampered):
     path = tampered(lambda record: record.update(score=12.5))
     tables(str(path.parent.parent))  # reads no samples
     for reader in readers(path):
-        with pytest.raises(UsageError, match=rf"{path}: its score is 12.5, and the samples in .*jsonl come to"):
+        with pytest.raises(
+            UsageError,
+            match=rf"{path}: its score is 12.5, and the samples in .*jsonl come to",
+        ):
             reader()
 
 
@@ -281,27 +329,49 @@ def test_records_of_before_are_checked_too(tampered):
     ("process", "named", "text"),
     [
         ("return {'acc': doc['gold']}", "process", "raised KeyError: 'gold'"),
-        ("return {'acc': float(doc['image'].size[0])}", "process", "raised KeyError: 'image'"),
-        ("return {'acc': 1 / 0}", "process", "raised ZeroDivisionError: division by zero"),
+        (
+            "return {'acc': float(doc['image'].size[0])}",
+            "process",
+            "raised KeyError: 'image'",
+        ),
+        (
+            "return {'acc': 1 / 0}",
+            "process",
+            "raised ZeroDivisionError: division by zero",
+        ),
     ],
 )
-def test_what_fails_in_a_tasks_function_is_not_blamed_on_its_data(process, named, text, tmp_path, monkeypatch):
+def test_what_fails_in_a_tasks_function_is_not_blamed_on_its_data(
+    process, named, text, tmp_path, monkeypatch
+):
     from lmms_eval.api.task import ConfigurableTask
 
     monkeypatch.setattr(ConfigurableTask.process_results.retry, "wait", lambda state: 0)
-    folder = write_task(tmp_path / "task", "own", "{max_new_tokens: 4}", samples=2, process=process).parent
+    folder = write_task(
+        tmp_path / "task", "own", "{max_new_tokens: 4}", samples=2, process=process
+    ).parent
     session = Session(compose(["method=vanilla", f"results={tmp_path}"]))
-    with pytest.raises(RunError, match=rf"tasks=\[own\]: its function {named} \(utils.py, line 6\) {text}"):
+    with pytest.raises(
+        RunError,
+        match=rf"tasks=\[own\]: its function {named} \(utils.py, line 6\) {text}",
+    ):
         evaluate(ZipEval(session), "own", folder)
 
 
 def test_what_fails_in_an_aggregation_names_it_too(tmp_path):
     file = write_task(tmp_path / "task", "own", "{max_new_tokens: 4}", samples=2)
-    file.write_text(file.read_text().replace("aggregation: mean", "aggregation: !function utils.total"))
+    file.write_text(
+        file.read_text().replace(
+            "aggregation: mean", "aggregation: !function utils.total"
+        )
+    )
     with (file.parent / "utils.py").open("a") as utils:
         utils.write("\n\ndef total(scores):\n    raise ValueError('no\\nscores')\n")
     session = Session(compose(["method=vanilla", f"results={tmp_path}"]))
-    with pytest.raises(RunError, match=r"its function total \(utils.py, line 10\) raised ValueError: no\. Mend it"):
+    with pytest.raises(
+        RunError,
+        match=r"its function total \(utils.py, line 10\) raised ValueError: no\. Mend it",
+    ):
         evaluate(ZipEval(session), "own", file.parent)
 
 

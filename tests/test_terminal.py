@@ -39,7 +39,9 @@ def on_terminal(columns, *arguments, cwd):
     screen, keyboard = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
     command = [sys.executable, "-m", "zipeval", *arguments]
-    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=keyboard, stderr=keyboard) as process:
+    with subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=keyboard, stderr=keyboard
+    ) as process:
         os.close(keyboard)
         output = b""
         while part := _read(screen):
@@ -66,12 +68,32 @@ def test_table1_fits_100_columns():
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     assert "Not shown" not in text
-    (fastv, *_) = [number for number, line in enumerate(lines) if line.startswith("fastv ")]
+    (fastv, *_) = [
+        number for number, line in enumerate(lines) if line.startswith("fastv ")
+    ]
     assert lines[fastv].split() == (
-        ["fastv", "52.7", "61.2", "1612.0", "64.8", "67.3", "67.1", "52.5", "34.3", "57.1", "27.7", "49.4", "88.1%"]
+        [
+            "fastv",
+            "52.7",
+            "61.2",
+            "1612.0",
+            "64.8",
+            "67.3",
+            "67.1",
+            "52.5",
+            "34.3",
+            "57.1",
+            "27.7",
+            "49.4",
+            "88.1%",
+        ]
     )
     assert lines[fastv + 1].split()[:3] == ["85.1%", "94.6%", "86.6%"]
-    assert [line for line in lines if line.endswith("tokens")] == ["192 tokens", "128 tokens", "64 tokens"]
+    assert [line for line in lines if line.endswith("tokens")] == [
+        "192 tokens",
+        "128 tokens",
+        "64 tokens",
+    ]
     assert "Upper bound, all tokens (576)" in lines
 
 
@@ -96,7 +118,15 @@ def test_marks_stand_behind_the_percentage_or_the_score():
     remark = Remark(FAILED, "3 of 200 samples failed")
     rows = [
         Row("vanilla", None, {"GQA": Cell(60.0, 100.0)}),
-        Row("a", 64, {"GQA": Cell(59.0, 98.3, None, Comparison(96.0, 100.5, False), True, (remark,))}),
+        Row(
+            "a",
+            64,
+            {
+                "GQA": Cell(
+                    59.0, 98.3, None, Comparison(96.0, 100.5, False), True, (remark,)
+                )
+            },
+        ),
         Row("b", 64, {"GQA": Cell(None, None, remarks=(Remark(OVERFLOWED, "all"),))}),
     ]
     lines = narrow(Table("m", ["GQA"], rows), 80).splitlines()
@@ -106,7 +136,9 @@ def test_marks_stand_behind_the_percentage_or_the_score():
     assert "§ samples that could not be read" in " ".join(" ".join(lines).split())
 
 
-LABELS = st.text("abcXYZ _-(),0123", min_size=1, max_size=24).map(str.strip).filter(bool)
+LABELS = (
+    st.text("abcXYZ _-(),0123", min_size=1, max_size=24).map(str.strip).filter(bool)
+)
 SCORES = st.none() | st.floats(0, 2000, allow_nan=False)
 PERCENTAGES = st.none() | st.just(float("nan")) | st.floats(0, 200, allow_nan=False)
 
@@ -114,7 +146,11 @@ PERCENTAGES = st.none() | st.just(float("nan")) | st.floats(0, 200, allow_nan=Fa
 @st.composite
 def drawn_tables(draw):
     endings = draw(
-        st.lists(st.sampled_from(["", "-Vet", "VQA", " (accuracy)", "_turns_of_a_task"]), min_size=1, max_size=9)
+        st.lists(
+            st.sampled_from(["", "-Vet", "VQA", " (accuracy)", "_turns_of_a_task"]),
+            min_size=1,
+            max_size=9,
+        )
     )
     columns = [f"Q{number}{ending}" for number, ending in enumerate(endings)]
     labels = draw(st.lists(LABELS, min_size=1, max_size=4, unique=True))
@@ -122,13 +158,28 @@ def drawn_tables(draw):
     rows = []
     for number, label in enumerate(["vanilla", *labels]):
         comparison = draw(st.sampled_from([None, Comparison(91.2, 100.5, False)]))
-        remarks = draw(st.sampled_from([(), (Remark(FAILED, "3 of 9 failed"), Remark(OVERFLOWED, "2 of 9"))]))
+        remarks = draw(
+            st.sampled_from(
+                [(), (Remark(FAILED, "3 of 9 failed"), Remark(OVERFLOWED, "2 of 9"))]
+            )
+        )
         cells = {}
         for name in columns:
-            cells[name] = Cell(draw(SCORES), draw(PERCENTAGES), None, comparison, draw(st.booleans()), remarks)
-        measures = {name: 0.5 for name in ("mean", "final", "flops")} if has_measures else {}
+            cells[name] = Cell(
+                draw(SCORES),
+                draw(PERCENTAGES),
+                None,
+                comparison,
+                draw(st.booleans()),
+                remarks,
+            )
+        measures = (
+            {name: 0.5 for name in ("mean", "final", "flops")} if has_measures else {}
+        )
         average = 98.3 if has_average else None
-        rows.append(Row(label, None if number == 0 else 64, cells, average=average, **measures))
+        rows.append(
+            Row(label, None if number == 0 else 64, cells, average=average, **measures)
+        )
     return Table("m (f)", columns, rows, draw(st.lists(LABELS, max_size=2)))
 
 
@@ -140,7 +191,9 @@ def test_no_line_is_longer_than_the_terminal_and_no_benchmark_is_lost(shown, wid
     assert max(map(len, text.splitlines())) <= max(width, smallest)
     head, _, rest = text.partition("Upper bound, all")
     in_head = set(re.findall(r"Q\d", head))
-    in_note = set(re.findall(r"Q\d", rest.partition("Not shown for")[2].partition("`")[0]))
+    in_note = set(
+        re.findall(r"Q\d", rest.partition("Not shown for")[2].partition("`")[0])
+    )
     assert in_head | in_note == {name[:2] for name in shown.columns}
     assert not in_head & in_note
 
@@ -161,10 +214,17 @@ def test_piped_output_is_markdown(monkeypatch, capsys):
     assert capsys.readouterr().out == render([TABLE1]) + "\n"
 
 
-def test_columns_of_a_published_table_have_no_average_of_the_papers(monkeypatch, capsys):
+def test_columns_of_a_published_table_have_no_average_of_the_papers(
+    monkeypatch, capsys
+):
     run(monkeypatch, "table=paper/table1", "source=paper", "columns=mmvet,GQA")
     lines = capsys.readouterr().out.splitlines()
-    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["method", "tokens", "MM-Vet", "GQA"]
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
+        "method",
+        "tokens",
+        "MM-Vet",
+        "GQA",
+    ]
     assert "No average, which is of all 11 columns of this table." in lines
     assert "fastv 192 MM-Vet: 27.7 is 89.1% of 31.1, printed 89.7%." in lines
     assert not any("LLaVA-B" in line or "average:" in line for line in lines)
@@ -185,11 +245,17 @@ def records_of_three(root):
         put(root, "visionzip", score / 2 if task == "mme" else score, 64, task=task)
 
 
-def test_an_average_of_records_is_of_the_chosen_columns_and_says_so(tmp_path, monkeypatch, capsys):
+def test_an_average_of_records_is_of_the_chosen_columns_and_says_so(
+    tmp_path, monkeypatch, capsys
+):
     records_of_three(tmp_path)
     run(monkeypatch, f"results={tmp_path}", "columns=pope,gqa")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split("|")[-4:-1] == ["          POPE ", "           GQA ", " average "]
+    assert lines[2].split("|")[-4:-1] == [
+        "          POPE ",
+        "           GQA ",
+        " average ",
+    ]
     (visionzip,) = [line for line in lines if line.startswith("| visionzip")]
     assert visionzip.split("|")[-2].strip() == "100.0%"
     assert "average: of POPE, GQA only." in lines
@@ -207,12 +273,19 @@ def test_columns_of_records_beside_the_paper(tmp_path, monkeypatch, capsys):
         put(tmp_path, "visionzip", score, 64, task=task, model="llava15")
     run(monkeypatch, f"results={tmp_path}", "table=paper/table1", "columns=POPE,GQA")
     lines = capsys.readouterr().out.splitlines()
-    assert [cell.strip() for cell in lines[2].strip("|").split("|")][-2:] == ["POPE", "GQA"]
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")][-2:] == [
+        "POPE",
+        "GQA",
+    ]
     assert any(line.startswith("| visionzip: difference") for line in lines)
 
 
-@pytest.mark.parametrize("asked", ["", "source=paper table=paper/table1", "table=paper/table1"])
-def test_an_unknown_column_is_refused_before_any_output(tmp_path, monkeypatch, capsys, asked):
+@pytest.mark.parametrize(
+    "asked", ["", "source=paper table=paper/table1", "table=paper/table1"]
+)
+def test_an_unknown_column_is_refused_before_any_output(
+    tmp_path, monkeypatch, capsys, asked
+):
     put(tmp_path, "vanilla", 80.0, task="pope", model="llava15")
     arguments = asked.split() + ([] if "source" in asked else [f"results={tmp_path}"])
     with pytest.raises(SystemExit) as end:
@@ -224,16 +297,31 @@ def test_an_unknown_column_is_refused_before_any_output(tmp_path, monkeypatch, c
 
 
 def test_a_name_means_the_columns_that_it_is_most_exactly():
-    headings = ["GQA", "GQA (turns)", "exact_match,strict", "exact_match,flexible", "task (error ↓)"]
+    headings = [
+        "GQA",
+        "GQA (turns)",
+        "exact_match,strict",
+        "exact_match,flexible",
+        "task (error ↓)",
+    ]
     assert choose(["gqa"], headings) == ["GQA"]
-    assert choose(["zipeval_gqa_turns", "gqa", "GQA"], headings) == ["GQA (turns)", "GQA"]
+    assert choose(["zipeval_gqa_turns", "gqa", "GQA"], headings) == [
+        "GQA (turns)",
+        "GQA",
+    ]
     assert choose(["exact_match"], headings) == headings[2:4]
     assert choose(["task"], headings) == headings[4:]
 
 
 @pytest.mark.parametrize(
     "name, form",
-    [("t.md", "markdown"), ("t.csv", "csv"), ("t.tex", "latex"), ("t.html", "html"), ("t.json", "json")],
+    [
+        ("t.md", "markdown"),
+        ("t.csv", "csv"),
+        ("t.tex", "latex"),
+        ("t.html", "html"),
+        ("t.json", "json"),
+    ],
 )
 def test_a_files_suffix_is_its_format(tmp_path, monkeypatch, capsys, name, form):
     file = tmp_path / name
@@ -258,7 +346,9 @@ def test_a_named_format_is_stronger_than_the_suffix(tmp_path, monkeypatch):
         ("/proc/t.csv", "cannot be written (No such file or directory)"),
     ],
 )
-def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsys, out, message):
+def test_a_file_that_cannot_be_written_is_refused(
+    tmp_path, monkeypatch, capsys, out, message
+):
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "locked").mkdir()
     # The superuser may write anywhere.
@@ -272,6 +362,10 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsys,
 
 
 def test_a_table_without_percentages_has_single_lines():
-    (first, *_) = [line for line in narrow(published("table4"), 60).splitlines() if line.startswith("visionzip")]
+    (first, *_) = [
+        line
+        for line in narrow(published("table4"), 60).splitlines()
+        if line.startswith("visionzip")
+    ]
     assert first.split() == ["visionzip", "756.0", "27.8", "3.03", "7.84"]
     assert narrow(table(), 60).count("Upper bound, all tokens (576)") == 1

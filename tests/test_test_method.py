@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from zipeval.contract.checks import CHECKS, BrokenError, Candidate
-from zipeval.contract.run import FAILED, NOT_APPLICABLE, PASSED, Outcome, run_checks, show
+from zipeval.contract.run import (
+    FAILED,
+    NOT_APPLICABLE,
+    PASSED,
+    Outcome,
+    run_checks,
+    show,
+)
 from zipeval.contract.subjects import SUBJECTS
 from zipeval.engine.ragged import take
 from zipeval.engine.vision import Reduced, VisionMethod
@@ -28,7 +35,9 @@ class Norms(VisionMethod):
     tokens: int
 
     def reduce(self, crops):
-        chosen = self.choose(crops).topk(self.tokens).indices.sort().values + crops.prefix
+        chosen = (
+            self.choose(crops).topk(self.tokens).indices.sort().values + crops.prefix
+        )
         return Reduced(take(crops.hidden, chosen), chosen)
 
     def choose(self, crops):
@@ -41,7 +50,9 @@ class Scaled(Norms):
     @contextlib.contextmanager
     def applied(self, model):
         projector = model.base_model.multi_modal_projector
-        hook = projector.register_forward_hook(lambda module, arguments, output: output * 1.01)
+        hook = projector.register_forward_hook(
+            lambda module, arguments, output: output * 1.01
+        )
         with super().applied(model) as applied:
             yield applied
         hook.remove()
@@ -107,7 +118,10 @@ class Careless(Norms):
 
 
 def candidate(cls):
-    return Candidate(lambda subject, tokens, budget: cls.for_budget(tokens, budget, subject.shape), has_budget=True)
+    return Candidate(
+        lambda subject, tokens, budget: cls.for_budget(tokens, budget, subject.shape),
+        has_budget=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,20 +172,31 @@ def test_whatever_a_method_raises_is_a_failure(monkeypatch):
         ("llava", NOT_APPLICABLE),
         ("llava_next", FAILED),
     }
-    assert all(outcome.why.startswith("KeyError: 'a bug' (") for outcome in outcomes if outcome.result == FAILED)
+    assert all(
+        outcome.why.startswith("KeyError: 'a bug' (")
+        for outcome in outcomes
+        if outcome.result == FAILED
+    )
 
 
 def test_what_is_printed(monkeypatch, capsys):
     monkeypatch.setattr("zipeval.contract.run.SUBJECTS", SUBJECTS[:2])
-    results = {"order is preserved": (NOT_APPLICABLE, "why not"), "half precision works": (FAILED, "why [so].")}
+    results = {
+        "order is preserved": (NOT_APPLICABLE, "why not"),
+        "half precision works": (FAILED, "why [so]."),
+    }
     outcomes = []
     for subject in SUBJECTS[:2]:
         for check in CHECKS:
-            outcomes.append(Outcome(check, subject.name, *results.get(check, (PASSED, ""))))
+            outcomes.append(
+                Outcome(check, subject.name, *results.get(check, (PASSED, "")))
+            )
     show("mine", outcomes)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["mine", "llava", "llava_next"]
-    assert [" ".join(line.split()[-2:]) for line in lines[1:10]].count("passed passed") == 7
+    assert [" ".join(line.split()[-2:]) for line in lines[1:10]].count(
+        "passed passed"
+    ) == 7
     assert lines[11:] == [
         "FAILED: half precision works, on llava, llava_next: why [so].",
         "n/a: order is preserved, on llava, llava_next: why not.",
@@ -189,13 +214,31 @@ def test_the_command(tmp_path):
     (tmp_path / "configs" / "method" / "mine.yaml").write_text(text)
 
     def test_method(*arguments):
-        command = [sys.executable, "-m", "zipeval", "test-method", *arguments, "--config-dir", "configs"]
+        command = [
+            sys.executable,
+            "-m",
+            "zipeval",
+            "test-method",
+            *arguments,
+            "--config-dir",
+            "configs",
+        ]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
 
     done = test_method("mine")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == f"{len(CHECKS) * len(SUBJECTS)} passed, 0 FAILED, 0 n/a."
+    assert (
+        done.stdout.splitlines()[-1]
+        == f"{len(CHECKS) * len(SUBJECTS)} passed, 0 FAILED, 0 n/a."
+    )
     (tmp_path / "mine.py").write_text(
         "from zipeval.methods.uniform import Uniform\n\n\n"
         "class Mine(Uniform):\n    def left(self, patches):\n        return 1\n"
@@ -206,4 +249,6 @@ def test_the_command(tmp_path):
     assert done.stderr.startswith("zipeval: method=mine: it breaks the contract.")
     done = test_method("mien")
     assert done.returncode == 2
-    assert done.stderr.startswith("zipeval: method=mien: no such method. Did you mean mine?")
+    assert done.stderr.startswith(
+        "zipeval: method=mien: no such method. Did you mean mine?"
+    )

@@ -31,11 +31,19 @@ def read(model, method, inputs, kinds_of_rows, call=None):
     Args:
         kinds_of_rows: of what kinds the pictures of each are.
     """
-    with torch.no_grad(), method.applied(model), ledger(model) as prefills, trace(model) as told:
+    with (
+        torch.no_grad(),
+        method.applied(model),
+        ledger(model) as prefills,
+        trace(model) as told,
+    ):
         (call or model)(**inputs)
         found = {kind: iter(its) for kind, its in told.places(model, inputs).items()}
         rows = [[next(found[kind]) for kind in kinds] for kinds in kinds_of_rows]
-        return [(told.left(row, places), prefills[0].visual(row)[-1]) for row, places in enumerate(rows)]
+        return [
+            (told.left(row, places), prefills[0].visual(row)[-1])
+            for row, places in enumerate(rows)
+        ]
 
 
 def traced(*given):
@@ -60,17 +68,27 @@ class Witness:
         with torch.no_grad():
             self.patches = self.projected(model, inputs)
             with method.applied(model):
-                hooks = [layers[i].register_forward_pre_hook(self.see(i), with_kwargs=True) for i in (0, LAYERS - 1)]
+                hooks = [
+                    layers[i].register_forward_pre_hook(self.see(i), with_kwargs=True)
+                    for i in (0, LAYERS - 1)
+                ]
                 model(**inputs)
         for hook in hooks:
             hook.remove()
         self.kinds = kinds_of(model, images)
-        self.crops = [[picture.crops for picture in its] for its in pictures_of(model, inputs, images)]
+        self.crops = [
+            [picture.crops for picture in its]
+            for its in pictures_of(model, inputs, images)
+        ]
 
     def see(self, number):
         def hook(module, args, kwargs):
             mask = kwargs["attention_mask"]
-            valid = torch.ones(args[0].shape[:2], dtype=torch.bool) if mask is None else mask[:, 0, -1].bool()
+            valid = (
+                torch.ones(args[0].shape[:2], dtype=torch.bool)
+                if mask is None
+                else mask[:, 0, -1].bool()
+            )
             cos = kwargs["position_embeddings"][0].expand(len(valid), -1, -1)
             self.seen[number] = args[0], cos, valid.expand(len(args[0]), -1)
 
@@ -80,15 +98,26 @@ class Witness:
     def projected(model, inputs):
         """By kind, (crops of all pictures, PATCHES, D)."""
         made = []
-        hook = model.model.multi_modal_projector.register_forward_hook(lambda module, args, output: made.append(output))
+        hook = model.model.multi_modal_projector.register_forward_hook(
+            lambda module, args, output: made.append(output)
+        )
         for kind in PIXELS:
             if (given := pixels(inputs, kind)) is not None:
-                sizes = {"image_sizes": inputs["image_sizes"]} if "image_sizes" in inputs else {}
-                getattr(model.model, f"get_{kind}_features")(given, **sizes, return_dict=True)
+                sizes = (
+                    {"image_sizes": inputs["image_sizes"]}
+                    if "image_sizes" in inputs
+                    else {}
+                )
+                getattr(model.model, f"get_{kind}_features")(
+                    given, **sizes, return_dict=True
+                )
             else:
                 made.append(torch.zeros(0, PATCHES, 1))
         hook.remove()
-        return {kind: its.flatten(0, -3)[:, -PATCHES:] for kind, its in zip(PIXELS, made, strict=True)}
+        return {
+            kind: its.flatten(0, -3)[:, -PATCHES:]
+            for kind, its in zip(PIXELS, made, strict=True)
+        }
 
     def kept(self):
         """By prompt and picture, ascending."""
@@ -99,13 +128,18 @@ class Witness:
             answer.append([])
             for kind, crops in zip(kinds, counts, strict=True):
                 own = torch.cat([next(remaining[kind]) for _ in range(crops)])
-                same = torch.cdist(own, left, compute_mode="donot_use_mm_for_euclid_dist") < 1e-6
+                same = (
+                    torch.cdist(own, left, compute_mode="donot_use_mm_for_euclid_dist")
+                    < 1e-6
+                )
                 answer[-1].append(same.any(1).nonzero()[:, 0].tolist())
         return answer
 
     def tokens(self, row):
         """(n, D): what entered the first layer of what is left in the last."""
-        (hidden, first, entered), (_, last, valid) = (self.seen[i] for i in (0, LAYERS - 1))
+        (hidden, first, entered), (_, last, valid) = (
+            self.seen[i] for i in (0, LAYERS - 1)
+        )
         same = (last[row][valid[row], None] == first[row]).all(-1) & entered[row]
         assert (same.sum(1) == 1).all()
         return hidden[row, same.int().argmax(1)]
@@ -119,7 +153,9 @@ WITNESSED = {
     "fastv": FastV(ratio=0.8, K=2),
     "sparsevlm-2": SparseVLM((60, 40, 20), (0, 2, 4), of=180, version=2, heads=2),
     "chain": Chain(VisionZip(dominant=12, contextual=4), FastV(ratio=0.5, K=2)),
-    "chain-in-stages": Chain(Random(tokens=24), SparseVLM((36, 28, 18), (0, 2, 4), version=2, heads=2)),
+    "chain-in-stages": Chain(
+        Random(tokens=24), SparseVLM((36, 28, 18), (0, 2, 4), version=2, heads=2)
+    ),
 }
 
 
@@ -134,10 +170,12 @@ def test_what_is_kept_is_what_the_last_layer_receives(family, name):
         for kept, merged, seen in zip(row["kept"], row["merged"], its, strict=True):
             # A contextual token that nobody joined has the features of its patch.
             assert kept == [position for position in seen if position not in merged]
-    assert any(position >= PATCHES for row in told for its in row["kept"] for position in its) == (
-        family not in ("llava", "mini_gemini")
+    assert any(
+        position >= PATCHES for row in told for its in row["kept"] for position in its
+    ) == (family not in ("llava", "mini_gemini"))
+    assert (
+        len({str(its) for row in told for its in row["kept"]}) > 1 or name == "uniform"
     )
-    assert len({str(its) for row in told for its in row["kept"]}) > 1 or name == "uniform"
 
 
 @cache
@@ -163,10 +201,26 @@ def test_tokens_are_counted_once(family, name):
             placed += len(kept) + len(merged)
         nowhere = measured - placed
         assert nowhere >= 0
-        reduced = [p for p in its if isinstance(method, VisionMethod) and method.left_of(p) < p.tokens]
-        expected = {"random": 0, "uniform": 0, "none": 0, "pool": sum(map(method.left_of, reduced))} if reduced else {}
+        reduced = [
+            p
+            for p in its
+            if isinstance(method, VisionMethod) and method.left_of(p) < p.tokens
+        ]
+        expected = (
+            {
+                "random": 0,
+                "uniform": 0,
+                "none": 0,
+                "pool": sum(map(method.left_of, reduced)),
+            }
+            if reduced
+            else {}
+        )
         expected["visionzip"] = sum(picture.crops for picture in reduced)  # CLS
-        if family not in ("llava_next", "video_llava"):  # where CLS and row ends come in where nothing is reduced
+        if family not in (
+            "llava_next",
+            "video_llava",
+        ):  # where CLS and row ends come in where nothing is reduced
             expected |= {"vanilla": 0, "fastv": 0}
         if name in expected:
             assert nowhere == expected[name]
@@ -189,29 +243,49 @@ def dominant_and_targets(model, crop, dominant, contextual, **options):
     prefix = int(model.config.vision_config.model_type.startswith("clip"))
     rest = [p for p in range(prefix, PATCHES + prefix) if p not in kept]
     step = max(1, len(rest) // contextual) if contextual else 1
-    return [p - prefix for p in kept if p >= prefix], [rest[i * step] - prefix for i in range(contextual)]
+    return [p - prefix for p in kept if p >= prefix], [
+        rest[i * step] - prefix for i in range(contextual)
+    ]
 
 
 @pytest.mark.parametrize("dominant, contextual", [(9, 3), (1, 5), (14, 0), (15, 8)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_visionzip_tells_its_dominant_and_contextual_tokens(family, dominant, contextual):
+def test_visionzip_tells_its_dominant_and_contextual_tokens(
+    family, dominant, contextual
+):
     model = tiny(family)
     inputs = ask(model, IMAGES)
-    told = traced(model, VisionZip(dominant=dominant, contextual=contextual), inputs, kinds_of(model, IMAGES))
-    remaining = {kind: iter(pixels(inputs, kind)) for kind in PIXELS if pixels(inputs, kind) is not None}
+    told = traced(
+        model,
+        VisionZip(dominant=dominant, contextual=contextual),
+        inputs,
+        kinds_of(model, IMAGES),
+    )
+    remaining = {
+        kind: iter(pixels(inputs, kind))
+        for kind in PIXELS
+        if pixels(inputs, kind) is not None
+    }
     for row, kinds in enumerate(kinds_of(model, IMAGES)):
         for number, kind in enumerate(kinds):
             crops = next(remaining[kind])
             if family.startswith("mini_gemini"):
                 crops = model.model.low_resolution(crops[None])
-            crops = crops.reshape(-1, *crops.shape[-3:])[: pictures_of(model, inputs, IMAGES)[row][number].crops]
+            crops = crops.reshape(-1, *crops.shape[-3:])[
+                : pictures_of(model, inputs, IMAGES)[row][number].crops
+            ]
             tower = f"{kind}_tower" if family == "video_llava" else "vision_tower"
             kept, merged = [], []
             for crop, image in enumerate(crops):
-                its = dominant_and_targets(model, image, dominant, contextual, tower=tower)
+                its = dominant_and_targets(
+                    model, image, dominant, contextual, tower=tower
+                )
                 kept += [crop * PATCHES + p for p in its[0]]
                 merged += [crop * PATCHES + p for p in its[1]]
-            assert (told[row]["kept"][number], told[row]["merged"][number]) == (kept, merged)
+            assert (told[row]["kept"][number], told[row]["merged"][number]) == (
+                kept,
+                merged,
+            )
 
 
 def test_without_cls_positions_are_patches():
@@ -228,7 +302,13 @@ def final(method, found):
     def watched(number, x, slots, probabilities, given):
         x, slots = method(number, x, slots, probabilities, given)
         if number == LAYERS - 1:
-            found.append([s["born"] for s in slots if s["kind"] == "visual" and s["born"] is not None])
+            found.append(
+                [
+                    s["born"]
+                    for s in slots
+                    if s["kind"] == "visual" and s["born"] is not None
+                ]
+            )
         return x, slots
 
     return watched
@@ -241,8 +321,14 @@ def final(method, found):
         (FastV(keep=9, K=1), lambda: oracle.fastv(1, 9)),
         (FastV(keep=20, K=5, score="mean"), lambda: oracle.fastv(5, 20, mean=True)),
         (FastV(keep=0, K=3), lambda: oracle.fastv(3, 0)),
-        (SparseVLM((30, 12, 5), (1, 2, 4), noise=0), lambda: oracle.sparsevlm((30, 12, 5), (1, 2, 4))),
-        (SparseVLM((20, 10), (0, 3), version=2), lambda: oracle.sparsevlm_plus((20, 10), (0, 3), 4, 12)),
+        (
+            SparseVLM((30, 12, 5), (1, 2, 4), noise=0),
+            lambda: oracle.sparsevlm((30, 12, 5), (1, 2, 4)),
+        ),
+        (
+            SparseVLM((20, 10), (0, 3), version=2),
+            lambda: oracle.sparsevlm_plus((20, 10), (0, 3), 4, 12),
+        ),
     ],
 )
 def test_inside_the_decoder_it_is_what_the_oracle_keeps(engine, slow, beams):
@@ -256,7 +342,9 @@ def test_inside_the_decoder_it_is_what_the_oracle_keeps(engine, slow, beams):
         answers = [told.left(row * beams, places[row : row + 1]) for row in range(3)]
     for row, answer in enumerate(answers):
         alone, found = single(model, inputs, images, row), []
-        oracle.greedy(model, alone["input_ids"][0], alone["pixel_values"], final(slow(), found), 1)
+        oracle.greedy(
+            model, alone["input_ids"][0], alone["pixel_values"], final(slow(), found), 1
+        )
         first = int((alone["input_ids"][0] == model.config.image_token_id).nonzero()[0])
         assert answer == {"kept": [[born - first for born in found[0]]], "merged": [[]]}
 
@@ -264,7 +352,9 @@ def test_inside_the_decoder_it_is_what_the_oracle_keeps(engine, slow, beams):
 def test_merged_tokens_are_not_taken_for_the_first_slot():
     """Where a prompt begins with its image, that slot is a visual token."""
     model, found = tiny("llava"), []
-    inputs = {k: v if k == "pixel_values" else v[:, 2:] for k, v in one_image(model).items()}
+    inputs = {
+        k: v if k == "pixel_values" else v[:, 2:] for k, v in one_image(model).items()
+    }
     assert inputs["input_ids"][0, 0] == model.config.image_token_id
     (told,) = traced(model, SparseVLM((9, 4), (1, 3), noise=0), inputs, [["image"]])
     slow = final(oracle.sparsevlm((9, 4), (1, 3)), found)
@@ -279,7 +369,10 @@ def test_prompts_without_pictures_and_what_came_before_them():
     told = traced(model, method, inputs, kinds_of(model, [0, 2, 1]))
     assert told[0] == {"kept": [], "merged": []}
     assert [len(row["kept"]) for row in told] == [0, 2, 1]
-    text = {"input_ids": torch.tensor([[1, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    text = {
+        "input_ids": torch.tensor([[1, 5, 6]]),
+        "attention_mask": torch.ones(1, 3, dtype=torch.long),
+    }
     with torch.no_grad(), method.applied(model), trace(model) as observed:
         model(**inputs)
         observed.clear()
@@ -293,7 +386,10 @@ def test_decoding_steps_tell_nothing():
     inputs = one_image(model)
     long, short = ({"max_new_tokens": n, "suppress_tokens": [98, 97]} for n in (6, 1))
     for method in (VisionZip(tokens=12), SparseVLM((9, 5), (1, 3))):
-        told = [traced(model, method, {**inputs, **options}, [["image"]], model.generate) for options in (long, short)]
+        told = [
+            traced(model, method, {**inputs, **options}, [["image"]], model.generate)
+            for options in (long, short)
+        ]
         assert told[0] == told[1]
 
 

@@ -19,13 +19,19 @@ from zipeval.evaluation.runner import run
 from zipeval.inference.session import Session
 from zipeval.results import records
 
-SETTINGS = [[f"method={method}", "tokens=16", "budget=final"] for method in visualize.METHODS]
+SETTINGS = [
+    [f"method={method}", "tokens=16", "budget=final"] for method in visualize.METHODS
+]
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """(image file, question) of the embedded task's first sample."""
-    row = parquet.read_table(EMBEDDED, columns=["image", "question"]).slice(0, 1).to_pylist()[0]
+    row = (
+        parquet.read_table(EMBEDDED, columns=["image", "question"])
+        .slice(0, 1)
+        .to_pylist()[0]
+    )
     path = tmp_path_factory.mktemp("images") / "first=1.png"
     path.write_bytes(row["image"]["bytes"])
     return path, row["question"]
@@ -49,7 +55,10 @@ def command(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("model", ["tiny_llava", "tiny_next"])
 def test_a_panel_is_what_a_run_records(model, first, tmp_path):
-    configs = [compose([f"model={model}", "limit=1", f"results={tmp_path}", *its]) for its in SETTINGS]
+    configs = [
+        compose([f"model={model}", "limit=1", f"results={tmp_path}", *its])
+        for its in SETTINGS
+    ]
     panels, _ = visualize._panels([Session(config) for config in configs], *first)
     for config, panel in zip(configs, panels, strict=True):
         (path,) = run(config)
@@ -64,7 +73,9 @@ def test_a_panel_is_what_a_run_records(model, first, tmp_path):
 
 
 def panel(name, kept, merged, crops=1):
-    return visualize.Panel(name, f"answer {name}", len(kept), 16, crops, 4, kept, merged)
+    return visualize.Panel(
+        name, f"answer {name}", len(kept), 16, crops, 4, kept, merged
+    )
 
 
 def test_tokens_are_drawn_where_they_are():
@@ -80,7 +91,9 @@ def test_tokens_are_drawn_where_they_are():
         assert {*np.flatnonzero(pale == 0).tolist()} == clear
         assert tuple(axes.images[1].get_extent()) == (-0.5, 7.5, 7.5, -0.5)
     (box,) = (patch for patch in one.patches if isinstance(patch, Rectangle))
-    assert [*box.get_xy(), box.get_width()] == pytest.approx([3 * 2 - 0.3, 2 * 2 - 0.3, 1.6])
+    assert [*box.get_xy(), box.get_width()] == pytest.approx(
+        [3 * 2 - 0.3, 2 * 2 - 0.3, 1.6]
+    )
     assert (one.get_title(), one.get_xlabel()) == ("one\n2 of 16 tokens", "answer one")
 
 
@@ -93,9 +106,21 @@ def test_files(first, command, tmp_path):
     command(image, question, "tokens=16", "method=vanilla,visionzip,fastv,sparsevlm")
     assert made == (tmp_path / "visualize.svg").read_bytes()
     for form in ("pdf", "png"):
-        assert command(image, question, "method=visionzip", f"out=found.{form}")[:2] == (0, f"found.{form}\n")
-    assert Image.open(tmp_path / "found.png").convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
-    assert command(image, question, "method=chain", "method.first.tokens=48", "tokens=16")[0] == 0
+        assert command(image, question, "method=visionzip", f"out=found.{form}")[
+            :2
+        ] == (0, f"found.{form}\n")
+    assert Image.open(tmp_path / "found.png").convert("RGBA").getpixel((0, 0)) == (
+        255,
+        255,
+        255,
+        255,
+    )
+    assert (
+        command(image, question, "method=chain", "method.first.tokens=48", "tokens=16")[
+            0
+        ]
+        == 0
+    )
     assert (tmp_path / "found.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -107,24 +132,54 @@ REFUSED = [
     (["nowhere.png", "What?"], "nowhere.png: no such file", "photo.jpg"),
     ([Path(__file__), "What?"], "cannot be decoded", "another image"),
     ([IMAGE, "What?", "tokens=48,16"], "tokens=48,16", "Run it for each"),
-    ([IMAGE, "What?", "tokens=abc"], "tokens=abc: expected a whole number", "tokens=16"),
+    (
+        [IMAGE, "What?", "tokens=abc"],
+        "tokens=abc: expected a whole number",
+        "tokens=16",
+    ),
     ([IMAGE, "What?", "method=chain"], "first.tokens=None", "method.first.tokens="),
-    ([IMAGE, "What?", "method=chain,fastv", "method.first.tokens=48"], "of which method", "method=chain"),
+    (
+        [IMAGE, "What?", "method=chain,fastv", "method.first.tokens=48"],
+        "of which method",
+        "method=chain",
+    ),
     ([IMAGE, "What?", "method.K=1"], "method.K=1: of which method", "method=chain"),
-    ([IMAGE, "What?", "method=vanilla,visionzip_tuned", "tokens=16"], "projector=", "zipeval tune"),
-    ([IMAGE, "What?", "out=/proc/v.png"], "out=/proc/v.png: cannot write there", "another place"),
+    (
+        [IMAGE, "What?", "method=vanilla,visionzip_tuned", "tokens=16"],
+        "projector=",
+        "zipeval tune",
+    ),
+    (
+        [IMAGE, "What?", "out=/proc/v.png"],
+        "out=/proc/v.png: cannot write there",
+        "another place",
+    ),
     ([IMAGE, "What?", "tokens=9999"], "tokens=9999: tiny_llava has 144", "tokens=16"),
     ([IMAGE, "What?", "method=visonzip"], "method=visonzip", "Did you mean visionzip?"),
-    ([IMAGE, "What?", "methods=fastv"], "methods: no such setting", "Did you mean method?"),
-    ([IMAGE, "What?", "model.dtpe=float16"], "model.dtpe=float16", "Did you mean dtype?"),
-    ([IMAGE, "What?", "method=visionzip_tuned", "projector=x"], "projector=x: no such file", "`zipeval tune"),
+    (
+        [IMAGE, "What?", "methods=fastv"],
+        "methods: no such setting",
+        "Did you mean method?",
+    ),
+    (
+        [IMAGE, "What?", "model.dtpe=float16"],
+        "model.dtpe=float16",
+        "Did you mean dtype?",
+    ),
+    (
+        [IMAGE, "What?", "method=visionzip_tuned", "projector=x"],
+        "projector=x: no such file",
+        "`zipeval tune",
+    ),
     ([IMAGE, "What?", "out=x.gif"], "out=x.gif", ".svg, .pdf or .png"),
     ([IMAGE, "What?", "out=nowhere/x.svg"], "out=nowhere/x.svg", "another place"),
 ]
 
 
 @pytest.mark.parametrize("arguments, named, advice", REFUSED, ids=str)
-def test_refusals_come_before_the_model_is_loaded(arguments, named, advice, first, command, monkeypatch, tmp_path):
+def test_refusals_come_before_the_model_is_loaded(
+    arguments, named, advice, first, command, monkeypatch, tmp_path
+):
     monkeypatch.setattr(Session, "load", lambda self: 1 / 0)
     code, out, said = command(*(first[0] if a == IMAGE else a for a in arguments))
     assert (code, out, len(said.splitlines())) == (2, "", 1)

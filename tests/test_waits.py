@@ -12,7 +12,11 @@ import pytest
 import torch
 from tiny import prompts, single
 from tiny_methods import FAMILIES, LAYERS, METHODS, SIDE, make
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
@@ -27,7 +31,10 @@ from zipeval.methods.random import Random
 from zipeval.methods.sparsevlm import SparseVLM
 
 DEVICE = torch.device("cuda", 0)
-QUESTIONS, IMAGES = [[5, 9, 11], [7, 8, 21, 30, 31, 40, 12], [50, 51], [60, 61, 62]], [1, 2, 1, 0]
+QUESTIONS, IMAGES = (
+    [[5, 9, 11], [7, 8, 21, 30, 31, 40, 12], [50, 51], [60, 61, 62]],
+    [1, 2, 1, 0],
+)
 ALONE, RAGGED = [1], [0, 1, 2, 3]
 WAITS = (DataDependentOutputException, DynamicOutputShapeException, AssertionError)
 IN_DECODER = {
@@ -45,11 +52,20 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
-        copied = function is torch.ops.aten._to_copy.default and out.device != args[0].device
+        copied = (
+            function is torch.ops.aten._to_copy.default and out.device != args[0].device
+        )
         if self.on and copied and out.numel():  # transformers begins a cache with none
-            assert out.device == DEVICE and kwargs.get("non_blocking"), f"copied from {args[0].device} to {out.device}"
-        if self.on and function in (torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default):
-            assert all(i is None or i.dtype is not torch.bool for i in args[1]), "a mask as an index"
+            assert out.device == DEVICE and kwargs.get("non_blocking"), (
+                f"copied from {args[0].device} to {out.device}"
+            )
+        if self.on and function in (
+            torch.ops.aten.index_put_.default,
+            torch.ops.aten.index_put.default,
+        ):
+            assert all(i is None or i.dtype is not torch.bool for i in args[1]), (
+                "a mask as an index"
+            )
         return out
 
     def between(self, first, last) -> None:
@@ -75,14 +91,25 @@ def real(family):
 
 
 def on_it(inputs: dict) -> dict:
-    return {name: torch.empty(x.shape, dtype=x.dtype, device=DEVICE) for name, x in inputs.items()}
+    return {
+        name: torch.empty(x.shape, dtype=x.dtype, device=DEVICE)
+        for name, x in inputs.items()
+    }
 
 
 def moved(model):
     """A model, to it; only the mode of its tensors can do that."""
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
-            tensors.update(on_it({name: tensor for name, tensor in tensors.items() if tensor is not None}))
+            tensors.update(
+                on_it(
+                    {
+                        name: tensor
+                        for name, tensor in tensors.items()
+                        if tensor is not None
+                    }
+                )
+            )
     return model
 
 
@@ -113,7 +140,9 @@ def test_a_wait_is_noticed(waits, wait):
     assert on_device([1, 2], DEVICE).device == DEVICE
 
 
-@pytest.mark.parametrize(("family", "rows"), [("llava", ALONE), *((family, RAGGED) for family in FAMILIES)])
+@pytest.mark.parametrize(
+    ("family", "rows"), [("llava", ALONE), *((family, RAGGED) for family in FAMILIES)]
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_before_the_decoder(request, monkeypatch, name, family, rows):
     method = make(name, real(family))
@@ -122,20 +151,32 @@ def test_before_the_decoder(request, monkeypatch, name, family, rows):
         pytest.skip("a method of another stage")
     inputs = ask(family, rows)
     images = {kind: pictures(real(family), inputs, kind) for kind in PIXELS}
-    monkeypatch.setattr(Random, "_choose", lambda self, image, patches: torch.arange(self.tokens, device=image.device))
+    monkeypatch.setattr(
+        Random,
+        "_choose",
+        lambda self, image, patches: torch.arange(self.tokens, device=image.device),
+    )
     model = build(family)
     sizes = inputs.pop("image_sizes").tolist() if "image_sizes" in inputs else None
     waits = request.getfixturevalue("waits")
     model, inputs = moved(model), on_it(inputs)
     tuned = dict(model.model.multi_modal_projector.named_parameters())
-    monkeypatch.setattr(projector, "weights", lambda *given: tuned)  # which are read from a file once
+    monkeypatch.setattr(
+        projector, "weights", lambda *given: tuned
+    )  # which are read from a file once
     for kind, its in images.items():
         if its:
-            tower(model, kind).embeddings.register_forward_pre_hook(lambda *given: setattr(waits, "on", True))
-            crops = see(model, {**inputs, "image_sizes": sizes}, kind, reads_pixels=False)
+            tower(model, kind).embeddings.register_forward_pre_hook(
+                lambda *given: setattr(waits, "on", True)
+            )
+            crops = see(
+                model, {**inputs, "image_sizes": sizes}, kind, reads_pixels=False
+            )
             left = reduced(model, crops, its, sizes, method)
             waits.on = False
-            assert [len(picture.features) for picture in left] == [method.left_of(image) for image in its]
+            assert [len(picture.features) for picture in left] == [
+                method.left_of(image) for image in its
+            ]
 
 
 @pytest.mark.parametrize("rows", [ALONE, RAGGED], ids=["alone", "ragged"])
@@ -147,9 +188,13 @@ def test_in_the_decoder(request, monkeypatch, name, rows):
         pytest.skip("a method of another stage")
     inputs = ask("llava", rows)
     prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    read = decoder._read(prompt["input_ids"], prompt["attention_mask"].bool(), real("llava").config)
+    read = decoder._read(
+        prompt["input_ids"], prompt["attention_mask"].bool(), real("llava").config
+    )
     monkeypatch.setattr(decoder, "_read", lambda *given: read)
-    monkeypatch.setattr(decoder._Calls, "leave", lambda *given: None)  # the waits behind it all
+    monkeypatch.setattr(
+        decoder._Calls, "leave", lambda *given: None
+    )  # the waits behind it all
     monkeypatch.setattr(guard, "check_scores", lambda *given: None)
     asked = []  # masks that transformers looks for padding in, which waits for them
     monkeypatch.setattr(masking_utils, "is_tracing", lambda *given: False)
@@ -160,14 +205,22 @@ def test_in_the_decoder(request, monkeypatch, name, rows):
     text = model.model.language_model
     with method.applied(model):
         waits.between(text, text)
-        text.layers[0].register_forward_pre_hook(lambda *given: asked.clear())  # the stock model looks, once a call
+        text.layers[0].register_forward_pre_hook(
+            lambda *given: asked.clear()
+        )  # the stock model looks, once a call
         out = model(**on_it(prompt), use_cache=True)
         lengths = [out.past_key_values.get_seq_length(layer) for layer in range(LAYERS)]
         expected = [
-            max(len(r.ids) - r.visual + method.schedule(r.visual, LAYERS)[k] for r in read) for k in range(LAYERS)
+            max(
+                len(r.ids) - r.visual + method.schedule(r.visual, LAYERS)[k]
+                for r in read
+            )
+            for k in range(LAYERS)
         ]
         assert (
-            lengths == [inputs["input_ids"].shape[1]] * method.layers(LAYERS)[0] + expected[method.layers(LAYERS)[0] :]
+            lengths
+            == [inputs["input_ids"].shape[1]] * method.layers(LAYERS)[0]
+            + expected[method.layers(LAYERS)[0] :]
         )
         assert asked == []
         waits.on = True  # a decoding step reads nothing at all

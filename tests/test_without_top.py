@@ -15,10 +15,15 @@ from zipeval.methods.without_top import WithoutTop
 def test_it_and_the_dominant_tokens_are_all_patches(encoder, top):
     """By the same score, so that the experiment takes away exactly what VisionZip would choose first."""
     model, prefix = llava(encoder=encoder), int(encoder.startswith("clip"))
-    rest, dominant = Watched(WithoutTop(tokens=36 - top)), Watched(VisionZip(dominant=top + prefix, contextual=0))
+    rest, dominant = (
+        Watched(WithoutTop(tokens=36 - top)),
+        Watched(VisionZip(dominant=top + prefix, contextual=0)),
+    )
     for method in (rest, dominant):
         with torch.no_grad(), method.applied(model):
             model(**prompts(model, [[5, 6], [7]], [1, 1]))
-    for left, taken in zip(rest.reduced.kept.tolist(), dominant.reduced.kept.tolist(), strict=True):
+    for left, taken in zip(
+        rest.reduced.kept.tolist(), dominant.reduced.kept.tolist(), strict=True
+    ):
         assert (len(left), left) == (36 - top, sorted(left))
         assert sorted(left + taken) == [*range(36 + prefix)]

@@ -68,11 +68,15 @@ def save_llava15(path: Path, side: int = 24) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny_llava")
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     model = llava(side, vocabulary=len(tokenizer), image_token=image_token)
-    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config.update(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     model.save_pretrained(path)
     size = PATCH * side
     LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        ),
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",

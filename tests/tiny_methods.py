@@ -53,7 +53,9 @@ SUBJECT_BY_NAME = {subject.name: subject for subject in SUBJECTS}
 
 def make(name, model):
     """Return a method that leaves a third of the model's visual tokens, or the least that it can leave."""
-    family = model.config.model_type + ("_hd" if getattr(model.config, "image_grid", 1) > 1 else "")
+    family = model.config.model_type + (
+        "_hd" if getattr(model.config, "image_grid", 1) > 1 else ""
+    )
     return method(name).on(SUBJECT_BY_NAME[family])
 
 
@@ -65,4 +67,7 @@ def tiny(family):
 def ask(model, images):
     """Return three left-padded prompts for a model in float64."""
     batch = prompts(model, QUESTIONS, images)
-    return {name: tensor.to(torch.double) if name.startswith("pixel") else tensor for name, tensor in batch.items()}
+    return {
+        name: tensor.to(torch.double) if name.startswith("pixel") else tensor
+        for name, tensor in batch.items()
+    }

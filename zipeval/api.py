@@ -11,7 +11,15 @@ from zipeval.engine.budget import Shape
 from zipeval.errors import UsageError
 from zipeval.inference.validation import check
 
-LOADED = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
+LOADED = (
+    "path",
+    "revision",
+    "dtype",
+    "device",
+    "attn_implementation",
+    "quantization",
+    "device_map",
+)
 
 
 def load(name: str, **settings: Any):
@@ -30,13 +38,17 @@ def load(name: str, **settings: Any):
 
     for setting in settings:
         if setting not in LOADED:
-            raise UsageError(f"{setting}={settings[setting]}: no setting of load(). It takes {', '.join(LOADED)}.")
+            raise UsageError(
+                f"{setting}={settings[setting]}: no setting of load(). It takes {', '.join(LOADED)}."
+            )
     config = compose([f"model={name}"])
     config = check(replace(config, model=replace(config.model, **settings))).model
     return models.load_copy(config.family, models.find(config), place(config))
 
 
-def method(name: str, model, tokens: int | None = None, budget: str = "paper", **options: Any):
+def method(
+    name: str, model, tokens: int | None = None, budget: str = "paper", **options: Any
+):
     """A method of `zipeval list methods` with its settings for a budget on a model, as `zipeval run` chooses them.
 
     Args:
@@ -51,18 +63,33 @@ def method(name: str, model, tokens: int | None = None, budget: str = "paper", *
 
     shape = shape_of(getattr(model, "config", model))
     seed = [f"seed={options.pop('seed')}"] if "seed" in options else []
-    config = compose([f"method={name}", f"budget={budget}", f"tokens={'null' if tokens is None else tokens}", *seed])
+    config = compose(
+        [
+            f"method={name}",
+            f"budget={budget}",
+            f"tokens={'null' if tokens is None else tokens}",
+            *seed,
+        ]
+    )
     if "projector" in config.method:
-        raise UsageError(f"method={name}: it has a file that is tuned for one checkpoint. `zipeval run` looks into it.")
+        raise UsageError(
+            f"method={name}: it has a file that is tuned for one checkpoint. `zipeval run` looks into it."
+        )
     config = check(replace(config, method=_with(config.method, options)))
     if tokens is not None and tokens > shape.image:
-        raise UsageError(f"tokens={tokens}: this model has {shape.image} visual tokens an image.")
+        raise UsageError(
+            f"tokens={tokens}: this model has {shape.image} visual tokens an image."
+        )
     return methods.build(config.method, config.budget, shape)
 
 
 def _with(node: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """A method's node with other options, also of the nodes in it."""
-    inner = {k: _with(node[k], v) for k, v in options.items() if isinstance(v, dict) and isinstance(node.get(k), dict)}
+    inner = {
+        k: _with(node[k], v)
+        for k, v in options.items()
+        if isinstance(v, dict) and isinstance(node.get(k), dict)
+    }
     return {**node, **options, **inner}
 
 
@@ -81,4 +108,9 @@ def shape_of(config) -> Shape:
         ) from None
     settings = config.to_dict()
     tokens = its.visual_tokens(settings)
-    return Shape(tokens, tokens, its.decoder_layers(settings), tuple(sorted({(c, 0) for c, _ in its.grids(settings)})))
+    return Shape(
+        tokens,
+        tokens,
+        its.decoder_layers(settings),
+        tuple(sorted({(c, 0) for c, _ in its.grids(settings)})),
+    )

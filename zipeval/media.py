@@ -20,10 +20,21 @@ from zipeval.errors import MediaError
 
 # What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF.
 # AttributeError is that of a row without its image, struct.error that of datasets where EXIF is damaged.
-BROKEN = (OSError, ValueError, AttributeError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError)
+BROKEN = (
+    OSError,
+    ValueError,
+    AttributeError,
+    SyntaxError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")  # PIL's modes of gray in 16 bits
-SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose files PIL reads into 32 bits, depending on its version
+SIXTEEN_BIT_FORMATS = (
+    "PNG",
+    "PPM",
+)  # whose files PIL reads into 32 bits, depending on its version
 DISPLAY_MATRIX = Type.DISPLAYMATRIX  # of a frame: how its video is held
 ROUNDING = 1e-6  # of float levels, beyond 0 and 1
 TURNED_BY_ABOUT = 0.02  # of a display matrix: what a right angle may lack, as a share
@@ -35,13 +46,17 @@ THUMBNAIL = 336  # pixels of its longer side, at most
 def decoding() -> Iterator[None]:
     """Raises MediaError for what the block raises where an image is damaged, cut off or not there."""
     try:
-        with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False):  # lmms-eval sets it: the rest would be grey
+        with patch.object(
+            ImageFile, "LOAD_TRUNCATED_IMAGES", False
+        ):  # lmms-eval sets it: the rest would be grey
             yield
     except BROKEN as error:
         raise MediaError(f"an image cannot be decoded ({error})") from error
 
 
-def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int]) -> Image.Image:
+def rgb(
+    image: Image.Image | str, aspect: str, background: tuple[int, int, int]
+) -> Image.Image:
     """The image as the processor gets it.
 
     Args:
@@ -55,7 +70,9 @@ def rgb(image: Image.Image | str, aspect: str, background: tuple[int, int, int])
     with decoding():
         image = Image.open(image) if isinstance(image, str) else image
         source = image.format  # is lost where pixels are turned
-        image = _eight_bits(_upright(image), source).convert("RGB")  # without regard to transparency, as LLaVA
+        image = _eight_bits(_upright(image), source).convert(
+            "RGB"
+        )  # without regard to transparency, as LLaVA
     width, height = image.size
     if aspect != "pad" or width == height:
         return image
@@ -113,15 +130,21 @@ def _eight_bits(image: Image.Image, source: str | None) -> Image.Image:
     if image.mode == "I":
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"32-bit integers from {levels.min()} to {levels.max()}, of which nothing says the range")
-        in_bytes = source not in SIXTEEN_BIT_FORMATS and levels.max() <= 255  # an array of bytes, held in integers
+            raise ValueError(
+                f"32-bit integers from {levels.min()} to {levels.max()}, of which nothing says the range"
+            )
+        in_bytes = (
+            source not in SIXTEEN_BIT_FORMATS and levels.max() <= 255
+        )  # an array of bytes, held in integers
         return _gray(levels if in_bytes else levels / 257)
     if image.mode == "F":
         levels = np.asarray(image)
         if not np.isfinite(levels).all():
             raise ValueError("floating point numbers that are not finite")
         if levels.min() < -ROUNDING or levels.max() > 1 + ROUNDING:
-            raise ValueError(f"floating point numbers from {levels.min():g} to {levels.max():g}, and not from 0 to 1")
+            raise ValueError(
+                f"floating point numbers from {levels.min():g} to {levels.max():g}, and not from 0 to 1"
+            )
         return _gray(levels * 255)
     return image
 
@@ -193,7 +216,9 @@ def _displayed(frame: av.VideoFrame) -> np.ndarray:
         ValueError: for an angle other than those of a quarter turn.
     """
     pixels = frame.to_ndarray(format="rgb24")
-    matrix = next((bytes(data) for data in frame.side_data if data.type == DISPLAY_MATRIX), None)
+    matrix = next(
+        (bytes(data) for data in frame.side_data if data.type == DISPLAY_MATRIX), None
+    )
     if matrix is None:
         return pixels
     # A pixel at (x, y) is displayed at (a x + c y, b x + d y): ffmpeg's libavutil/display.h.
@@ -214,7 +239,9 @@ def _packets(path) -> int:
     with av.open(os.fspath(path)) as container:
         if not container.streams.video:
             return 0
-        if container.streams.video[0].codec_context is None:  # PyAV would crash the process
+        if (
+            container.streams.video[0].codec_context is None
+        ):  # PyAV would crash the process
             raise ValueError("no decoder for its codec")
         return sum(packet.size > 0 for packet in container.demux(video=0))
 

@@ -131,10 +131,16 @@ class MovedModule(ModuleType):
 class MovedModules(MetaPathFinder, Loader):
     """Finds modules of before, where nothing else has their names."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target=None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target=None
+    ) -> ModuleSpec | None:
         """Return the specification of a module of before; None for any other."""
         package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, self) if package == "zipeval" and name in MOVED else None
+        return (
+            ModuleSpec(fullname, self)
+            if package == "zipeval" and name in MOVED
+            else None
+        )
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return a module whose names are looked up when they are asked for."""

@@ -11,4 +11,8 @@ def manifests() -> list:
     """The manifests to register. lmms-eval asks while it is being imported itself, hence the import in here."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return [ModelManifest(model_id="zipeval", chat_class_path="zipeval.evaluation.chat_model.ZipEval")]
+    return [
+        ModelManifest(
+            model_id="zipeval", chat_class_path="zipeval.evaluation.chat_model.ZipEval"
+        )
+    ]

@@ -19,7 +19,9 @@ BINS = 60
 COLUMNS = 6  # layers of an overlay, at most
 LEAST = 2.0  # inches of overlays in height, which the label of their colours takes
 OVER = 0.7  # opacity of a heat map over its picture
-PLAIN = StrMethodFormatter("{x:,g}")  # of logarithmic axes: STYLE has matplotlib's mathematics off
+PLAIN = StrMethodFormatter(
+    "{x:,g}"
+)  # of logarithmic axes: STYLE has matplotlib's mathematics off
 APART = 0.08  # layers, so that no interval hides another
 NAMES = {
     "gini": "Gini coefficient",
@@ -29,7 +31,11 @@ NAMES = {
 
 
 def plots(
-    attention: np.ndarray, measured: dict[str, np.ndarray], pictures: list[bytes], read_at: int, sender: str
+    attention: np.ndarray,
+    measured: dict[str, np.ndarray],
+    pictures: list[bytes],
+    read_at: int,
+    sender: str,
 ) -> list[Plot]:
     """Histogram, curves by layer, and overlays.
 
@@ -43,9 +49,21 @@ def plots(
     about = f"attention that tokens receive from {sender}"
     with matplotlib.rc_context(STYLE):
         return [
-            Plot("histogram", f"Histogram of the {about}", histogram(attention[:, read_at], read_at, sender)),
-            Plot("layers", f"Concentration of the {about}, by layer", curves(measured, read_at)),
-            Plot("overlays", f"The {about}, over some images", overlays(attention, pictures, read_at)),
+            Plot(
+                "histogram",
+                f"Histogram of the {about}",
+                histogram(attention[:, read_at], read_at, sender),
+            ),
+            Plot(
+                "layers",
+                f"Concentration of the {about}, by layer",
+                curves(measured, read_at),
+            ),
+            Plot(
+                "overlays",
+                f"The {about}, over some images",
+                overlays(attention, pictures, read_at),
+            ),
         ]
 
 
@@ -53,7 +71,9 @@ def histogram(attention: np.ndarray, read_at: int, sender: str) -> Figure:
     """How many tokens (images, patches) receive how much; logarithmic, or all but the many in the first bin vanish."""
     figure = Figure(FIGURE, layout="constrained")
     axes = figure.add_subplot()
-    axes.hist(attention.ravel(), BINS, (0, float(attention.max())), color=COLOURS[0], log=True)
+    axes.hist(
+        attention.ravel(), BINS, (0, float(attention.max())), color=COLOURS[0], log=True
+    )
     mean = attention.mean()
     axes.axvline(mean, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     below = 100 * (attention < mean).mean()
@@ -80,11 +100,29 @@ def curves(measured: dict[str, np.ndarray], read_at: int) -> Figure:
     figure = Figure(FIGURE, layout="constrained")
     axes = figure.add_subplot()
     count, layers = next(iter(measured.values())).shape
-    axes.axvline(read_at + 1, color=LINE, linewidth=4, label="features are read here", zorder=1)
-    for i, ((name, values), colour, marker) in enumerate(zip(measured.items(), COLOURS, MARKERS, strict=False)):
+    axes.axvline(
+        read_at + 1, color=LINE, linewidth=4, label="features are read here", zorder=1
+    )
+    for i, ((name, values), colour, marker) in enumerate(
+        zip(measured.items(), COLOURS, MARKERS, strict=False)
+    ):
         x = np.arange(1, layers + 1) + APART * (i - 1)
-        options = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "elinewidth": 0.8}
-        axes.errorbar(x, values.mean(0), values.std(0), label=NAMES[name], capsize=1.5, zorder=2, **options)
+        options = {
+            "color": colour,
+            "marker": marker,
+            "markersize": 4,
+            "linewidth": 1,
+            "elinewidth": 0.8,
+        }
+        axes.errorbar(
+            x,
+            values.mean(0),
+            values.std(0),
+            label=NAMES[name],
+            capsize=1.5,
+            zorder=2,
+            **options,
+        )
     axes.set(
         xlabel="layer of the vision encoder",
         ylabel=f"measure (0 to 1), mean and\nstandard deviation of {count} image{'s' * (count > 1)}",
@@ -105,8 +143,18 @@ def overlays(attention: np.ndarray, pictures: list[bytes], read_at: int) -> Figu
     Colours are logarithmic, and the same in all of them.
     """
     count, side = attention.shape[1], math.isqrt(attention.shape[2])
-    shown = sorted({*np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int).tolist()[:-1], read_at})
-    relative = attention[: len(pictures)] / attention[: len(pictures)].mean(-1, keepdims=True)
+    shown = sorted(
+        {
+            *np.linspace(0, count - 1, min(count, COLUMNS))
+            .round()
+            .astype(int)
+            .tolist()[:-1],
+            read_at,
+        }
+    )
+    relative = attention[: len(pictures)] / attention[: len(pictures)].mean(
+        -1, keepdims=True
+    )
     norm = LogNorm(0.1, max(10, float(relative[:, shown].max())), clip=True)
     height = max(LEAST, 1.05 * len(pictures) + 0.2)
     figure = Figure((1.05 * (len(shown) + 1) + 0.8, height), layout="constrained")
@@ -122,9 +170,19 @@ def overlays(attention: np.ndarray, pictures: list[bytes], read_at: int) -> Figu
             axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
             heat = of[layer].reshape(side, side)
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            drawn = axes.imshow(heat, cmap="viridis", norm=norm, alpha=OVER, extent=extent, interpolation="nearest")
+            drawn = axes.imshow(
+                heat,
+                cmap="viridis",
+                norm=norm,
+                alpha=OVER,
+                extent=extent,
+                interpolation="nearest",
+            )
             if row == 0:
-                axes.set_title(f"layer {layer + 1}" + " (features)" * (layer == read_at), fontsize=7)
+                axes.set_title(
+                    f"layer {layer + 1}" + " (features)" * (layer == read_at),
+                    fontsize=7,
+                )
     bar = figure.colorbar(drawn, ax=cells, aspect=30, format=PLAIN)
     bar.set_label("attention received,\ntimes the picture's mean")
     return figure

@@ -39,7 +39,9 @@ EMBEDDED = Path(zipeval.tasks.__path__[0], "shapes", "test.parquet")
 SHOWN = 4  # images with an overlay
 
 
-def analyze(config: RunConfig, images: Path | None, limit: int | None, out: Path) -> list[Path]:
+def analyze(
+    config: RunConfig, images: Path | None, limit: int | None, out: Path
+) -> list[Path]:
     """Measure, and write all of it; the same bytes for the same model, images and machine, but for about.json.
 
     Args:
@@ -57,10 +59,14 @@ def analyze(config: RunConfig, images: Path | None, limit: int | None, out: Path
     try:
         records.try_out(out)
     except OSError as error:
-        raise UsageError(f"out={out}: cannot write there ({error.strerror}). Choose another place.") from error
+        raise UsageError(
+            f"out={out}: cannot write there ({error.strerror}). Choose another place."
+        ) from error
     attention, pictures, read_at = measure(session, found)
     sender = "CLS" if cls_tokens(session.load()[0]) else "all tokens, mean"
-    measured = {name: of(attention.astype(np.float64)) for name, of in MEASURES.items()}  # (images, layers)
+    measured = {
+        name: of(attention.astype(np.float64)) for name, of in MEASURES.items()
+    }  # (images, layers)
     np.save(array := io.BytesIO(), attention)
     about = {
         "model": config.model.name,
@@ -98,10 +104,20 @@ def sources(directory: Path | None, limit: int | None) -> dict[str, Path | bytes
         found = {row["image_id"]: row["image"]["bytes"] for row in rows}
     else:
         if not directory.is_dir():
-            raise UsageError(f"images={directory}: no such directory. Leave it out for the images of zipeval_shapes.")
+            raise UsageError(
+                f"images={directory}: no such directory. Leave it out for the images of zipeval_shapes."
+            )
         # Some formats, such as PDF, are there to be written only.
-        known = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
-        found = {path.name: path for path in directory.iterdir() if path.suffix.lower() in known and path.is_file()}
+        known = {
+            suffix
+            for suffix, form in Image.registered_extensions().items()
+            if form in Image.OPEN
+        }
+        found = {
+            path.name: path
+            for path in directory.iterdir()
+            if path.suffix.lower() in known and path.is_file()
+        }
         if not found:
             raise UsageError(
                 f"images={directory}: no image files in it, such as *.jpg or *.png. Name another directory."
@@ -118,18 +134,28 @@ def sources(directory: Path | None, limit: int | None) -> dict[str, Path | bytes
 
 def _hash_images(images: dict[str, Path | bytes]) -> str:
     """Return the hash of the names and contents of images."""
-    digests = content_hash.digests(image for image in images.values() if isinstance(image, Path))
+    digests = content_hash.digests(
+        image for image in images.values() if isinstance(image, Path)
+    )
     by_name = {}
     for name, image in images.items():
-        by_name[name] = digests[image] if isinstance(image, Path) else hashlib.sha256(image).hexdigest()
+        by_name[name] = (
+            digests[image]
+            if isinstance(image, Path)
+            else hashlib.sha256(image).hexdigest()
+        )
     return content_hash.combined(by_name)
 
 
 def _damaged(path: Path, error: Exception) -> UsageError:
-    return UsageError(f"images={path.parent}: {path.name} cannot be decoded ({error}). Take it away.")
+    return UsageError(
+        f"images={path.parent}: {path.name} cannot be decoded ({error}). Take it away."
+    )
 
 
-def measure(session: Session, images: dict[str, Path | bytes]) -> tuple[np.ndarray, list[bytes], int]:
+def measure(
+    session: Session, images: dict[str, Path | bytes]
+) -> tuple[np.ndarray, list[bytes], int]:
     """(attention (images, layers, patches), JPEG files of the first images, layer that features are read at).
 
     Raises:
@@ -143,14 +169,25 @@ def measure(session: Session, images: dict[str, Path | bytes]) -> tuple[np.ndarr
 
     model, _ = session.load()
     layers = [*tower(model).encoder.layers]
-    read_at = next(i for i, layer in enumerate(layers) if layer is scored(model, "image"))
+    read_at = next(
+        i for i, layer in enumerate(layers) if layer is scored(model, "image")
+    )
     attention, pictures = [], []
-    with progress(f"{session.config.model.name} attention", len(images)) as advance, torch.inference_mode():
+    with (
+        progress(f"{session.config.model.name} attention", len(images)) as advance,
+        torch.inference_mode(),
+    ):
         for inputs in _inputs(session, images):
             with of_every_layer(model) as received:
-                given = {name: inputs[name].to(model.device, model.dtype) for name in PIXELS["image"] if name in inputs}
+                given = {
+                    name: inputs[name].to(model.device, model.dtype)
+                    for name in PIXELS["image"]
+                    if name in inputs
+                }
                 see(model, inputs | given, "image", reads_pixels=False)
-            attention.append(torch.stack([layer[0] for layer in received]).cpu().numpy())
+            attention.append(
+                torch.stack([layer[0] for layer in received]).cpu().numpy()
+            )
             if len(pictures) < SHOWN:
                 pictures.append(session.jpeg(pixels(inputs, "image")[0]))
             advance(1)
@@ -162,11 +199,17 @@ def _inputs(session: Session, images: dict[str, Path | bytes]) -> Iterator[dict]
     for source in images.values():
         try:
             with decoding():
-                image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+                image = Image.open(
+                    io.BytesIO(source) if isinstance(source, bytes) else source
+                )
             parts = [{"type": "image", "url": image}, {"type": "text", "text": ""}]
-            yield dict(session.inputs([session.decoded([{"role": "user", "content": parts}])]))
+            yield dict(
+                session.inputs([session.decoded([{"role": "user", "content": parts}])])
+            )
         except MediaError as error:
-            raise _damaged(Path(source), error) from error  # the embedded task's own are none of these
+            raise _damaged(
+                Path(source), error
+            ) from error  # the embedded task's own are none of these
 
 
 def _layers(measured: dict[str, np.ndarray]) -> str:
@@ -179,12 +222,18 @@ def _layers(measured: dict[str, np.ndarray]) -> str:
 
 def _images(names: list[str], measured: dict[str, np.ndarray]) -> str:
     values = np.stack([*measured.values()], -1)  # (images, layers, measures)
-    lines = ((name, layer, *of) for name, its in zip(names, values, strict=True) for layer, of in enumerate(its, 1))
+    lines = (
+        (name, layer, *of)
+        for name, its in zip(names, values, strict=True)
+        for layer, of in enumerate(its, 1)
+    )
     return _csv(["image", "layer", *measured], lines)
 
 
 def _csv(header: list[str], lines: Iterable[Iterable]) -> str:
     writer = csv.writer(text := io.StringIO(), lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([f"{v:.6f}" if isinstance(v, float) else v for v in line] for line in lines)
+    writer.writerows(
+        [f"{v:.6f}" if isinstance(v, float) else v for v in line] for line in lines
+    )
     return text.getvalue()

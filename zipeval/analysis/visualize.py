@@ -70,9 +70,13 @@ def picture(configs: list[RunConfig], image: Path, question: str, out: Path) -> 
     if out.suffix not in UNDATED:
         raise UsageError(f"out={out}: its name has to end in .svg, .pdf or .png.")
     if not out.parent.is_dir():
-        raise UsageError(f"out={out}: no directory {out.parent}. Make it, or choose another place.")
+        raise UsageError(
+            f"out={out}: no directory {out.parent}. Make it, or choose another place."
+        )
     if not image.is_file():
-        raise UsageError(f"{image}: no such file. Name an image, `zipeval visualize photo.jpg 'What is this?'`.")
+        raise UsageError(
+            f"{image}: no such file. Name an image, `zipeval visualize photo.jpg 'What is this?'`."
+        )
     try:
         media.rgb(str(image), "crop", (0, 0, 0))
     except MediaError as error:
@@ -83,33 +87,50 @@ def picture(configs: list[RunConfig], image: Path, question: str, out: Path) -> 
     try:
         records.try_out(out.parent)
     except OSError as error:
-        raise UsageError(f"out={out}: cannot write there ({error.strerror}). Choose another place.") from error
+        raise UsageError(
+            f"out={out}: cannot write there ({error.strerror}). Choose another place."
+        ) from error
     panels, seen = _panels(sessions, image, question)
     save(draw(panels, seen, question), out)
     return out
 
 
-def _panels(sessions: list[Session], image: Path, question: str) -> tuple[list[Panel], bytes]:
+def _panels(
+    sessions: list[Session], image: Path, question: str
+) -> tuple[list[Panel], bytes]:
     """(the panels, a JPEG file of the first crop)."""
     from zipeval.engine.images import pixels
     from zipeval.inference.answering import answering
     from zipeval.inference.feed import feed
 
     parts = [{"type": "image", "url": str(image)}, {"type": "text", "text": question}]
-    (asked,) = feed(sessions[0], lambda number: [{"role": "user", "content": parts}], [0], keyed=False)
+    (asked,) = feed(
+        sessions[0],
+        lambda number: [{"role": "user", "content": parts}],
+        [0],
+        keyed=False,
+    )
     if asked.error:
-        raise UsageError(f"{question!r} about {image}: {asked.error}. Ask something else.")
+        raise UsageError(
+            f"{question!r} about {image}: {asked.error}. Ask something else."
+        )
     panels = []
     for session in sessions:
         with answering(session) as model:
             (answer,) = model.answer([asked], {"max_new_tokens": NEW_TOKENS})
         (its,) = answer.pictures
-        side = math.isqrt(its.patches)  # CLS is one more in some models, without a place
+        side = math.isqrt(
+            its.patches
+        )  # CLS is one more in some models, without a place
         patches = {*range(side**2)}
-        found = {name: patches & {*positions[0]} for name, positions in answer.left.items()}
+        found = {
+            name: patches & {*positions[0]} for name, positions in answer.left.items()
+        }
         kept, merged = found.get("kept", patches), found.get("merged", set())
         name, left = session.config.method["name"], answer.visual[-1]
-        panels.append(Panel(name, answer.text, left, its.tokens, its.crops, side, kept, merged))
+        panels.append(
+            Panel(name, answer.text, left, its.tokens, its.crops, side, kept, merged)
+        )
     return panels, sessions[0].jpeg(pixels(asked.inputs, "image")[0])
 
 
@@ -119,7 +140,10 @@ def draw(panels: list[Panel], seen: bytes, question: str) -> Figure:
     Args:
         seen: a JPEG file of the image as the model sees it.
     """
-    columns, rows = min(COLUMNS, len(panels) + 1), math.ceil((len(panels) + 1) / COLUMNS)
+    columns, rows = (
+        min(COLUMNS, len(panels) + 1),
+        math.ceil((len(panels) + 1) / COLUMNS),
+    )
     image = np.asarray(Image.open(BytesIO(seen)))
     height, width = image.shape[:2]
     with matplotlib.rc_context(STYLE):
@@ -127,10 +151,14 @@ def draw(panels: list[Panel], seen: bytes, question: str) -> Figure:
         key = fill(KEY + crops, LETTERS * columns)
         lines = max(len(fill(panel.answer, LETTERS).splitlines()) for panel in panels)
         below = LINE * (lines * rows + len(key.splitlines()))
-        figure = Figure((SIDE * columns, (SIDE + 0.5) * rows + 0.4 + below), layout="constrained")
+        figure = Figure(
+            (SIDE * columns, (SIDE + 0.5) * rows + 0.4 + below), layout="constrained"
+        )
         figure.suptitle(fill(question, LETTERS * columns))
         cells = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, panel in zip(cells, [None, *panels, *[None] * len(cells)], strict=False):
+        for axes, panel in zip(
+            cells, [None, *panels, *[None] * len(cells)], strict=False
+        ):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if panel is None and axes is not cells[0]:
@@ -150,10 +178,19 @@ def _mark(axes, panel: Panel, width: int, height: int) -> None:
     pale = np.ones((panel.side, panel.side, 4))
     pale[..., 3] = 0.85
     pale[..., 3].flat[[*(panel.kept | panel.merged)]] = 0
-    axes.imshow(pale, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
+    axes.imshow(
+        pale, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest"
+    )
     x, y = width / panel.side, height / panel.side
     for position in sorted(panel.merged):
-        corner = (position % panel.side + 0.1) * x - 0.5, (position // panel.side + 0.1) * y - 0.5
-        axes.add_patch(Rectangle(corner, 0.8 * x, 0.8 * y, fill=False, edgecolor=COLOURS[1], linewidth=1))
+        corner = (
+            (position % panel.side + 0.1) * x - 0.5,
+            (position // panel.side + 0.1) * y - 0.5,
+        )
+        axes.add_patch(
+            Rectangle(
+                corner, 0.8 * x, 0.8 * y, fill=False, edgecolor=COLOURS[1], linewidth=1
+            )
+        )
     axes.set_title(f"{panel.name}\n{panel.left} of {panel.of} tokens")
     axes.set_xlabel(fill(panel.answer or "(no answer)", LETTERS))

@@ -20,11 +20,21 @@ from zipeval.utils.content_hash import digest_files
 OURS = Path(zipeval.tasks.__path__[0])
 NAME = re.compile(r"""^(task|group)\s*:\s*["']?([\w\-.]+)["']?\s*(?:#.*)?$""", re.M)
 DATASET = re.compile(r"""^dataset_path\s*:\s*["']?([\w\-./]+)""", re.M)
-DATA = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt")  # beside a task, whoever reads it
+DATA = (
+    ".parquet",
+    ".arrow",
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".txt",
+)  # beside a task, whoever reads it
 INCLUDE = re.compile(r"""^include\s*:\s*["']?([\w\-./]+)""", re.M)
 OUTPUT = re.compile(r"""^output_type\s*:\s*["']?(\w+)""", re.M)
 
-JUDGE = re.compile(r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response|verifiers\.openai|AzureOpenAI")
+JUDGE = re.compile(
+    r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response|verifiers\.openai|AzureOpenAI"
+)
 SEVERAL_ROUNDS = (
     "tasks=[{}]: it asks in several rounds; zipeval runs tasks that ask once, and its own conversations. "
     "`zipeval list tasks` shows both."
@@ -83,8 +93,15 @@ class Benchmark:
 
 HUB = "lmms-lab-encoder"
 SHORT = "\nAnswer the question using a single word or phrase."
-LLAVA_LENGTH = {"until": ["ASSISTANT:"], "max_new_tokens": 128}  # lmms-eval sets none here, LLaVA's evaluation does
-JUDGED = {"metric_list": [{"metric": "answered", "aggregation": "mean", "higher_is_better": True}]}
+LLAVA_LENGTH = {
+    "until": ["ASSISTANT:"],
+    "max_new_tokens": 128,
+}  # lmms-eval sets none here, LLaVA's evaluation does
+JUDGED = {
+    "metric_list": [
+        {"metric": "answered", "aggregation": "mean", "higher_is_better": True}
+    ]
+}
 
 VIDEO = "as Video-LLaVA, with the judge that you name; questions and videos of data.videos=DIR"
 
@@ -113,7 +130,10 @@ def _turns(name: str, column: str, samples: int, **options) -> dict[str, Benchma
 
 BENCHMARKS = {
     "zipeval_shapes": Benchmark(
-        "zipeval_shapes", "accuracy", 100, "embedded: 1,499 questions of six types about 300 synthetic images"
+        "zipeval_shapes",
+        "accuracy",
+        100,
+        "embedded: 1,499 questions of six types about 300 synthetic images",
     ),
     "gqa": Benchmark(
         "GQA",
@@ -184,10 +204,18 @@ BENCHMARKS = {
         (Source(f"{HUB}/textvqa", "validation"),),
         samples=5_000,
         settings={
-            "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": SHORT, "ocr": True}},
+            "lmms_eval_specific_kwargs": {
+                "default": {"pre_prompt": "", "post_prompt": SHORT, "ocr": True}
+            },
             "generation_kwargs": LLAVA_LENGTH,
             # Without lmms-eval's second metric, a file to submit that it writes into the working directory.
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": [
+                {
+                    "metric": "exact_match",
+                    "aggregation": "mean",
+                    "higher_is_better": True,
+                }
+            ],
         },
     ),
     "mmmu_val": Benchmark(
@@ -218,7 +246,12 @@ BENCHMARKS = {
         "as LLaVA, without lmms-eval's preamble, graded once by the judge that you name; theirs is GPT-4 (0613)",
         (Source(f"{HUB}/MMVet", "test"),),
         samples=218,
-        settings={**JUDGED, "lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}}},
+        settings={
+            **JUDGED,
+            "lmms_eval_specific_kwargs": {
+                "default": {"pre_prompt": "", "post_prompt": ""}
+            },
+        },
         functions=scoring.judged_functions,
     ),
     "llava_in_the_wild": Benchmark(
@@ -228,7 +261,10 @@ BENCHMARKS = {
         "as LLaVA, in the wild, up to 1024 tokens, graded by the judge that you name; theirs is GPT-4 (0613)",
         (Source(f"{HUB}/llava-bench-in-the-wild", "train"),),
         samples=60,
-        settings={**JUDGED, "generation_kwargs": {**LLAVA_LENGTH, "max_new_tokens": 1024}},
+        settings={
+            **JUDGED,
+            "generation_kwargs": {**LLAVA_LENGTH, "max_new_tokens": 1024},
+        },
         functions=scoring.judged_functions,
     ),
     "vizwiz_vqa_val": Benchmark(
@@ -245,7 +281,12 @@ BENCHMARKS = {
     "zipeval_msvd_qa": Benchmark("MSVD", "accuracy", 1, VIDEO),
     "zipeval_msrvtt_qa": Benchmark("MSRVTT", "accuracy", 1, VIDEO),
     "zipeval_activitynet_qa": Benchmark("ActivityNet", "accuracy", 1, VIDEO),
-    **_turns("zipeval_shapes", "zipeval_shapes", 300, beside=(OURS / "shapes" / "test.parquet",)),
+    **_turns(
+        "zipeval_shapes",
+        "zipeval_shapes",
+        300,
+        beside=(OURS / "shapes" / "test.parquet",),
+    ),
 }
 BENCHMARKS |= _turns("zipeval_gqa", "GQA", 398, sources=BENCHMARKS["gqa"].sources)
 BENCHMARKS |= _turns("zipeval_pope", "POPE", 500, sources=BENCHMARKS["pope"].sources)
@@ -260,7 +301,9 @@ def task_files() -> dict[str, tuple[str, Path]]:
     found: dict[str, tuple[str, Path]] = {}
     for folder in (lmms_names.tasks_folder(), OURS):
         for file in sorted(folder.rglob("*.yaml")):
-            for kind, name in NAME.findall(file.read_text(encoding="utf-8", errors="ignore")):
+            for kind, name in NAME.findall(
+                file.read_text(encoding="utf-8", errors="ignore")
+            ):
                 found.setdefault(name, (kind, file))
     return found
 
@@ -274,12 +317,21 @@ def task_folder(name: str) -> Path:
     """
     found = task_files()
     if name not in found:
-        known = [n for n in found if n in BENCHMARKS or n[:1] == name[:1]] or list(BENCHMARKS)
-        raise UsageError(f"tasks=[{name}]: no such task.{closest(name, known)} `zipeval list tasks` says more.")
+        known = [n for n in found if n in BENCHMARKS or n[:1] == name[:1]] or list(
+            BENCHMARKS
+        )
+        raise UsageError(
+            f"tasks=[{name}]: no such task.{closest(name, known)} `zipeval list tasks` says more."
+        )
     kind, file = found[name]
     if kind == "group":
-        raise UsageError(f"tasks=[{name}]: that is a group of tasks; name its members, listed in {file}.")
-    judged = any(JUDGE.search(f.read_text(encoding="utf-8", errors="ignore")) for f in _sources(file.parent))
+        raise UsageError(
+            f"tasks=[{name}]: that is a group of tasks; name its members, listed in {file}."
+        )
+    judged = any(
+        JUDGE.search(f.read_text(encoding="utf-8", errors="ignore"))
+        for f in _sources(file.parent)
+    )
     if judged and name not in BENCHMARKS:
         raise UsageError(
             f"tasks=[{name}]: a judge model scores its answers, and zipeval knows no protocol for it; without a judge "
@@ -323,14 +375,22 @@ def _first_of(setting: re.Pattern, file: Path) -> str | None:
 
 
 def _sources(folder: Path) -> list[Path]:
-    return [f for f in sorted(folder.iterdir()) if f.suffix in (".yaml", ".py") or f.name.startswith("_default")]
+    return [
+        f
+        for f in sorted(folder.iterdir())
+        if f.suffix in (".yaml", ".py") or f.name.startswith("_default")
+    ]
 
 
 def _included(name: str, folder: Path) -> list[Path]:
     """Return the files outside of a task's folder that its YAML includes, and those that they include."""
     files = []
-    _, file = task_files().get(name, ("task", folder / f"{name}.yaml"))  # the folder of a task of somebody else's
-    while file.is_file() and (found := INCLUDE.search(file.read_text(encoding="utf-8", errors="ignore"))):
+    _, file = task_files().get(
+        name, ("task", folder / f"{name}.yaml")
+    )  # the folder of a task of somebody else's
+    while file.is_file() and (
+        found := INCLUDE.search(file.read_text(encoding="utf-8", errors="ignore"))
+    ):
         file = (file.parent / found[1]).resolve()
         if file in files or not file.is_file():
             break
@@ -349,6 +409,11 @@ def task_hash(name: str, folder: Path, questions: list[dict] | None = None) -> s
         return digest
     known = BENCHMARKS[name]
     protocol = PROTOCOLS[name].version if name in PROTOCOLS else None
-    ours = json.dumps([known.metric, known.scale, known.settings, known.version, protocol], sort_keys=True)
-    asked = [{**row, "video": Path(row["video"]).stem} for row in questions or []]  # wherever the videos lie
+    ours = json.dumps(
+        [known.metric, known.scale, known.settings, known.version, protocol],
+        sort_keys=True,
+    )
+    asked = [
+        {**row, "video": Path(row["video"]).stem} for row in questions or []
+    ]  # wherever the videos lie
     return hashlib.sha256(f"{digest}{ours}{asked}".encode()).hexdigest()[:16]

@@ -26,14 +26,20 @@ PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
 def check_root(root: str | None) -> None:
     """Raises UsageError if there is no such directory."""
     if root is not None and not Path(root).expanduser().is_dir():
-        raise UsageError(f"data.root={root}: no such directory. Give the one that holds ORGANISATION/NAME folders.")
+        raise UsageError(
+            f"data.root={root}: no such directory. Give the one that holds ORGANISATION/NAME folders."
+        )
 
 
 def copy_of(dataset: str, root: str | None) -> Path | None:
     """The local copy of a data set, if there is one."""
     if root is None:
         return None
-    return folder if (folder := Path(root).expanduser().absolute() / dataset).is_dir() else None
+    return (
+        folder
+        if (folder := Path(root).expanduser().absolute() / dataset).is_dir()
+        else None
+    )
 
 
 def fingerprint(task: str, root: str | None) -> str | None:
@@ -48,7 +54,9 @@ def require(task: str, root: str | None) -> None:
     for source in sources(task):
         state, reason = examine(source, root)
         if state != PRESENT and (copy_of(source.dataset, root) or not reachable()):
-            raise NotHereError(f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}.")
+            raise NotHereError(
+                f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}."
+            )
 
 
 def examine(source: Source, root: str | None) -> tuple[str, str]:
@@ -64,11 +72,20 @@ def examine(source: Source, root: str | None) -> tuple[str, str]:
     try:
         files = _files(folder, source)
     except yaml.YAMLError as error:
-        return DAMAGED, f"{folder}/README.md: its head is no YAML: {str(error).splitlines()[0]}"
-    except (ValueError, FileNotFoundError) as error:  # no such config; nothing matches what its README names
+        return (
+            DAMAGED,
+            f"{folder}/README.md: its head is no YAML: {str(error).splitlines()[0]}",
+        )
+    except (
+        ValueError,
+        FileNotFoundError,
+    ) as error:  # no such config; nothing matches what its README names
         return MISSING, str(error).split("\n")[0]
     if source.split not in files:
-        return MISSING, f"{folder} has no split {source.split}, only {', '.join(map(str, files)) or 'nothing'}"
+        return (
+            MISSING,
+            f"{folder} has no split {source.split}, only {', '.join(map(str, files)) or 'nothing'}",
+        )
     for file in files[source.split]:
         try:
             parquet.read_metadata(file)
@@ -83,9 +100,13 @@ def is_here(task: str, root: str | None, cache: Path | None = None) -> bool:
     Args:
         cache: where else than in datasets' own cache it may be.
     """
-    names = {source.dataset for source in sources(task)} | {benchmarks.dataset(task) or ""}
+    names = {source.dataset for source in sources(task)} | {
+        benchmarks.dataset(task) or ""
+    }
     of_the_hub = [name for name in names if name.count("/") == 1]
-    return all(copy_of(name, root) or _prepared(Source(name, ""), cache) for name in of_the_hub)
+    return all(
+        copy_of(name, root) or _prepared(Source(name, ""), cache) for name in of_the_hub
+    )
 
 
 def rows(source: Source, root: str | None) -> int | None:
@@ -95,17 +116,25 @@ def rows(source: Source, root: str | None) -> int | None:
         return None
     from pyarrow import parquet
 
-    return sum(parquet.read_metadata(file).num_rows for file in _files(folder, source)[source.split])
+    return sum(
+        parquet.read_metadata(file).num_rows
+        for file in _files(folder, source)[source.split]
+    )
 
 
 def report(tasks: list[str], root: str | None) -> tuple[str, bool]:
     """(a line for each part of a data set that the tasks read, whether all are present)."""
     check_root(root)
-    found = {source: examine(source, root) for task in tasks for source in sources(task)}
+    found = {
+        source: examine(source, root) for task in tasks for source in sources(task)
+    }
     lines = []
     for source, (state, detail) in found.items():
         name = " ".join(filter(None, (source.dataset, source.config, source.split)))
-        lines.append(f"{state:<8} {name}: {detail}" + ("" if state == PRESENT else f". {_advice(source, root)}"))
+        lines.append(
+            f"{state:<8} {name}: {detail}"
+            + ("" if state == PRESENT else f". {_advice(source, root)}")
+        )
     return "\n".join(lines), all(state == PRESENT for state, _ in found.values())
 
 
@@ -118,7 +147,9 @@ def copies_below(root: str | None) -> Iterator[None]:
 
     @functools.wraps(load)
     def load_dataset(path, *args, **kwargs):
-        if kwargs.get("token") is True:  # lmms-eval's tasks insist on a login; without this one is used if there is one
+        if (
+            kwargs.get("token") is True
+        ):  # lmms-eval's tasks insist on a login; without this one is used if there is one
             del kwargs["token"]
         folder = copy_of(path, root) if path.count("/") == 1 else None
         if folder is None:
@@ -135,7 +166,10 @@ def offline() -> Iterator[None]:
     import datasets
     from huggingface_hub import constants
 
-    with patch.object(datasets.config, "HF_HUB_OFFLINE", True), patch.object(constants, "HF_HUB_OFFLINE", True):
+    with (
+        patch.object(datasets.config, "HF_HUB_OFFLINE", True),
+        patch.object(constants, "HF_HUB_OFFLINE", True),
+    ):
         yield
 
 
@@ -148,8 +182,12 @@ def _files(folder: Path, source: Source) -> dict:
     """Those of a copy, by split."""
     import datasets
 
-    with TemporaryDirectory() as nothing:  # it makes folders for rows that are not read here
-        builder = datasets.load_dataset_builder(str(folder), name=source.config, cache_dir=nothing)
+    with (
+        TemporaryDirectory() as nothing
+    ):  # it makes folders for rows that are not read here
+        builder = datasets.load_dataset_builder(
+            str(folder), name=source.config, cache_dir=nothing
+        )
     return builder.config.data_files or {}
 
 
@@ -168,7 +206,9 @@ def _datasets_cache() -> Path:
         return Path(config.HF_DATASETS_CACHE)
     from huggingface_hub import constants
 
-    return Path(os.environ.get("HF_DATASETS_CACHE", f"{constants.HF_HOME}/datasets")).expanduser()
+    return Path(
+        os.environ.get("HF_DATASETS_CACHE", f"{constants.HF_HOME}/datasets")
+    ).expanduser()
 
 
 def _prepared(source: Source, cache: Path | None = None) -> Path | None:
@@ -180,11 +220,17 @@ def _prepared(source: Source, cache: Path | None = None) -> Path | None:
     from datasets.naming import camelcase_to_snakecase
 
     folder = cache / f"{organisation}___{camelcase_to_snakecase(name)}"
-    return folder if any(folder.glob(f"{source.config or '*'}/*/*/dataset_info.json")) else None
+    return (
+        folder
+        if any(folder.glob(f"{source.config or '*'}/*/*/dataset_info.json"))
+        else None
+    )
 
 
 def _nowhere(root: str | None) -> str:
-    return "not in the Hugging Face cache" + (f", not below data.root={root}" if root else "")
+    return "not in the Hugging Face cache" + (
+        f", not below data.root={root}" if root else ""
+    )
 
 
 def _advice(source: Source, root: str | None) -> str:

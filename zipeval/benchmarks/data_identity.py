@@ -48,7 +48,11 @@ _latest: dict[tuple, DataIdentity] = {}
 
 
 def identify(
-    task: str, folder: Path, given: DataConfig, questions: Sequence[dict[str, str]] | None, limit: int | None
+    task: str,
+    folder: Path,
+    given: DataConfig,
+    questions: Sequence[dict[str, str]] | None,
+    limit: int | None,
 ) -> DataIdentity:
     """Return which data a task would be asked about now. What the hub gives is downloaded first where it is not here.
 
@@ -64,7 +68,9 @@ def identify(
     if questions is not None:
         digest = _hash_videos(task, str(given.videos), questions[:limit])
         identity = DataIdentity(digest, None, f"data.videos={given.videos}")
-    elif (digest := data.fingerprint(task, given.root)) or benchmarks.lies_beside(task, folder):
+    elif (digest := data.fingerprint(task, given.root)) or benchmarks.lies_beside(
+        task, folder
+    ):
         identity = DataIdentity(digest, None, f"data.root={given.root or 'null'}")
     else:
         identity = _identify_rows(task, folder, given.root)
@@ -72,7 +78,9 @@ def identify(
     return identity
 
 
-def known(task: str, folder: Path, given: DataConfig, questions, limit: int | None) -> DataIdentity | None:
+def known(
+    task: str, folder: Path, given: DataConfig, questions, limit: int | None
+) -> DataIdentity | None:
     """Return which data a finished record would be made of now, downloading nothing; None: it is not here.
 
     Of the hub's data sets each is looked at once in a process: nothing is answered for a record that is finished.
@@ -81,7 +89,9 @@ def known(task: str, folder: Path, given: DataConfig, questions, limit: int | No
         stack.load(stack.RUN)
         if not data.is_here(task, given.root, lmms_names.datasets_cache()):
             return None
-    if questions is None and (identity := _latest.get((task, given.root, given.videos, limit))):
+    if questions is None and (
+        identity := _latest.get((task, given.root, given.videos, limit))
+    ):
         return identity
     return identify(task, folder, given, questions, limit)
 
@@ -98,8 +108,14 @@ def _hash_videos(task: str, root: str, questions: Sequence[dict[str, str]]) -> s
         raise UsageError(
             f"data.videos={root}: {error.filename} cannot be read ({error.strerror}). Give a copy that can."
         ) from error
-    by_name = {file.relative_to(place).as_posix(): digest for file, digest in digests.items()}
-    missing = {video.relative_to(place).as_posix(): "missing" for video in videos if not video.is_file()}
+    by_name = {
+        file.relative_to(place).as_posix(): digest for file, digest in digests.items()
+    }
+    missing = {
+        video.relative_to(place).as_posix(): "missing"
+        for video in videos
+        if not video.is_file()
+    }
     return content_hash.combined(by_name | missing)
 
 
@@ -107,10 +123,19 @@ def _identify_rows(task: str, folder: Path, root: str | None) -> DataIdentity:
     """Load a task's rows as lmms-eval does, and what else the task is known to read."""
     stack.load(stack.RUN)
     # A task's own module is imported with its settings, and may import what nothing else does.
-    with no_key(), ranks.alone(), stack.explained("lmms_eval"), data.copies_below(root), lmms_names.loading(task):
+    with (
+        no_key(),
+        ranks.alone(),
+        stack.explained("lmms_eval"),
+        data.copies_below(root),
+        lmms_names.loading(task),
+    ):
         rows, videos = lmms_names.load_rows(task, folder)
         others = [_load(source) for source in data.sources(task)[1:]]
-    digests = {str(number): hash_rows(dataset) for number, dataset in enumerate([rows, *others])}
+    digests = {
+        str(number): hash_rows(dataset)
+        for number, dataset in enumerate([rows, *others])
+    }
     if videos and videos.is_dir():
         digests["videos"] = content_hash.digest_folder(videos)
     digest = digests["0"] if len(digests) == 1 else content_hash.combined(digests)

@@ -46,8 +46,12 @@ class Judge:
         self._model = config.model
         key = os.environ.get(KEY, "").strip()
         if not re.fullmatch("[!-~]*", key):  # the client's own message would show it
-            raise UsageError(f"{KEY}: it holds a character that no key has, such as a line break. Set it again.")
-        self._secrets = [secret for secret in (key, urlsplit(config.url).password) if secret]
+            raise UsageError(
+                f"{KEY}: it holds a character that no key has, such as a line break. Set it again."
+            )
+        self._secrets = [
+            secret for secret in (key, urlsplit(config.url).password) if secret
+        ]
         self._client = openai.OpenAI(
             api_key=key or "none",  # the client insists on one, local servers do not
             base_url=config.url,
@@ -79,21 +83,31 @@ class Judge:
         """
         messages = protocol.messages(sample)
         try:
-            reply = self._client.chat.completions.create(model=self._model, messages=messages, temperature=0)
+            reply = self._client.chat.completions.create(
+                model=self._model, messages=messages, temperature=0
+            )
         except openai.APITimeoutError as error:
             raise JudgeError(f"no reply within {self._client.timeout:g} s") from error
         except openai.APIConnectionError as error:
-            raise JudgeError(self._said(f"not reachable ({error.__cause__ or error})")) from error
+            raise JudgeError(
+                self._said(f"not reachable ({error.__cause__ or error})")
+            ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             # Servers repeat a part of the key in what they say.
-            refused = "the key is refused" if self._secrets else f"a key is needed, {KEY} is not set"
+            refused = (
+                "the key is refused"
+                if self._secrets
+                else f"a key is needed, {KEY} is not set"
+            )
             raise JudgeError(f"{refused} (HTTP {error.status_code})") from error
         except openai.BadRequestError as error:  # such as an answer that a filter stops
             raise NoVerdict(self._said(str(error))) from error
         except openai.OpenAIError as error:
             raise JudgeError(self._said(str(error))) from error
         except ValueError as error:  # the client lets it pass
-            raise JudgeError(self._said(f"its reply cannot be read ({error})")) from error
+            raise JudgeError(
+                self._said(f"its reply cannot be read ({error})")
+            ) from error
         text = _text(reply).strip()
         if not text:
             raise NoVerdict("its reply is empty")
@@ -102,7 +116,9 @@ class Judge:
         except ValueError as error:
             raise NoVerdict(self._said(f"its reply {error}: {text!r}")) from error
 
-    def score(self, protocol: Protocol, samples: list[dict], advance: Callable[[int], None]) -> None:
+    def score(
+        self, protocol: Protocol, samples: list[dict], advance: Callable[[int], None]
+    ) -> None:
         """Ask about each of the samples that are unscored; each is left with a verdict, or the reason for none."""
         with ThreadPoolExecutor(THREADS) as pool:
             for _ in pool.map(partial(self._score, protocol), samples):
@@ -129,6 +145,10 @@ class Judge:
 def _text(reply) -> str:
     try:
         said = reply.choices[0].message.content
-    except (AttributeError, LookupError, TypeError):  # the client does not validate what servers send
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+    ):  # the client does not validate what servers send
         return ""
     return said if isinstance(said, str) else ""

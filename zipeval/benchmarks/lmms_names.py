@@ -22,12 +22,25 @@ from unittest.mock import patch
 from zipeval.errors import IncompatibleError, RunError, UsageError
 
 TESTED = ("0.7.3", "0.7.3")  # lowest and newest lmms-eval that the tests ran on
-MULTI_ROUND = "generate_until_multi_round"  # request_type and output_type of a conversation
+MULTI_ROUND = (
+    "generate_until_multi_round"  # request_type and output_type of a conversation
+)
 GENERATE = ("generate_until", MULTI_ROUND)  # what lmms-eval calls of a model
-SCORE_SUFFIX, STDERR = ",none", "_stderr"  # of the names of its scores: no filter was applied; an error of a score
+SCORE_SUFFIX, STDERR = (
+    ",none",
+    "_stderr",
+)  # of the names of its scores: no filter was applied; an error of a score
 NUMBER = "zipeval_number"  # in a request's metadata: see `numbered`
 # Of a logged sample, what is no score. `doc` holds pictures, and the rest is kept under other names or not at all.
-NOT_SCORES = {"doc", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "input_media"}
+NOT_SCORES = {
+    "doc",
+    "arguments",
+    "resps",
+    "filtered_resps",
+    "token_counts",
+    "doc_hash",
+    "input_media",
+}
 
 
 class RequestArgs(NamedTuple):
@@ -59,12 +72,17 @@ class RequestArgs(NamedTuple):
         arguments = request.args
         types = [type(argument).__name__ for argument in arguments]
         if len(arguments) != len(cls._fields):
-            raise _unexpected(f"a request has {len(arguments)} arguments ({', '.join(types)})", cls._fields)
+            raise _unexpected(
+                f"a request has {len(arguments)} arguments ({', '.join(types)})",
+                cls._fields,
+            )
         args = cls(*arguments)
         expected = (str, Callable, Mapping, int, str, str)
         for name, argument, kind in zip(cls._fields, args, expected, strict=True):
             if not isinstance(argument, kind):
-                raise _unexpected(f"a request's {name} is a {type(argument).__name__}", cls._fields)
+                raise _unexpected(
+                    f"a request's {name} is a {type(argument).__name__}", cls._fields
+                )
         return args
 
     @property
@@ -128,7 +146,9 @@ def patch_filelocks() -> None:
     """
     from lmms_eval import evaluator
 
-    if hasattr(evaluator, "_enable_reentrant_filelocks"):  # not every lmms-eval that zipeval takes has to do that
+    if hasattr(
+        evaluator, "_enable_reentrant_filelocks"
+    ):  # not every lmms-eval that zipeval takes has to do that
         evaluator._enable_reentrant_filelocks()
 
 
@@ -161,7 +181,9 @@ def tasks_folder() -> Path:
     return Path(package.submodule_search_locations[0]) / "tasks"
 
 
-def generation_settings(file: Path, replaced: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def generation_settings(
+    file: Path, replaced: Mapping[str, Any]
+) -> tuple[dict[str, Any], bool]:
     """Return the generation_kwargs of a task, and whether it asks in several rounds, without importing lmms-eval.
 
     Args:
@@ -173,7 +195,9 @@ def generation_settings(file: Path, replaced: Mapping[str, Any]) -> tuple[dict[s
     """
     config = {**task_settings(file), **replaced}
     # lmms-eval looks for the name of its model among these; ours has none.
-    of_models = (config.get("model_specific_generation_kwargs") or {}).get("default") or {}
+    of_models = (config.get("model_specific_generation_kwargs") or {}).get(
+        "default"
+    ) or {}
     settings = {**(config.get("generation_kwargs") or {}), **of_models}
     return settings, config.get("output_type") == MULTI_ROUND
 
@@ -232,7 +256,10 @@ def scores(results: dict[str, Any], task: str) -> dict[str, float]:
 
 def directions(results: dict[str, Any], task: str) -> dict[str, bool]:
     """Return whether more is better, of a task's metrics in the order of its metric_list."""
-    return {name: higher is not False for name, higher in results["higher_is_better"][task].items()}
+    return {
+        name: higher is not False
+        for name, higher in results["higher_is_better"][task].items()
+    }
 
 
 def task_manager(folder: Path, settings: dict[str, Any]):
@@ -245,7 +272,10 @@ def task_manager(folder: Path, settings: dict[str, Any]):
 
     class Tasks(TaskManager):
         def _get_config(self, name):
-            return {**super()._get_config(name), **deepcopy(settings)}  # lmms-eval changes them
+            return {
+                **super()._get_config(name),
+                **deepcopy(settings),
+            }  # lmms-eval changes them
 
     return Tasks(include_defaults=False, include_path=str(folder))
 
@@ -277,7 +307,12 @@ def load_rows(task: str, folder: Path) -> tuple[Any, Path | None]:
     stub = SimpleNamespace(
         DATASET_PATH=config["dataset_path"],
         DATASET_NAME=config.get("dataset_name"),
-        config=SimpleNamespace(task=task, test_split=split, process_docs=None, process_results_use_image=True),
+        config=SimpleNamespace(
+            task=task,
+            test_split=split,
+            process_docs=None,
+            process_results_use_image=True,
+        ),
     )
     options = config.get("dataset_kwargs") or {}
     ConfigurableTask.download(stub, deepcopy(options) or None)
@@ -332,13 +367,17 @@ def explained_failures(task: str, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a task's functions raise anything
         # lmms-eval tries five times to load a data set, and to score an answer.
-        cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
+        cause = (
+            error.last_attempt.exception() if isinstance(error, RetryError) else error
+        )
         frames = traceback.extract_tb(cause.__traceback__)
         what = f"raised {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'without a reason'}"
         end = "Mend it and run this again: answers are kept."
         if function := _own_function(frames, folder):
             place = f"{Path(function.filename).name}, line {function.lineno}"
-            raise RunError(f"tasks=[{task}]: its function {function.name} ({place}) {what}. {end}") from error
+            raise RunError(
+                f"tasks=[{task}]: its function {function.name} ({place}) {what}. {end}"
+            ) from error
         if not isinstance(error, RetryError):
             raise
         if any(frame.name == "download" for frame in frames):
@@ -346,7 +385,9 @@ def explained_failures(task: str, folder: Path) -> Iterator[None]:
         raise RunError(f"tasks=[{task}]: scoring its answers {what}. {end}") from error
 
 
-def _own_function(frames: Sequence[traceback.FrameSummary], folder: Path) -> traceback.FrameSummary | None:
+def _own_function(
+    frames: Sequence[traceback.FrameSummary], folder: Path
+) -> traceback.FrameSummary | None:
     """Return the function of a task that an error comes from; None where it comes from zipeval, or from elsewhere."""
     ours = Path(__file__).resolve().parents[1]
     for frame in reversed(frames):
@@ -368,10 +409,14 @@ def patched(rows: list[dict[str, Any]] | None) -> Iterator[None]:
     with ExitStack() as patches:
         # It draws them for its questions and its scoring wherever it runs, also where no terminal is.
         for module in (task, evaluator):
-            patches.enter_context(patch.object(module, "tqdm", partial(_without_bar, module.tqdm)))
+            patches.enter_context(
+                patch.object(module, "tqdm", partial(_without_bar, module.tqdm))
+            )
         if rows:  # it knows data sets that datasets can load, and only those
             loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(rows))
-            patches.enter_context(patch.object(datasets, "load_dataset", lambda **_: loaded))
+            patches.enter_context(
+                patch.object(datasets, "load_dataset", lambda **_: loaded)
+            )
         yield
 
 

@@ -67,7 +67,11 @@ class VideoQA(Protocol):
     """
 
     metric = "accuracy"
-    probe: ClassVar = {"question": "What animal is it?", "target": "dog", "prediction": "It is a dog."}
+    probe: ClassVar = {
+        "question": "What animal is it?",
+        "target": "dog",
+        "prediction": "It is a dog.",
+    }
     SYSTEM = (
         "You evaluate question-answer pairs about videos. Compare the predicted answer with the correct answer and "
         "decide whether they agree in meaning. Synonyms and paraphrases agree; what counts is whether the prediction "
@@ -88,14 +92,27 @@ class VideoQA(Protocol):
         return {"score": 0.0, "scores": {"grade": 0.0}} if "error" in sample else None
 
     def messages(self, sample):
-        return [{"role": "system", "content": self.SYSTEM}, _user(self.USER.format_map(sample))]
+        return [
+            {"role": "system", "content": self.SYSTEM},
+            _user(self.USER.format_map(sample)),
+        ]
 
     def verdict(self, reply, sample):
         """Text around it, such as a code fence, is forgiven."""
         try:
             found = ast.literal_eval(re.findall(r"\{[^{}]*\}", reply)[-1])
-            said, grade = found["pred"].strip().lower(), int(found["score"])  # int() as the papers' code: 4.8 is 4
-        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, SyntaxError):
+            said, grade = (
+                found["pred"].strip().lower(),
+                int(found["score"]),
+            )  # int() as the papers' code: 4.8 is 4
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            ArithmeticError,
+            SyntaxError,
+        ):
             said, grade = "", -1
         if said not in ("yes", "no") or not 0 <= grade <= 5:
             raise ValueError("is no verdict such as {'pred': 'yes', 'score': 4}")
@@ -125,22 +142,40 @@ class MMBench(Protocol):
 
     def kept(self, doc):
         # What is missing is the string nan there, which lmms-eval then finds in answers such as banana.
-        options = {letter: str(doc[letter]) for letter in "ABCD" if str(doc[letter]) not in MISSING}
-        return {"question": doc["question"], "options": options, "group": int(doc["index"]) % self.ROTATION}
+        options = {
+            letter: str(doc[letter])
+            for letter in "ABCD"
+            if str(doc[letter]) not in MISSING
+        }
+        return {
+            "question": doc["question"],
+            "options": options,
+            "group": int(doc["index"]) % self.ROTATION,
+        }
 
     def known(self, sample):
         option = self._option(sample["prediction"], sample)
-        return super().known(sample) or (self._verdict(option, sample) if option else None)
+        return super().known(sample) or (
+            self._verdict(option, sample) if option else None
+        )
 
     def messages(self, sample):
         evaluator = _mmbench()
         options = evaluator.build_option_str(list(sample["options"].values()))
-        return [_user(evaluator.build_prompt(sample["question"], options, sample["prediction"]))]
+        return [
+            _user(
+                evaluator.build_prompt(
+                    sample["question"], options, sample["prediction"]
+                )
+            )
+        ]
 
     def verdict(self, reply, sample):
         option = self._option(reply, sample)
         if not option:
-            raise ValueError(f"names none of {', '.join(sample['options'])}, and not E for none of them")
+            raise ValueError(
+                f"names none of {', '.join(sample['options'])}, and not E for none of them"
+            )
         return self._verdict(option, sample)
 
     def metrics(self, samples):
@@ -150,7 +185,10 @@ class MMBench(Protocol):
         return {"gpt_eval_score": 100 * fmean(map(min, groups.values()))}
 
     def _verdict(self, option: str, sample: dict) -> dict:
-        return {"score": float(option == sample["target"]), "scores": {"option": option}}
+        return {
+            "score": float(option == sample["target"]),
+            "scores": {"option": option},
+        }
 
     def _option(self, text: str, sample: dict) -> str | None:
         """The one that a text names; E is the judge's word for none."""
@@ -161,15 +199,26 @@ class MMVet(Protocol):
     """A grade of 0 to 1 for every answer; a few examples of grades are in the prompt (arXiv 2308.02490)."""
 
     metric = "gpt_eval_score"
-    probe: ClassVar = {"question": "What is x in the equation?", "target": "-1 <AND> -5", "prediction": "x = -1"}
+    probe: ClassVar = {
+        "question": "What is x in the equation?",
+        "target": "-1 <AND> -5",
+        "prediction": "x = -1",
+    }
     CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
     def kept(self, doc):
-        return {"question": doc["question"], "capabilities": doc["capability"].split(",")}
+        return {
+            "question": doc["question"],
+            "capabilities": doc["capability"].split(","),
+        }
 
     def messages(self, sample):
         target = sample["target"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-        return [_user(f"{_mmvet_prompt()}\n{sample['question']} | {target} | {sample['prediction']} |")]
+        return [
+            _user(
+                f"{_mmvet_prompt()}\n{sample['question']} | {target} | {sample['prediction']} |"
+            )
+        ]
 
     def verdict(self, reply, sample):
         try:
@@ -206,7 +255,11 @@ class LLaVABench(Protocol):
     def kept(self, doc):
         captions = doc["caption"]
         context = captions if isinstance(captions, str) else "\n".join(captions)
-        return {"question": doc["question"], "context": context, "kind": doc["category"]}
+        return {
+            "question": doc["question"],
+            "context": context,
+            "kind": doc["category"],
+        }
 
     def known(self, sample):
         return None
@@ -232,7 +285,9 @@ class LLaVABench(Protocol):
         for sample in samples:
             kinds.setdefault(sample["kind"], []).append(sample)
         return {
-            f"gpt_eval_llava_{kind}": 100 * sum(s["score"] for s in of) / sum(s["scores"]["reference"] for s in of)
+            f"gpt_eval_llava_{kind}": 100
+            * sum(s["score"] for s in of)
+            / sum(s["scores"]["reference"] for s in of)
             for kind, of in kinds.items()
         }
 

@@ -36,10 +36,16 @@ def pope(metrics: dict[str, float], samples: list[dict]) -> dict[str, float]:
     from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
     def llava(sample: dict) -> str:
-        return sample["target"] if sample["score"] else {"yes": "no", "no": "yes"}[sample["target"]]
+        return (
+            sample["target"]
+            if sample["score"]
+            else {"yes": "no", "no": "yes"}[sample["target"]]
+        )
 
     def exact(sample: dict) -> str:
-        return llava(sample) if "error" in sample else sample["prediction"].strip().lower()
+        return (
+            llava(sample) if "error" in sample else sample["prediction"].strip().lower()
+        )
 
     derived = {}
     for name, rule in (("pope_f1_llava", llava), ("pope_f1_exact", exact)):
@@ -52,13 +58,27 @@ def pope(metrics: dict[str, float], samples: list[dict]) -> dict[str, float]:
 
 
 def mme_sample(logged: dict) -> dict:
-    (found,) = (logged[f"mme_{half}_score"] for half in ("perception", "cognition") if f"mme_{half}_score" in logged)
-    return {"score": found["score"], "scores": {}, "kind": found["category"], "group": found["question_id"]}
+    (found,) = (
+        logged[f"mme_{half}_score"]
+        for half in ("perception", "cognition")
+        if f"mme_{half}_score" in logged
+    )
+    return {
+        "score": found["score"],
+        "scores": {},
+        "kind": found["category"],
+        "group": found["question_id"],
+    }
 
 
 def mme(metrics: dict[str, float], samples: list[dict]) -> dict[str, float]:
     """Perception (up to 2000) + cognition (up to 800); a limit may leave one of them without questions."""
-    return {"mme_total": sum(metrics.get(f"mme_{half}_score", 0.0) for half in ("perception", "cognition"))}
+    return {
+        "mme_total": sum(
+            metrics.get(f"mme_{half}_score", 0.0)
+            for half in ("perception", "cognition")
+        )
+    }
 
 
 def mmmu_sample(logged: dict) -> dict:
@@ -74,8 +94,14 @@ def mmmu(metrics: dict[str, float], samples: list[dict]) -> dict[str, float]:
 
 
 def seed_sample(logged: dict) -> dict:
-    said, truth = (logged["seed_all"][name].strip().lower() for name in ("pred", "answer"))
-    return {"score": float(said == truth), "scores": {}, "kind": logged["doc"]["data_type"]}
+    said, truth = (
+        logged["seed_all"][name].strip().lower() for name in ("pred", "answer")
+    )
+    return {
+        "score": float(said == truth),
+        "scores": {},
+        "kind": logged["doc"]["data_type"],
+    }
 
 
 def turns_sample(logged: dict) -> dict:
@@ -113,19 +139,31 @@ def gqa_functions(dataset: str) -> dict[str, Any]:
 
 def seed_functions() -> dict[str, Any]:
     """One image for every question, of a video its middle frame: LLaVA-1.5 was trained for no more."""
-    return {"doc_to_visual": lambda doc: [doc["image"][len(doc["image"]) // 2].convert("RGB")]}
+    return {
+        "doc_to_visual": lambda doc: [
+            doc["image"][len(doc["image"]) // 2].convert("RGB")
+        ]
+    }
 
 
 def judged_functions() -> dict[str, Any]:
     """Nothing is scored before the judge is asked: lmms-eval's tasks would ask one of their own."""
-    return {"process_results": lambda doc, results: {"answered": float(bool(results[0].strip()))}}
+    return {
+        "process_results": lambda doc, results: {
+            "answered": float(bool(results[0].strip()))
+        }
+    }
 
 
 def mmbench_functions() -> dict[str, Any]:
     """LLaVA's prompt: hint, question and options on lines of their own. lmms-eval introduces the options."""
 
     def doc_to_text(doc, lmms_eval_specific_kwargs):
-        lines = [doc["hint"], doc["question"], *(f"{c}. {doc[c]}" for c in "ABCD" if str(doc[c]) not in MISSING)]
+        lines = [
+            doc["hint"],
+            doc["question"],
+            *(f"{c}. {doc[c]}" for c in "ABCD" if str(doc[c]) not in MISSING),
+        ]
         shown = "\n".join(line for line in lines if str(line) not in MISSING)
         return shown + lmms_eval_specific_kwargs["post_prompt"]
 

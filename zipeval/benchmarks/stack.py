@@ -29,7 +29,10 @@ RUN = (
     "lmms_eval.evaluator",
     "zipeval.evaluation.chat_model",
 )
-TESTED = {"transformers": hf_names.TESTED, "lmms-eval": lmms_names.TESTED}  # lowest and newest, where insides are read
+TESTED = {
+    "transformers": hf_names.TESTED,
+    "lmms-eval": lmms_names.TESTED,
+}  # lowest and newest, where insides are read
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,18 @@ class Package:
         return TESTED.get(self.name)
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version}" if self.version else f"{self.name}, which is not installed"
+        return (
+            f"{self.name} {self.version}"
+            if self.version
+            else f"{self.name}, which is not installed"
+        )
 
     def describe(self) -> str:
         """Say which versions zipeval asks for, and which it is tested with."""
         declared = (
-            f"zipeval asks for {self.name}{self.bounds}" if self.bounds else f"zipeval has no bounds for {self.name}"
+            f"zipeval asks for {self.name}{self.bounds}"
+            if self.bounds
+            else f"zipeval has no bounds for {self.name}"
         )
         if self.tested is None:
             return declared
@@ -68,7 +77,9 @@ class Package:
         """Return whether it is installed, in a version that zipeval asks for."""
         from packaging.specifiers import SpecifierSet
 
-        return self.version is not None and SpecifierSet(self.bounds or "").contains(self.version, prereleases=True)
+        return self.version is not None and SpecifierSet(self.bounds or "").contains(
+            self.version, prereleases=True
+        )
 
     def repair(self) -> str:
         """Return the command that installs a version which fits."""
@@ -90,7 +101,9 @@ def load(modules: tuple[str, ...]) -> None:
         IncompatibleError: if one of them cannot be imported; names the package that is at fault.
     """
     for module in modules:
-        with explained(module.partition(".")[0], Exception):  # an import of foreign code raises anything
+        with explained(
+            module.partition(".")[0], Exception
+        ):  # an import of foreign code raises anything
             import_module(module)
             if module == "lmms_eval.evaluator":
                 lmms_names.patch_filelocks()
@@ -117,7 +130,9 @@ def explained(importing: str, errors: type[Exception] = ImportError) -> Iterator
             raise
         importer = installed(_distribution(importing) or importing)
         what = _describe_import(importer, package)
-        if package.fits() and not importer.fits():  # what it reads there may never have been there
+        if (
+            package.fits() and not importer.fits()
+        ):  # what it reads there may never have been there
             package = importer
         raise IncompatibleError(
             f"cannot import {what} ({_reason(error)}); {package.describe()}, so run `{package.repair()}`, "
@@ -129,14 +144,25 @@ def _describe_import(importer: Package, culprit: Package) -> str:
     """Name a package that was to be imported, and the one that it cannot be imported with or without."""
     if importer.name == culprit.name:
         return str(culprit) if culprit.version else culprit.name
-    return f"{importer} with {culprit}" if culprit.version else f"{importer} without {culprit.name}"
+    return (
+        f"{importer} with {culprit}"
+        if culprit.version
+        else f"{importer} without {culprit.name}"
+    )
 
 
 def installed(name: str, extra: str = "") -> Package:
     """Return a package as it is installed, with the bounds that zipeval, or an extra of it, declares for it."""
     from packaging.utils import canonicalize_name
 
-    bounds = next((str(r.specifier) for r in requirements(extra) if canonicalize_name(r.name) == name), None)
+    bounds = next(
+        (
+            str(r.specifier)
+            for r in requirements(extra)
+            if canonicalize_name(r.name) == name
+        ),
+        None,
+    )
     try:
         return Package(name, metadata.version(name), bounds or None)
     except metadata.PackageNotFoundError:
@@ -153,17 +179,23 @@ def requirements(extra: str = "") -> list[Requirement]:
 
     try:
         declared = metadata.requires("zipeval") or []
-    except metadata.PackageNotFoundError:  # a checkout that is not installed declares nothing
+    except (
+        metadata.PackageNotFoundError
+    ):  # a checkout that is not installed declares nothing
         return []
     wanted = map(Requirement, declared)
-    return [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return [
+        r for r in wanted if r.marker is None or r.marker.evaluate({"extra": extra})
+    ]
 
 
 def outside_bounds() -> list[Package]:
     """Return the packages that a run needs and that are missing, or of a version which zipeval does not ask for."""
     from packaging.utils import canonicalize_name
 
-    packages = [installed(canonicalize_name(requirement.name)) for requirement in requirements()]
+    packages = [
+        installed(canonicalize_name(requirement.name)) for requirement in requirements()
+    ]
     return [package for package in packages if not package.fits()]
 
 
@@ -182,7 +214,11 @@ def extras_outside_bounds() -> list[tuple[str, Package]]:
         for requirement in requirements(extra)
         if requirement.name not in needed
     ]
-    return [(extra, package) for extra, package in packages if package.version and not package.fits()]
+    return [
+        (extra, package)
+        for extra, package in packages
+        if package.version and not package.fits()
+    ]
 
 
 def suspects() -> list[Package]:
@@ -193,7 +229,10 @@ def suspects() -> list[Package]:
     untested = [
         package
         for package in packages
-        if package.version and not Version(package.tested[0]) <= Version(package.version) <= Version(package.tested[1])
+        if package.version
+        and not Version(package.tested[0])
+        <= Version(package.version)
+        <= Version(package.tested[1])
     ]
     return untested or packages
 
@@ -206,7 +245,9 @@ def repair(packages: list[Package]) -> str:
 
 def _culprit(error: Exception) -> Package | None:
     """Return the package that an error while importing is the fault of; None: of none that is installed by pip."""
-    while error.__cause__ is not None:  # transformers' own says nothing but that a class cannot be imported
+    while (
+        error.__cause__ is not None
+    ):  # transformers' own says nothing but that a class cannot be imported
         error = error.__cause__
     module = getattr(error, "name", None) if isinstance(error, ImportError) else None
     if module is None:
@@ -227,7 +268,9 @@ def _raising(error: Exception) -> Iterator[str]:
         frames.append(trace.tb_frame.f_globals.get("__name__", "").partition(".")[0])
         trace = trace.tb_next
     yield from (
-        name for name in reversed(frames) if name not in sys.stdlib_module_names and name != "_frozen_importlib"
+        name
+        for name in reversed(frames)
+        if name not in sys.stdlib_module_names and name != "_frozen_importlib"
     )
 
 

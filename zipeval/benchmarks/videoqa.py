@@ -53,8 +53,14 @@ def questions(task: str, root: str) -> list[dict[str, str]]:
     asked, answers = (_read(task, root, folder / name) for name in (QUESTIONS, ANSWERS))
     videos = folder / place.videos
     if not videos.is_dir():
-        raise UsageError(f"data.videos={root}: tasks=[{task}] needs the videos in {videos}. No such directory.")
-    found = {file.stem: file for file in sorted(videos.iterdir(), reverse=True) if file.suffix.lower() in SUFFIXES}
+        raise UsageError(
+            f"data.videos={root}: tasks=[{task}] needs the videos in {videos}. No such directory."
+        )
+    found = {
+        file.stem: file
+        for file in sorted(videos.iterdir(), reverse=True)
+        if file.suffix.lower() in SUFFIXES
+    }
     rows = []
     try:
         if len(asked) != len(answers):
@@ -91,5 +97,7 @@ def _read(task: str, root: str, path: Path) -> list[dict]:
             "GPT_Zero_Shot_QA: see docs/benchmarks.md."
         ) from error
     if not isinstance(found, list) or not found:
-        raise UsageError(f"data.videos={root}: {path} holds no list of questions or answers.")
+        raise UsageError(
+            f"data.videos={root}: {path} holds no list of questions or answers."
+        )
     return found

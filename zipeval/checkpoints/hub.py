@@ -17,7 +17,11 @@ def snapshot(config: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    wanted = {"repo_id": config.hub, "revision": config.revision, "ignore_patterns": ["*.bin", "*.pth", "*.msgpack"]}
+    wanted = {
+        "repo_id": config.hub,
+        "revision": config.revision,
+        "ignore_patterns": ["*.bin", "*.pth", "*.msgpack"],
+    }
     try:
         return Path(snapshot_download(**wanted))
     except (HTTPError, HFValidationError, OSError) as error:
@@ -40,7 +44,11 @@ def _explain(error: Exception, config: ModelConfig) -> str:
     if isinstance(error, errors.RepositoryNotFoundError) or unauthorised:
         return f"model.hub={config.hub}: no such repository, or a private one. Correct it, or run `hf auth login`."
     reason = str(error.__cause__ or error).strip().split("\n")[0]
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} did not give it ({reason})"
+    why = (
+        "HF_HUB_OFFLINE is set"
+        if constants.HF_HUB_OFFLINE
+        else f"{constants.ENDPOINT} did not give it ({reason})"
+    )
     return (
         f"model={config.name}: {config.hub} is not in the Hugging Face cache and {why}. "
         f"Where the hub can be reached, {fetch(config)}, or give a local copy with model.path=DIR."

@@ -64,7 +64,9 @@ def place(config: ModelConfig) -> Placement:
         number = int(device.partition(":")[2] or 0)
         if number >= torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise UsageError(f"model.device={device}: {count} CUDA devices here. `zipeval doctor` shows them.")
+            raise UsageError(
+                f"model.device={device}: {count} CUDA devices here. `zipeval doctor` shows them."
+            )
     on_cuda = device.startswith("cuda")
     if dtype == "auto":
         dtype = "bfloat16" if on_cuda else "float32"
@@ -81,12 +83,19 @@ def place(config: ModelConfig) -> Placement:
 
 def machine(placement: Placement) -> dict[str, str | None]:
     """What the model runs on: platform, names of the device or devices, and on GPUs torch's CUDA and their driver."""
-    found = {"platform": platform.platform(), "device": _cpu(), "cuda": None, "driver": None}
+    found = {
+        "platform": platform.platform(),
+        "device": _cpu(),
+        "cuda": None,
+        "driver": None,
+    }
     if placement.device == "cpu":
         return found
     import torch
 
-    devices = range(torch.cuda.device_count()) if placement.device_map else [placement.device]
+    devices = (
+        range(torch.cuda.device_count()) if placement.device_map else [placement.device]
+    )
     names = ", ".join(torch.cuda.get_device_name(device) for device in devices)
     return found | {"device": names, "cuda": torch.version.cuda, "driver": _driver()}
 
@@ -97,7 +106,11 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    names = (
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith("model name")
+    )
     return next(names, platform.processor() or platform.machine())
 
 
@@ -105,7 +118,9 @@ def _driver() -> str | None:
     """The version of NVIDIA's driver, which torch does not know."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
 
@@ -121,14 +136,30 @@ def check_memory(checkpoint: Checkpoint, placement: Placement) -> None:
     needed, free = _weight_bytes(checkpoint, placement), _free_bytes(placement)
     if needed <= free:
         return
-    others = {f"model.device=cuda:{n}": {"device": f"cuda:{n}"} for n in range(torch.cuda.device_count())}
-    others |= {"model.device_map=auto": {"device_map": "auto"}, "model.dtype=bfloat16": {"dtype": "bfloat16"}}
+    others = {
+        f"model.device=cuda:{n}": {"device": f"cuda:{n}"}
+        for n in range(torch.cuda.device_count())
+    }
+    others |= {
+        "model.device_map=auto": {"device_map": "auto"},
+        "model.dtype=bfloat16": {"dtype": "bfloat16"},
+    }
     others |= {f"model.quantization={q}": {"quantization": q} for q in ("8bit", "4bit")}
     changed = {name: replace(placement, **change) for name, change in others.items()}
-    fitting = [name for name, p in changed.items() if _weight_bytes(checkpoint, p) <= _free_bytes(p)]
-    held = placement.dtype if placement.quantization == "none" else placement.quantization
+    fitting = [
+        name
+        for name, p in changed.items()
+        if _weight_bytes(checkpoint, p) <= _free_bytes(p)
+    ]
+    held = (
+        placement.dtype if placement.quantization == "none" else placement.quantization
+    )
     where = "device_map=auto" if placement.device_map else f"device={placement.device}"
-    advice = f"They would fit with {' or '.join(fitting)}" if fitting else "`zipeval list models` shows smaller models"
+    advice = (
+        f"They would fit with {' or '.join(fitting)}"
+        if fitting
+        else "`zipeval list models` shows smaller models"
+    )
     raise UsageError(
         f"model.{where}: the weights in {checkpoint.path} take {needed / 2**30:.1f} GiB in {held}, "
         f"{free / 2**30:.1f} GiB are free. {advice}."
@@ -138,7 +169,9 @@ def check_memory(checkpoint: Checkpoint, placement: Placement) -> None:
 def _weight_bytes(checkpoint: Checkpoint, placement: Placement) -> float:
     width = 4 if placement.dtype == "float32" else 2
     quantised = {"none": width, "8bit": 1, "4bit": 0.5}[placement.quantization]
-    return (checkpoint.parameters - checkpoint.quantizable) * width + checkpoint.quantizable * quantised
+    return (
+        checkpoint.parameters - checkpoint.quantizable
+    ) * width + checkpoint.quantizable * quantised
 
 
 def _free_bytes(placement: Placement) -> int:
@@ -147,5 +180,7 @@ def _free_bytes(placement: Placement) -> int:
 
     if placement.device == "cpu":
         return psutil.virtual_memory().available
-    devices = range(torch.cuda.device_count()) if placement.device_map else [placement.device]
+    devices = (
+        range(torch.cuda.device_count()) if placement.device_map else [placement.device]
+    )
     return sum(torch.cuda.mem_get_info(device)[0] for device in devices)

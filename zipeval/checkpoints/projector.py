@@ -30,17 +30,29 @@ KEY = "zipeval"  # of the manifest in the file's metadata
 
 def place(model: str, tokens: int | None) -> Path:
     """Where it lies unless another place is named."""
-    return FOLDER / "-".join(str(part) for part in (model, METHOD, tokens) if part is not None) / FILE
+    return (
+        FOLDER
+        / "-".join(str(part) for part in (model, METHOD, tokens) if part is not None)
+        / FILE
+    )
 
 
-def purpose(config: RunConfig, checkpoint: Checkpoint, method: dict[str, Any]) -> dict[str, Any]:
+def purpose(
+    config: RunConfig, checkpoint: Checkpoint, method: dict[str, Any]
+) -> dict[str, Any]:
     """What a projector is tuned for; it serves nothing else.
 
     Args:
         method: the node of the configuration that reduces.
     """
-    options = {k: v for k, v in method.items() if k not in ("name", "_target_", "tokens", "projector")}
-    several = checkpoint.grids[-1][0] > 1  # crops of an image; of one, every budget leaves the same
+    options = {
+        k: v
+        for k, v in method.items()
+        if k not in ("name", "_target_", "tokens", "projector")
+    }
+    several = (
+        checkpoint.grids[-1][0] > 1
+    )  # crops of an image; of one, every budget leaves the same
     return {
         "model": config.model.name,
         "fingerprint": checkpoint.fingerprint,
@@ -64,11 +76,15 @@ def check(config: RunConfig, checkpoint: Checkpoint) -> str | None:
     path, wanted = Path(config.projector), purpose(config, checkpoint, method)
     command = _command(config, wanted)
     if not path.expanduser().is_file():
-        raise UsageError(f"projector={path}: no such file. Make it with `{command}`, or name another one.")
+        raise UsageError(
+            f"projector={path}: no such file. Make it with `{command}`, or name another one."
+        )
     tuned = manifest(path)["purpose"]
     for name in dict.fromkeys([*wanted, *tuned]):
         its, asked = tuned.get(name), wanted.get(name)
-        if its != asked and name != "model":  # which has a fingerprint, whatever it is called
+        if (
+            its != asked and name != "model"
+        ):  # which has a fingerprint, whatever it is called
             of = f" of model={tuned['model']}" if name == "fingerprint" else ""
             raise UsageError(
                 f"projector={path}: it was tuned for {name}={its}{of}, and this run has {name}={asked}. "
@@ -88,8 +104,16 @@ def _tuned(method: dict[str, Any]) -> dict[str, Any] | None:
 
 def _command(config: RunConfig, wanted: dict[str, Any]) -> str:
     """That makes the projector of a run."""
-    options = {f"method.{name}": wanted[name] for name in ("dominant", "contextual") if name in wanted}
-    options |= {name: wanted[name] for name in ("budget", "packing") if wanted[name] != getattr(type(config), name)}
+    options = {
+        f"method.{name}": wanted[name]
+        for name in ("dominant", "contextual")
+        if name in wanted
+    }
+    options |= {
+        name: wanted[name]
+        for name in ("budget", "packing")
+        if wanted[name] != getattr(type(config), name)
+    }
     path, usual = Path(config.projector), place(config.model.name, wanted["tokens"])
     if path != usual and path.name == FILE and not path.expanduser().exists():
         options["out"] = path.parent
@@ -97,7 +121,12 @@ def _command(config: RunConfig, wanted: dict[str, Any]) -> str:
         options["out"] = "NEW_DIR"
     if config.model.path:
         options["model.path"] = config.model.path
-    given = {"model": config.model.name, "method": METHOD, "tokens": wanted["tokens"], **options}
+    given = {
+        "model": config.model.name,
+        "method": METHOD,
+        "tokens": wanted["tokens"],
+        **options,
+    }
     named = [f"{name}={value}" for name, value in given.items() if value is not None]
     return f"zipeval tune {shlex.join(named)} data=FILE.json images=DIR"
 
@@ -114,11 +143,17 @@ def manifest(path: Path) -> dict[str, Any]:
         with safe_open(path.expanduser(), framework="numpy") as file:
             return json.loads((file.metadata() or {})[KEY])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        reason = "its metadata are no manifest" if isinstance(error, KeyError) else error
-        raise UsageError(f"projector={path}: not a file of `zipeval tune` ({reason}). Name another one.") from error
+        reason = (
+            "its metadata are no manifest" if isinstance(error, KeyError) else error
+        )
+        raise UsageError(
+            f"projector={path}: not a file of `zipeval tune` ({reason}). Name another one."
+        ) from error
 
 
-def weights(path: str, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def weights(
+    path: str, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     """The tensors of a file, by the names that they have in the model's projector: those that `check` saw last."""
     return _loaded(_content(Path(path).expanduser()), device, dtype)
 
@@ -130,7 +165,9 @@ def _content(file: Path) -> bytes:
 
 
 @lru_cache(maxsize=4)
-def _loaded(content: bytes, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _loaded(
+    content: bytes, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     return {name: tensor.to(device, dtype) for name, tensor in load(content).items()}

@@ -18,6 +18,10 @@ CONVERSATION = (
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-VICUNA_V1 = CONVERSATION.replace("WHO", "user")  # conv_vicuna_v1 of LLaVA-1.5, LLaVA-NeXT and Mini-Gemini
-LLAVA_V1 = CONVERSATION.replace("WHO", "human")  # conv_llava_v1, which Video-LLaVA is evaluated with
+VICUNA_V1 = CONVERSATION.replace(
+    "WHO", "user"
+)  # conv_vicuna_v1 of LLaVA-1.5, LLaVA-NeXT and Mini-Gemini
+LLAVA_V1 = CONVERSATION.replace(
+    "WHO", "human"
+)  # conv_llava_v1, which Video-LLaVA is evaluated with
 TEMPLATES = {"hf": None, "vicuna_v1": VICUNA_V1, "llava_v1": LLAVA_V1}

@@ -15,7 +15,14 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from zipeval.cli.settings import ASSIGNED, DASHED, LABEL_WIDTH, Operand, Section, Setting
+from zipeval.cli.settings import (
+    ASSIGNED,
+    DASHED,
+    LABEL_WIDTH,
+    Operand,
+    Section,
+    Setting,
+)
 from zipeval.errors import UsageError, did_you_mean
 
 
@@ -101,7 +108,11 @@ class Command:
             value = values[number] if number < len(values) else ""
             is_wrong = value not in operand.allowed and (value or operand.required)
             if operand.allowed and is_wrong:
-                hint = did_you_mean(value, operand.allowed) if len(operand.allowed) > 1 else ""
+                hint = (
+                    did_you_mean(value, operand.allowed)
+                    if len(operand.allowed) > 1
+                    else ""
+                )
                 raise UsageError(f"{command_line}: {misused}{hint}")
         if not least <= len(values) <= len(self.operands):
             raise UsageError(f"{command_line}: {misused}")
@@ -115,7 +126,10 @@ class Command:
             own = {setting.name for setting in self.own_settings}
             defaults = dict(self.defaults)
             others = tuple(
-                replace(setting, default_text=defaults.get(setting.name, setting.default_text))
+                replace(
+                    setting,
+                    default_text=defaults.get(setting.name, setting.default_text),
+                )
                 for setting in shown(self.passed_on)
                 if setting.name not in own
             )
@@ -130,7 +144,9 @@ class Command:
         for section in self.sections():
             group = parser.add_argument_group(section.heading)
             for setting in section.settings:
-                group.add_argument(f"--{setting.name}", help=_escaped(setting.help)).setting = setting
+                group.add_argument(
+                    f"--{setting.name}", help=_escaped(setting.help)
+                ).setting = setting
         return parser.format_help()
 
 
@@ -144,7 +160,11 @@ class _Parser(argparse.ArgumentParser):
     """argparse's, with zipeval's help and complaints."""
 
     def __init__(self, command: Command):
-        parts = [command.summary, *([command.about] if command.about else []), *_operand_lines(command.operands)]
+        parts = [
+            command.summary,
+            *([command.about] if command.about else []),
+            *_operand_lines(command.operands),
+        ]
         super().__init__(
             prog=f"zipeval {command.name}",
             usage=_escaped(f"zipeval {command.name} {command.usage}".rstrip()),
@@ -165,12 +185,16 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str):
         width = _terminal_width()
-        super().__init__(prog, max_help_position=min(LABEL_WIDTH, width // 3), width=width)
+        super().__init__(
+            prog, max_help_position=min(LABEL_WIDTH, width // 3), width=width
+        )
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Fill paragraphs; what is indented stays as it is."""
         paragraphs = text.split("\n\n")
-        filled = [part if "\n" in part else textwrap.fill(part, width) for part in paragraphs]
+        filled = [
+            part if "\n" in part else textwrap.fill(part, width) for part in paragraphs
+        ]
         return "\n\n".join(filled)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -181,7 +205,10 @@ class _PassOn(argparse.Action):
     """Collect an override for the configuration."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        namespace.overrides = [*namespace.overrides, f"{option_string.removeprefix('--')}={values}"]
+        namespace.overrides = [
+            *namespace.overrides,
+            f"{option_string.removeprefix('--')}={values}",
+        ]
 
 
 class _Reader:
@@ -191,9 +218,16 @@ class _Reader:
         self.command = command
         self.settings = {setting.name: setting for setting in command.own_settings}
         self.parser = _Parser(command)
-        self.handed_on: set[str] = set()  # options of those that were declared to argparse
+        self.handed_on: set[str] = (
+            set()
+        )  # options of those that were declared to argparse
         for setting in self.settings.values():
-            self.parser.add_argument(setting.dashed, dest=setting.name, type=setting.parse, default=setting.default)
+            self.parser.add_argument(
+                setting.dashed,
+                dest=setting.name,
+                type=setting.parse,
+                default=setting.default,
+            )
         self.parser.add_argument("operands", nargs="*")
         self.parser.set_defaults(overrides=[])
 
@@ -225,11 +259,15 @@ class _Reader:
             option = self._option(self._undashed(dashed["name"]), argument)
             value = self._next_value(dashed["name"], rest)
         elif argument.startswith("-"):
-            raise UsageError(f"{argument}: expected NAME=VALUE. {self.command.explains}")
+            raise UsageError(
+                f"{argument}: expected NAME=VALUE. {self.command.explains}"
+            )
         else:
             return argument
         if not value:
-            raise UsageError(f"{argument.rstrip('=')}: needs a value. {self.command.explains}")
+            raise UsageError(
+                f"{argument.rstrip('=')}: needs a value. {self.command.explains}"
+            )
         return f"{option}={value}"
 
     def _undashed(self, name: str) -> str:
@@ -256,7 +294,9 @@ class _Reader:
             raise self._refusal(name, argument)
         option = f"--{name}"
         if option not in self.handed_on:
-            self.parser.add_argument(option, action=_PassOn, dest="overrides", default=argparse.SUPPRESS)
+            self.parser.add_argument(
+                option, action=_PassOn, dest="overrides", default=argparse.SUPPRESS
+            )
             self.handed_on.add(option)
         return option
 
@@ -269,14 +309,18 @@ class _Reader:
                 return UsageError(
                     f"{argument}: `zipeval {self.command.name}` has no use for it, {self.command.idle}. Leave it out."
                 )
-        known = [setting.name for setting in self.settings.values() if not setting.option]
+        known = [
+            setting.name for setting in self.settings.values() if not setting.option
+        ]
         for passed_on in self.command.passed_on:
             if not passed_on.endswith("."):
                 known.append(passed_on)
             elif passed_on.rstrip(".") not in known:
                 known.append(f"{passed_on}NAME")
         name = name.replace("-", "_")
-        return UsageError(f"{name}: no such setting of `{self.command.full_name}`.{did_you_mean(name, {*known})}")
+        return UsageError(
+            f"{name}: no such setting of `{self.command.full_name}`.{did_you_mean(name, {*known})}"
+        )
 
 
 def _terminal_width() -> int:

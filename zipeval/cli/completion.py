@@ -66,7 +66,10 @@ COMPLETION = Command(
     misused="say which shell, `zipeval completion bash`.",
     examples=(
         ("echo 'source <(zipeval completion bash)' >> ~/.bashrc", ""),
-        ("echo 'source <(zipeval completion zsh)' >> ~/.zshrc", "behind the line with compinit"),
+        (
+            "echo 'source <(zipeval completion zsh)' >> ~/.zshrc",
+            "behind the line with compinit",
+        ),
     ),
 )
 
@@ -93,7 +96,9 @@ def print_candidates(arguments: list[str], commands: dict[str, Command]) -> None
         print(candidate)
 
 
-def candidates(words: list[str], current: str, commands: dict[str, Command]) -> list[str]:
+def candidates(
+    words: list[str], current: str, commands: dict[str, Command]
+) -> list[str]:
     """Return what a word may become, sorted.
 
     Args:
@@ -101,7 +106,11 @@ def candidates(words: list[str], current: str, commands: dict[str, Command]) -> 
         current: what is typed of it.
     """
     if not words:
-        return sorted(name for name in [*commands, "--help", "--version"] if name.startswith(current))
+        return sorted(
+            name
+            for name in [*commands, "--help", "--version"]
+            if name.startswith(current)
+        )
     command = commands.get(words[0])
     if command is None:
         return []
@@ -116,17 +125,25 @@ def candidates(words: list[str], current: str, commands: dict[str, Command]) -> 
     if current.startswith("-"):
         return sorted(
             option
-            for option in _options(command.own_settings if _takes_all(command) else settings)
+            for option in _options(
+                command.own_settings if _takes_all(command) else settings
+            )
             if option.startswith(current)
         )
-    return sorted({*_operands(command, words, current), *_names(settings, words, current)})
+    return sorted(
+        {*_operands(command, words, current), *_names(settings, words, current)}
+    )
 
 
 def _settings(command: Command, words: list[str]) -> list[Setting]:
     """Return the settings of a command, each by its whole name."""
     settings = [*command.own_settings]
     is_hydra = _takes_all(command)
-    settings += [*run_settings(), *sweep_settings()] if is_hydra else completed(command.passed_on)
+    settings += (
+        [*run_settings(), *sweep_settings()]
+        if is_hydra
+        else completed(command.passed_on)
+    )
     methods = [word.partition("=")[2] for word in words if word.startswith("method=")]
     if methods and (is_hydra or command.takes("method.")):
         settings += method_settings(methods[-1], config_dir_of(words))
@@ -156,10 +173,16 @@ def _values(setting: Setting | None, typed: str, words: list[str]) -> list[str]:
         choices = [file.name for file in config_files(group, config_dir_of(words))]
     if setting.name == "tasks":  # a list: tasks=[pope,gqa]
         before, last = LIST_START.fullmatch(typed).groups()
-        return [f"{before or '['}{choice}]" for choice in choices if choice.startswith(last)]
+        return [
+            f"{before or '['}{choice}]" for choice in choices if choice.startswith(last)
+        ]
     before, comma, last = typed.rpartition(",") if setting.several else ("", "", typed)
     taken = before.split(",")
-    return [f"{before}{comma}{choice}" for choice in choices if choice.startswith(last) and choice not in taken]
+    return [
+        f"{before}{comma}{choice}"
+        for choice in choices
+        if choice.startswith(last) and choice not in taken
+    ]
 
 
 def _options(settings: list[Setting]) -> Iterator[str]:
@@ -176,7 +199,11 @@ def _names(settings: list[Setting], words: list[str], current: str) -> Iterator[
     """Yield the names of settings that begin with what is typed: `results=`, and at first `model.` of what is in it."""
     assigned = {word.partition("=")[0] for word in words}
     for setting in settings:
-        if setting.option or setting.name in assigned or not setting.name.startswith(current):
+        if (
+            setting.option
+            or setting.name in assigned
+            or not setting.name.startswith(current)
+        ):
             continue
         dot = setting.name.find(".", len(current))
         yield f"{setting.name}=" if dot < 0 else setting.name[: dot + 1]
@@ -184,7 +211,13 @@ def _names(settings: list[Setting], words: list[str], current: str) -> Iterator[
 
 def _operands(command: Command, words: list[str], current: str) -> list[str]:
     """Return the words that may stand in an operand's place."""
-    before = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+    before = [
+        word for word in words[1:] if "=" not in word and not word.startswith("-")
+    ]
     if len(before) >= len(command.operands):
         return []
-    return [value for value in command.operands[len(before)].offered if value.startswith(current)]
+    return [
+        value
+        for value in command.operands[len(before)].offered
+        if value.startswith(current)
+    ]

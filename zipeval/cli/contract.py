@@ -14,11 +14,20 @@ TEST_METHOD = Command(
     "Check that a method keeps what every method has to keep.",
     "It is applied to small random models of each family and to the embedded one: its budget is what enters the "
     "layers, a batch equals single prompts, nothing is left on the model, and so on. Exit code 1 where a check fails.",
-    operands=(Operand("NAME", "a method of `zipeval list methods`", suggestions=names("method")),),
+    operands=(
+        Operand(
+            "NAME", "a method of `zipeval list methods`", suggestions=names("method")
+        ),
+    ),
     misused="name one method, `zipeval test-method NAME [--config-dir DIR]`.",
     settings=(CONFIG_DIR,),
     passed_on=("method.", "seed"),
-    examples=(("PYTHONPATH=. zipeval test-method norms --config-dir configs", "a method outside of zipeval"),),
+    examples=(
+        (
+            "PYTHONPATH=. zipeval test-method norms --config-dir configs",
+            "a method outside of zipeval",
+        ),
+    ),
 )
 
 
@@ -29,11 +38,15 @@ def test_method(arguments: list[str]) -> None:
     hide_bars()
     from zipeval.config.compose import compose
 
-    compose([f"method={name}", *options.overrides], options.config_dir)  # refused before torch is imported
+    compose(
+        [f"method={name}", *options.overrides], options.config_dir
+    )  # refused before torch is imported
     from zipeval.contract.candidates import candidate
     from zipeval.contract.run import FAILED, PASSED, run_checks, show
 
-    outcomes = list(run_checks(candidate(name, tuple(options.overrides), options.config_dir)))
+    outcomes = list(
+        run_checks(candidate(name, tuple(options.overrides), options.config_dir))
+    )
     show(name, outcomes)
     results = {outcome.result for outcome in outcomes}
     if FAILED in results:
@@ -41,7 +54,11 @@ def test_method(arguments: list[str]) -> None:
             f"method={name}: it breaks the contract. docs/adding-a-method.md says what a method has to keep."
         )
     if PASSED not in results:
-        raise RunError(f"method={name}: no check had anything to say. Set the options that it needs, method.OPTION=.")
+        raise RunError(
+            f"method={name}: no check had anything to say. Set the options that it needs, method.OPTION=."
+        )
 
 
-test_method.__test__ = False  # pytest takes what is called test_ for a test where it is imported
+test_method.__test__ = (
+    False  # pytest takes what is called test_ for a test where it is imported
+)

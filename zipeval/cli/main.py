@@ -10,7 +10,16 @@ import traceback
 from collections.abc import Callable
 
 from zipeval import __version__
-from zipeval.cli import completion, contract, measure, regression, resources, results, run, tune
+from zipeval.cli import (
+    completion,
+    contract,
+    measure,
+    regression,
+    resources,
+    results,
+    run,
+    tune,
+)
 from zipeval.cli.arguments import Command
 from zipeval.cli.output import hush
 from zipeval.errors import RunError, Stopped, UsageError, did_you_mean
@@ -57,7 +66,9 @@ def main() -> None:
         traceback.print_exc()
         code = FAILED
     if code == INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more has nothing left to stop but the exit
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # one more has nothing left to stop but the exit
     ranks.end(code)
 
 
@@ -73,11 +84,15 @@ def _execute() -> int:
         print(__version__)
         return 0
     if command == completion.CANDIDATES:
-        completion.print_candidates(arguments, {name: declared for name, (declared, _) in COMMANDS.items()})
+        completion.print_candidates(
+            arguments, {name: declared for name, (declared, _) in COMMANDS.items()}
+        )
         return 0
     try:
         if command not in COMMANDS:
-            raise UsageError(f"{command}: no such command.{did_you_mean(command, COMMANDS)}")
+            raise UsageError(
+                f"{command}: no such command.{did_you_mean(command, COMMANDS)}"
+            )
         _, function = COMMANDS[command]
         function(arguments)
         ranks.leave()
@@ -98,11 +113,16 @@ def overview() -> str:
     lines = [f"zipeval {__version__}: honest measurement of visual-token reduction", ""]
     for command, _ in COMMANDS.values():
         usage = f"zipeval {command.name} {command.usage}".rstrip()
-        left = textwrap.wrap(usage, USAGE_WIDTH - 3, subsequent_indent="      ", break_on_hyphens=False)
+        left = textwrap.wrap(
+            usage, USAGE_WIDTH - 3, subsequent_indent="      ", break_on_hyphens=False
+        )
         right = textwrap.wrap(command.summary, width - USAGE_WIDTH)
         for number in range(max(len(left), len(right))):
             usage_line = left[number] if number < len(left) else ""
             summary_line = right[number] if number < len(right) else ""
             lines.append(f"  {usage_line:<{USAGE_WIDTH - 2}}{summary_line}".rstrip())
-    lines += ["", "`zipeval COMMAND --help` explains its settings, `zipeval run --help` all of a run."]
+    lines += [
+        "",
+        "`zipeval COMMAND --help` explains its settings, `zipeval run --help` all of a run.",
+    ]
     return "\n".join(lines) + "\n"

@@ -24,7 +24,10 @@ BASELINE = Command(
     "baseline",
     "[results=DIR] [out=FILE]",
     "Write what records hold as a small file to commit, for `zipeval check`.",
-    settings=(RESULTS, Setting("out", "the file to write", "FILE", _file_to_write, FILE)),
+    settings=(
+        RESULTS,
+        Setting("out", "the file to write", "FILE", _file_to_write, FILE),
+    ),
 )
 
 
@@ -34,8 +37,18 @@ def baseline(arguments: list[str]) -> None:
     from zipeval.regression.baseline import write
 
     count = write(options.results, options.out)
-    command = shlex.join(["zipeval", "check", "--against", str(options.out), f"results={options.results}"])
-    print(f"{options.out} holds {count} record{'s' if count > 1 else ''}: commit it. `{command}` compares.")
+    command = shlex.join(
+        [
+            "zipeval",
+            "check",
+            "--against",
+            str(options.out),
+            f"results={options.results}",
+        ]
+    )
+    print(
+        f"{options.out} holds {count} record{'s' if count > 1 else ''}: commit it. `{command}` compares."
+    )
 
 
 def _percent(name: str, value: str) -> float:
@@ -49,7 +62,9 @@ def _percent(name: str, value: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number <= 100:
-        raise UsageError(f"{name}={value}: expected percent of a score, from 0 to 100, such as --max-drop 1.0.")
+        raise UsageError(
+            f"{name}={value}: expected percent of a score, from 0 to 100, such as --max-drop 1.0."
+        )
     return number
 
 
@@ -59,8 +74,16 @@ CHECK = Command(
     "Compare records with a baseline: exit code 0 as good, 1 regression, 2 cannot compare.",
     "Of 20 samples one may have another answer, from 200 up one in 100.",
     settings=(
-        Setting("against", "the baseline, as `zipeval baseline` wrote it", "FILE", path),
-        Setting("max_drop", "by how many percent a score may be lower", "PERCENT", _percent, "1.0"),
+        Setting(
+            "against", "the baseline, as `zipeval baseline` wrote it", "FILE", path
+        ),
+        Setting(
+            "max_drop",
+            "by how many percent a score may be lower",
+            "PERCENT",
+            _percent,
+            "1.0",
+        ),
         Setting(
             "allow_other_code",
             "compare records that another version of zipeval made",
@@ -70,7 +93,12 @@ CHECK = Command(
             flag=True,
         ),
         Setting("junit", "write the outcome as JUnit XML, too", "FILE", path),
-        Setting("format", "github adds annotations for GitHub Actions", default="text", choices=("text", "github")),
+        Setting(
+            "format",
+            "github adds annotations for GitHub Actions",
+            default="text",
+            choices=("text", "github"),
+        ),
         RESULTS,
     ),
     examples=((f"zipeval check --against {FILE} --max-drop 0.5", ""),),
@@ -84,7 +112,9 @@ def check(arguments: list[str]) -> None:
         raise UsageError(f"check: name a baseline, `zipeval check --against {FILE}`.")
     from zipeval.regression import gate
 
-    verdicts = gate.check(options.against, options.results, options.max_drop, options.allow_other_code)
+    verdicts = gate.check(
+        options.against, options.results, options.max_drop, options.allow_other_code
+    )
     try:
         print(gate.text(verdicts))
         if options.format == "github":

@@ -19,7 +19,9 @@ CONVERT = Command(
     "mini_gemini SRC DST [vision_tower=DIR] [vision_tower_aux=DIR]",
     "Bring an official checkpoint into the Hugging Face layout.",
     operands=(
-        Operand("mini_gemini", "the family of the checkpoint", choices=("mini_gemini",)),
+        Operand(
+            "mini_gemini", "the family of the checkpoint", choices=("mini_gemini",)
+        ),
         Operand("SRC", "directory of the official checkpoint"),
         Operand("DST", "directory to make"),
     ),
@@ -27,8 +29,18 @@ CONVERT = Command(
         "say what, from and to where: `zipeval convert mini_gemini SRC DST [vision_tower=DIR] [vision_tower_aux=DIR]`."
     ),
     settings=(
-        Setting("vision_tower", "directory of CLIP, where the checkpoint has none of its own", "DIR", path),
-        Setting("vision_tower_aux", "directory of ConvNeXt, where the checkpoint has none of its own", "DIR", path),
+        Setting(
+            "vision_tower",
+            "directory of CLIP, where the checkpoint has none of its own",
+            "DIR",
+            path,
+        ),
+        Setting(
+            "vision_tower_aux",
+            "directory of ConvNeXt, where the checkpoint has none of its own",
+            "DIR",
+            path,
+        ),
     ),
 )
 
@@ -37,8 +49,12 @@ def convert(arguments: list[str]) -> None:
     """Run `zipeval convert mini_gemini SRC DST`."""
     options = CONVERT.parse(arguments)
     source, target = (Path(place).expanduser() for place in options.operands[1:])
-    towers = {name: getattr(options, name) for name in ("vision_tower", "vision_tower_aux")}
-    towers = {name: directory for name, directory in towers.items() if directory is not None}
+    towers = {
+        name: getattr(options, name) for name in ("vision_tower", "vision_tower_aux")
+    }
+    towers = {
+        name: directory for name, directory in towers.items() if directory is not None
+    }
     for directory in (source, *towers.values()):
         if not directory.is_dir():
             raise UsageError(f"{directory}: no such directory.")
@@ -78,7 +94,10 @@ def _task_rows() -> tuple[list[tuple[str, ...]], str]:
     """Return a line for each benchmark, and what is said below."""
     from zipeval.benchmarks import BENCHMARKS, OURS, task_files
 
-    rows = [(name, b.column, f"{b.metric} x {b.scale}", *_data(b), _note(b)) for name, b in BENCHMARKS.items()]
+    rows = [
+        (name, b.column, f"{b.metric} x {b.scale}", *_data(b), _note(b))
+        for name, b in BENCHMARKS.items()
+    ]
     others = sum(kind == "task" for kind, _ in task_files().values()) - len(rows)
     footer = (
         f"Of lmms-eval's own {others} those work by their names that generate answers to images and need no judge "
@@ -111,7 +130,9 @@ def _data(benchmark) -> tuple[str, str]:
 
 
 def _note(benchmark) -> str:
-    return benchmark.about + (f"; theirs is scored by a {benchmark.needs}" if benchmark.needs else "")
+    return benchmark.about + (
+        f"; theirs is scored by a {benchmark.needs}" if benchmark.needs else ""
+    )
 
 
 def _weights(path: Path) -> str:
@@ -155,7 +176,9 @@ def data(arguments: list[str]) -> None:
     for task in config.tasks:
         task_folder(task)
     lines, complete = report(config.tasks, config.data.root)
-    print(lines or f"tasks=[{', '.join(config.tasks)}]: all of their data is beside them.")
+    print(
+        lines or f"tasks=[{', '.join(config.tasks)}]: all of their data is beside them."
+    )
     if not complete:
         sys.exit(FAILED)
 

@@ -9,14 +9,29 @@ from typing import TYPE_CHECKING
 
 from zipeval.cli.arguments import Command
 from zipeval.cli.run_settings import task_names
-from zipeval.cli.settings import RESULTS, SWITCH, Operand, Setting, number, path, switch, text
+from zipeval.cli.settings import (
+    RESULTS,
+    SWITCH,
+    Operand,
+    Setting,
+    number,
+    path,
+    switch,
+    text,
+)
 from zipeval.errors import UsageError
 
 if TYPE_CHECKING:
     from zipeval.reporting.tables import Table
 
 # The format of a table's file.
-SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html", ".json": "json"}
+SUFFIXES = {
+    ".md": "markdown",
+    ".csv": "csv",
+    ".tex": "latex",
+    ".html": "html",
+    ".json": "json",
+}
 
 
 def formats() -> list[str]:
@@ -35,18 +50,24 @@ def layouts() -> list[str]:
 
 def run_ids() -> list[str]:
     """Return the runs in the usual directory of results."""
-    return sorted({record.parent.name for record in Path(RESULTS.default).glob("*/*.json")})
+    return sorted(
+        {record.parent.name for record in Path(RESULTS.default).glob("*/*.json")}
+    )
 
 
 def sweep_names() -> list[str]:
     """Return the sweeps in the usual directory of results."""
-    return sorted(plan.parent.name for plan in Path(RESULTS.default).glob("sweeps/*/plan.json"))
+    return sorted(
+        plan.parent.name for plan in Path(RESULTS.default).glob("sweeps/*/plan.json")
+    )
 
 
 def tcp_port(name: str, value: str) -> int:
     """Return the value as the number of a port."""
     if not value.isdecimal() or int(value) > 65535:
-        raise UsageError(f"{name}={value}: expected a number up to 65535, such as {name}=8000; 0 takes a free one.")
+        raise UsageError(
+            f"{name}={value}: expected a number up to 65535, such as {name}=8000; 0 takes a free one."
+        )
     return int(value)
 
 
@@ -55,7 +76,14 @@ STATUS = Command(
     "[SWEEP] [results=DIR]",
     "Say how far runs and sweeps are, and how long they will still take.",
     "Without a sweep it lists all sweeps and runs.",
-    operands=(Operand("SWEEP", "name of a sweep, or the beginning of it", suggestions=sweep_names, required=False),),
+    operands=(
+        Operand(
+            "SWEEP",
+            "name of a sweep, or the beginning of it",
+            suggestions=sweep_names,
+            required=False,
+        ),
+    ),
     misused="name one sweep, or none to list all.",
     settings=(RESULTS,),
 )
@@ -73,7 +101,9 @@ def names(name: str, value: str) -> list[str]:
     """Return the values that commas join."""
     listed = [part.strip() for part in value.split(",") if part.strip()]
     if not listed:
-        raise UsageError(f"{name}={value}: expected names of benchmarks, such as {name}=POPE,GQA.")
+        raise UsageError(
+            f"{name}={value}: expected names of benchmarks, such as {name}=POPE,GQA."
+        )
     return listed
 
 
@@ -83,8 +113,16 @@ TABLE = Command(
     "Print scores and their percentages of the upper bound.",
     "All records of a directory, one table for each model and way to run it. The upper bound is method=vanilla.",
     settings=(
-        Setting("results", "directory of the records", "DIR", default_text="results/runs"),
-        Setting("task", "one benchmark, with all its metrics", "TASK", text, choices=task_names),
+        Setting(
+            "results", "directory of the records", "DIR", default_text="results/runs"
+        ),
+        Setting(
+            "task",
+            "one benchmark, with all its metrics",
+            "TASK",
+            text,
+            choices=task_names,
+        ),
         Setting(
             "statistics",
             "add 95% intervals and which differences are significant",
@@ -92,15 +130,31 @@ TABLE = Command(
             default=False,
             choices=SWITCH,
         ),
-        Setting("columns", "these benchmarks only, in this order", "NAMES", names, (), "all", several=True),
+        Setting(
+            "columns",
+            "these benchmarks only, in this order",
+            "NAMES",
+            names,
+            (),
+            "all",
+            several=True,
+        ),
         Setting(
             "format",
             "how the table is written",
             default_text="markdown, or two lines a cell where a terminal is too narrow for it; of out=, by its suffix",
             choices=formats,
         ),
-        Setting("out", "write a file instead: .md, .csv, .tex, .html or .json", "FILE", path),
-        Setting("table", "the layout of one of the paper's tables, beside its numbers", "NAME", text, choices=layouts),
+        Setting(
+            "out", "write a file instead: .md, .csv, .tex, .html or .json", "FILE", path
+        ),
+        Setting(
+            "table",
+            "the layout of one of the paper's tables, beside its numbers",
+            "NAME",
+            text,
+            choices=layouts,
+        ),
         Setting(
             "source",
             "with table=: your records beside the paper's numbers, or the paper's alone",
@@ -111,7 +165,10 @@ TABLE = Command(
     examples=(
         ("zipeval table task=pope", "accuracy, F1 and the other metrics of POPE"),
         ("zipeval table columns=POPE,GQA statistics=true out=table.tex", "for a paper"),
-        ("zipeval table table=paper/table1 source=paper", "what VisionZip's Table 1 printed"),
+        (
+            "zipeval table table=paper/table1 source=paper",
+            "what VisionZip's Table 1 printed",
+        ),
     ),
 )
 
@@ -123,18 +180,25 @@ def table(arguments: list[str]) -> None:
     from zipeval.reporting.columns import chosen_tables
 
     if options.source == "paper" and not options.table:
-        raise UsageError("source=paper: say which of its tables, such as table=paper/table1.")
+        raise UsageError(
+            "source=paper: say which of its tables, such as table=paper/table1."
+        )
     name = (options.table or "").removeprefix("paper/")
     _check_idle(options, name in paper.SPEED)
     form = _format(options)
     if not options.table:
         shown = chosen_tables(
-            options.results or paper.RESULTS, options.columns, task=options.task, statistics=options.statistics
+            options.results or paper.RESULTS,
+            options.columns,
+            task=options.task,
+            statistics=options.statistics,
         )
     elif options.source == "paper":
         shown = _published(name, options.columns)
     else:
-        shown = paper.measured(name, options.results, options.statistics, options.columns)
+        shown = paper.measured(
+            name, options.results, options.statistics, options.columns
+        )
     if options.out is None:
         from zipeval.reporting.terminal import print_tables
 
@@ -166,11 +230,17 @@ def _format(options) -> str | None:
         )
     directory = options.out.parent
     if options.out.is_dir():
-        raise UsageError(f"out={options.out}: is a directory. Name a file in it, such as {options.out / 'table.csv'}.")
+        raise UsageError(
+            f"out={options.out}: is a directory. Name a file in it, such as {options.out / 'table.csv'}."
+        )
     if not directory.is_dir():
-        raise UsageError(f"out={options.out}: there is no directory {directory}. Make it with `mkdir -p {directory}`.")
+        raise UsageError(
+            f"out={options.out}: there is no directory {directory}. Make it with `mkdir -p {directory}`."
+        )
     if not os.access(directory, os.W_OK):
-        raise UsageError(f"out={options.out}: {directory} cannot be written to. Name a file elsewhere.")
+        raise UsageError(
+            f"out={options.out}: {directory} cannot be written to. Name a file elsewhere."
+        )
     return options.format or SUFFIXES[options.out.suffix]
 
 
@@ -182,7 +252,9 @@ def _write(file: Path, tables: list[Table], form: str) -> None:
     try:
         atomic_write(file, render(tables, form) + "\n")
     except OSError as error:
-        raise UsageError(f"out={file}: cannot be written ({error.strerror}). Name a file elsewhere.") from error
+        raise UsageError(
+            f"out={file}: cannot be written ({error.strerror}). Name a file elsewhere."
+        ) from error
     print(file)
 
 
@@ -196,7 +268,9 @@ def _check_idle(options, is_speed: bool) -> None:
     if options.statistics and (options.source == "paper" or is_speed):
         idle.append("statistics=true")
     for setting in idle:
-        raise UsageError(f"{setting}: table={options.table} source={options.source} has no use for it. Leave it out.")
+        raise UsageError(
+            f"{setting}: table={options.table} source={options.source} has no use for it. Leave it out."
+        )
 
 
 SHOW = Command(
@@ -204,12 +278,21 @@ SHOW = Command(
     "RUN_ID [sample=N] [results=DIR]",
     "Print scores and provenance of a run, or one of its samples.",
     "Provenance is everything that its scores depend on: weights, data, code, versions, machine and configuration.",
-    operands=(Operand("RUN_ID", "name of a run, or the beginning of it", suggestions=run_ids),),
+    operands=(
+        Operand("RUN_ID", "name of a run, or the beginning of it", suggestions=run_ids),
+    ),
     misused="name one run, `zipeval show RUN_ID`, or the beginning of its name.",
     settings=(
         RESULTS,
-        Setting("sample", "one sample: its question, and the answers of this run and of the upper bound", "N", number),
-        Setting("task", "the task of the sample, where the run has several", "TASK", text),
+        Setting(
+            "sample",
+            "one sample: its question, and the answers of this run and of the upper bound",
+            "N",
+            number,
+        ),
+        Setting(
+            "task", "the task of the sample, where the run has several", "TASK", text
+        ),
     ),
     examples=(("zipeval show tiny_llava-visionzip-16 sample=17", "one question"),),
 )
@@ -221,9 +304,13 @@ def show(arguments: list[str]) -> None:
     from zipeval.reporting import show as shown
 
     if options.sample is not None:
-        shown.show_sample(options.operands[0], options.results, options.sample, options.task)
+        shown.show_sample(
+            options.operands[0], options.results, options.sample, options.task
+        )
     elif options.task:
-        raise UsageError(f"task={options.task}: it needs sample=, the number of one of its samples.")
+        raise UsageError(
+            f"task={options.task}: it needs sample=, the number of one of its samples."
+        )
     else:
         shown.show(options.operands[0], options.results)
 
@@ -235,8 +322,15 @@ REPORT = Command(
     "The page is a single HTML file and needs no network.",
     settings=(
         RESULTS,
-        Setting("out", "the page; its name ends in .html", "FILE.html", path, "report.html"),
-        Setting("plots", "directory for the plots as PDF and SVG files; without it none are written", "DIR", path),
+        Setting(
+            "out", "the page; its name ends in .html", "FILE.html", path, "report.html"
+        ),
+        Setting(
+            "plots",
+            "directory for the plots as PDF and SVG files; without it none are written",
+            "DIR",
+            path,
+        ),
     ),
 )
 
@@ -246,7 +340,9 @@ def report(arguments: list[str]) -> None:
     options = REPORT.parse(arguments)
     if options.out.suffix not in (".html", ".htm"):
         plots = ", or plots=DIR for PDF files" if options.out.suffix == ".pdf" else ""
-        raise UsageError(f"out={options.out}: the report is a web page. Name a file that ends in .html{plots}.")
+        raise UsageError(
+            f"out={options.out}: the report is a web page. Name a file that ends in .html{plots}."
+        )
     from zipeval.reporting.html.report import report as make
 
     written = make(options.results, options.out, options.plots)
@@ -261,7 +357,13 @@ VIEW = Command(
     settings=(
         RESULTS,
         Setting("port", "where it listens; 0 takes a free port", "N", tcp_port, 0),
-        Setting("host", "which machines may read it; 127.0.0.1 is this one", "NAME", text, "127.0.0.1"),
+        Setting(
+            "host",
+            "which machines may read it; 127.0.0.1 is this one",
+            "NAME",
+            text,
+            "127.0.0.1",
+        ),
     ),
 )
 

@@ -13,15 +13,34 @@ from zipeval.cli.arguments import Command, asks_for_help
 from zipeval.cli.output import hide_bars
 from zipeval.cli.run_settings import ADDED_GROUPS, method_settings, names, run_settings
 from zipeval.cli.settings import Section, Setting
-from zipeval.config.compose import SWEEPS, check_names, config_dir_override, explain, register_schema
+from zipeval.config.compose import (
+    SWEEPS,
+    check_names,
+    config_dir_override,
+    explain,
+    register_schema,
+)
 from zipeval.errors import RunError, UsageError, did_you_mean
 from zipeval.utils import ranks
 
 OF_SWEEPS = ("launcher=", "hydra/launcher=", "hydra.launcher.", "sweep.")
 OPTIONS = (
-    Setting("multirun", "a sweep: run every combination of values", flag=True, option=True, short="-m"),
-    Setting("config_dir", "directory of further configurations, with method/NAME.yaml in it", "DIR", option=True),
-    Setting("cfg", "print the configuration and stop", "job", choices=("job",), option=True),
+    Setting(
+        "multirun",
+        "a sweep: run every combination of values",
+        flag=True,
+        option=True,
+        short="-m",
+    ),
+    Setting(
+        "config_dir",
+        "directory of further configurations, with method/NAME.yaml in it",
+        "DIR",
+        option=True,
+    ),
+    Setting(
+        "cfg", "print the configuration and stop", "job", choices=("job",), option=True
+    ),
 )
 NODES = {  # of the configuration, and what stands above their settings in the help
     "model": "how the model is loaded",
@@ -40,8 +59,16 @@ def groupings() -> tuple[str, ...]:
 
 def sweep_settings() -> tuple[Setting, ...]:
     """Return the settings of sweeps only."""
-    added = [Setting(f"+{group}", meaning, "NAME", choices=names(group)) for group, meaning in ADDED_GROUPS.items()]
-    group_by = Setting("sweep.group_by", "what the runs of one job share", default="model", choices=groupings)
+    added = [
+        Setting(f"+{group}", meaning, "NAME", choices=names(group))
+        for group, meaning in ADDED_GROUPS.items()
+    ]
+    group_by = Setting(
+        "sweep.group_by",
+        "what the runs of one job share",
+        default="model",
+        choices=groupings,
+    )
     return (*added, group_by)
 
 
@@ -52,12 +79,22 @@ def _sections(arguments: list[str]) -> list[Section]:
         arguments: the options of a method that is named among them are shown, too.
     """
     settings = run_settings()
-    sections = [Section("settings, as NAME=VALUE", tuple(s for s in settings if "." not in s.name))]
+    sections = [
+        Section(
+            "settings, as NAME=VALUE", tuple(s for s in settings if "." not in s.name)
+        )
+    ]
     for node, meaning in NODES.items():
-        within = tuple(setting for setting in settings if setting.name.startswith(f"{node}."))
+        within = tuple(
+            setting for setting in settings if setting.name.startswith(f"{node}.")
+        )
         sections.append(Section(f"{node}: {meaning}", within))
     sections.append(Section("settings of sweeps, with -m", sweep_settings()))
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("method=")]
+    named = [
+        argument.partition("=")[2]
+        for argument in arguments
+        if argument.startswith("method=")
+    ]
     for method in named[-1].split(",") if named else ():
         options = method_settings(method, config_dir_of(arguments))
         sections.append(Section(f"options of method={method}", tuple(options)))
@@ -83,8 +120,14 @@ RUN = Command(
     heading="options",
     more_sections=partial(_sections, []),
     examples=(
-        ("zipeval run model=llava15 method=visionzip tokens=64 tasks=[pope]", "one run"),
-        ("zipeval run -m model=llava15 method=vanilla,visionzip,fastv tokens=192,128,64", "every combination"),
+        (
+            "zipeval run model=llava15 method=visionzip tokens=64 tasks=[pope]",
+            "one run",
+        ),
+        (
+            "zipeval run -m model=llava15 method=vanilla,visionzip,fastv tokens=192,128,64",
+            "every combination",
+        ),
         ("zipeval run method=fastv --help", "the options of a method, too"),
     ),
 )
@@ -112,7 +155,9 @@ def run(arguments: list[str]) -> None:
 
     register_schema()
     hide_bars()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's printer
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # exceptions reach us instead of Hydra's printer
+    )
     options, arguments = _hydra_arguments(RUN, arguments)
     sys.argv = ["zipeval run", *arguments]
     check_names(options.overrides, options.config_dir)
@@ -135,7 +180,9 @@ def run(arguments: list[str]) -> None:
             refused.append(error)
 
     try:
-        hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="run")(job)()
+        hydra.main(
+            version_base="1.3", config_path="pkg://zipeval.configs", config_name="run"
+        )(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments, options.config_dir) from error
     if refused:
@@ -153,12 +200,21 @@ def _hydra_arguments(command: Command, arguments: list[str]):
     options, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     for option in unknown:
         if option.startswith("-"):
-            hint = did_you_mean(option, [setting.dashed for setting in command.own_settings])
-            raise UsageError(f"{option}: no such option of `zipeval {command.name}`.{hint}")
+            hint = did_you_mean(
+                option, [setting.dashed for setting in command.own_settings]
+            )
+            raise UsageError(
+                f"{option}: no such option of `zipeval {command.name}`.{hint}"
+            )
     if options.shell_completion:
-        raise UsageError("--shell-completion: this is not Hydra's here. `zipeval completion bash` prints a script.")
+        raise UsageError(
+            "--shell-completion: this is not Hydra's here. `zipeval completion bash` prints a script."
+        )
     overrides = options.overrides
-    return options, [*(argument for argument in arguments if argument not in overrides), *overrides]
+    return options, [
+        *(argument for argument in arguments if argument not in overrides),
+        *overrides,
+    ]
 
 
 def _check_single_run(overrides: list[str], arguments: list[str]) -> None:
@@ -172,7 +228,9 @@ def _check_single_run(overrides: list[str], arguments: list[str]) -> None:
 
     for override in overrides:
         if override.lstrip("+~").startswith(OF_SWEEPS):
-            raise UsageError(f"{override}: this is how a sweep is launched, and without -m this is none. Add -m.")
+            raise UsageError(
+                f"{override}: this is how a sweep is launched, and without -m this is none. Add -m."
+            )
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException:  # explained where the configuration is composed
@@ -186,8 +244,12 @@ def _refuse_several(override: str, arguments: list[str]) -> None:
     """Raise UsageError for an override with several values in a single run."""
     name, _, values = override.partition("=")
     if name == "tasks":
-        raise UsageError(f"{override}: write tasks=[{values}] for one run on all of them, or add -m for a run on each.")
-    raise UsageError(f"{override}: several values are a sweep. Add -m: `{_command(arguments)}`.")
+        raise UsageError(
+            f"{override}: write tasks=[{values}] for one run on all of them, or add -m for a run on each."
+        )
+    raise UsageError(
+        f"{override}: several values are a sweep. Add -m: `{_command(arguments)}`."
+    )
 
 
 def _evaluate(config) -> None:
@@ -242,7 +304,10 @@ def _check_projector(config) -> None:
 
 
 def _makes_a_sweep(override: str) -> bool:
-    return override.startswith(tuple(f"+{group}=" for group in SWEEPS)) or override == "hydra.mode=MULTIRUN"
+    return (
+        override.startswith(tuple(f"+{group}=" for group in SWEEPS))
+        or override == "hydra.mode=MULTIRUN"
+    )
 
 
 def expand(arguments: list[str]):
@@ -269,7 +334,9 @@ def expand(arguments: list[str]):
     options, _ = _hydra_arguments(RUN, arguments)
     check_names(options.overrides, options.config_dir)
     overrides = [*config_dir_override(options.config_dir), *options.overrides]
-    launching = [o for o in overrides if o.lstrip("+~").startswith(("hydra", "launcher="))]
+    launching = [
+        o for o in overrides if o.lstrip("+~").startswith(("hydra", "launcher="))
+    ]
     own = [o for o in overrides if o.startswith("sweep.")]
     group_by = _group_by(own)
     asked = [o for o in overrides if o not in own + launching]
@@ -277,17 +344,34 @@ def expand(arguments: list[str]):
     try:
         with initialize_config_module("zipeval.configs", version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
-            hydra_compose("sweep", launching)  # or a launcher that does not exist would be told later
-            whole = hydra.compose_config("run", search + asked, RunMode.MULTIRUN, with_log_configuration=False)
-            params = [f"{name}={values}" for name, values in (whole.hydra.sweeper.params or {}).items()]
-            parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params + asked)
+            hydra_compose(
+                "sweep", launching
+            )  # or a launcher that does not exist would be told later
+            whole = hydra.compose_config(
+                "run", search + asked, RunMode.MULTIRUN, with_log_configuration=False
+            )
+            params = [
+                f"{name}={values}"
+                for name, values in (whole.hydra.sweeper.params or {}).items()
+            ]
+            parsed = OverridesParser.create(
+                config_loader=hydra.config_loader
+            ).parse_overrides(params + asked)
             _check_swept(parsed)
             (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-            composed = [(its, with_tasks(OmegaConf.to_object(hydra_compose("run", search + its)))) for its in runs]
+            composed = [
+                (
+                    its,
+                    with_tasks(OmegaConf.to_object(hydra_compose("run", search + its))),
+                )
+                for its in runs
+            ]
             label = next((o.value() for o in parsed if o.key_or_group in SWEEPS), None)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments, options.config_dir) from error
-    return plan_sweep(label, _command(arguments), with_upper_bounds(composed), group_by), launching
+    return plan_sweep(
+        label, _command(arguments), with_upper_bounds(composed), group_by
+    ), launching
 
 
 def _group_by(overrides: list[str]) -> str:
@@ -297,7 +381,9 @@ def _group_by(overrides: list[str]) -> str:
     for override in overrides:
         name, _, text = override.partition("=")
         if name != setting.name:
-            raise UsageError(f"{name}: no such setting of `zipeval run -m`.{did_you_mean(name, [setting.name])}")
+            raise UsageError(
+                f"{name}: no such setting of `zipeval run -m`.{did_you_mean(name, [setting.name])}"
+            )
         value = setting.parse(text)
     return value
 
@@ -305,16 +391,29 @@ def _group_by(overrides: list[str]) -> str:
 def _check_swept(overrides: list) -> None:
     """Raises UsageError where there is nothing to sweep over, or more than one file that says over what."""
     named = [o.input_line for o in overrides if o.key_or_group in SWEEPS]
-    if len(named) > 1 or any(o.key_or_group in SWEEPS and o.is_sweep_override() for o in overrides):
-        raise UsageError(f"{' '.join(named)}: one table or experiment is one sweep. Run each by itself.")
+    if len(named) > 1 or any(
+        o.key_or_group in SWEEPS and o.is_sweep_override() for o in overrides
+    ):
+        raise UsageError(
+            f"{' '.join(named)}: one table or experiment is one sweep. Run each by itself."
+        )
     for its in overrides:
         if its.is_sweep_override() and not any(True for _ in its.sweep_iterator()):
-            raise UsageError(f"{its.input_line}: there is nothing in it. Name at least one value.")
+            raise UsageError(
+                f"{its.input_line}: there is nothing in it. Name at least one value."
+            )
 
 
 def _command(arguments: list[str]) -> str:
     """That runs the sweep, for a shell."""
-    return shlex.join(["zipeval", "run", "-m", *(a for a in arguments if a not in ("-m", "--multirun"))])
+    return shlex.join(
+        [
+            "zipeval",
+            "run",
+            "-m",
+            *(a for a in arguments if a not in ("-m", "--multirun")),
+        ]
+    )
 
 
 def _launch(sweep, launching: list[str]) -> None:
@@ -325,19 +424,35 @@ def _launch(sweep, launching: list[str]) -> None:
     from zipeval.sweeps.sweep import Job, begin, end, evaluated, lost
 
     for override in launching:
-        if override.endswith(("launcher=slurm", "launcher=submitit_slurm")) and not shutil.which("srun"):
+        if override.endswith(
+            ("launcher=slurm", "launcher=submitit_slurm")
+        ) and not shutil.which("srun"):
             raise UsageError(
                 f"{override}: this machine has no srun. Run this where Slurm is, or try its jobs here: +launcher=local."
             )
     if ranks.first():
         begin(sweep)
         count = f"{len(sweep.cells)} runs in {len(sweep.groups)} jobs"
-        print(f"sweep {sweep.name}: {count}. `{sweep.status_command}` shows how far they are.", file=sys.stderr)
+        print(
+            f"sweep {sweep.name}: {count}. `{sweep.status_command}` shows how far they are.",
+            file=sys.stderr,
+        )
     own = {"hydra.sweep.dir": str(sweep.directory), "hydra.job.name": sweep.name}
-    own = [f"{name}={QuotedString(value, Quote.single).with_quotes()}" for name, value in own.items()]
-    sys.argv = ["zipeval run", "-m", *launching, *own, f"group={','.join(map(str, sweep.groups))}"]
+    own = [
+        f"{name}={QuotedString(value, Quote.single).with_quotes()}"
+        for name, value in own.items()
+    ]
+    sys.argv = [
+        "zipeval run",
+        "-m",
+        *launching,
+        *own,
+        f"group={','.join(map(str, sweep.groups))}",
+    ]
     try:
-        hydra.main(version_base="1.3", config_path="pkg://zipeval.configs", config_name="sweep")(Job(sweep))()
+        hydra.main(
+            version_base="1.3", config_path="pkg://zipeval.configs", config_name="sweep"
+        )(Job(sweep))()
     except _launchers_errors() as error:
         raise lost(sweep, str(error).strip().splitlines()[0]) from error
     if ranks.first():
@@ -349,10 +464,19 @@ def _launch(sweep, launching: list[str]) -> None:
 def _launchers_errors() -> tuple[type[Exception], ...]:
     """What the launchers that are in use raise where a job cannot be started, or ends without a word."""
     known = {
-        "submitit.core.utils": ("FailedJobError", "FailedSubmissionError", "UncompletedJobError"),
+        "submitit.core.utils": (
+            "FailedJobError",
+            "FailedSubmissionError",
+            "UncompletedJobError",
+        ),
         "ray.exceptions": ("RayError",),
     }
-    return tuple(getattr(sys.modules[m], name) for m, names in known.items() if m in sys.modules for name in names)
+    return tuple(
+        getattr(sys.modules[m], name)
+        for m, names in known.items()
+        if m in sys.modules
+        for name in names
+    )
 
 
 def plan(arguments: list[str]) -> None:
@@ -362,6 +486,10 @@ def plan(arguments: list[str]) -> None:
         return
     from zipeval.sweeps.plan import STAND_INS, show
 
-    missing = [name for name in STAND_INS if not any(a.lstrip("+").startswith(f"{name}=") for a in arguments)]
+    missing = [
+        name
+        for name in STAND_INS
+        if not any(a.lstrip("+").startswith(f"{name}=") for a in arguments)
+    ]
     sweep, _ = expand([*(f"{name}={STAND_INS[name]}" for name in missing), *arguments])
     show(replace(sweep, command=_command(arguments)), missing)

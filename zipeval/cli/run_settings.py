@@ -34,7 +34,13 @@ def run_settings() -> tuple[Setting, ...]:
         settings.append(setting)
         if setting.name == "method":
             settings.append(
-                Setting("suite", SUITE, "NAME", default_text=_chosen_by_default()["suite"], choices=names("suite"))
+                Setting(
+                    "suite",
+                    SUITE,
+                    "NAME",
+                    default_text=_chosen_by_default()["suite"],
+                    choices=names("suite"),
+                )
             )
     return tuple(settings)
 
@@ -137,13 +143,21 @@ def shown(passed_on: tuple[str, ...]) -> list[Setting]:
 def completed(passed_on: tuple[str, ...]) -> list[Setting]:
     """Return the settings that a command hands on, each by its whole name."""
     prefixes = tuple(prefix for prefix in passed_on if prefix.endswith("."))
-    return [s for s in run_settings() if s.name in passed_on or (prefixes and s.name.startswith(prefixes))]
+    return [
+        s
+        for s in run_settings()
+        if s.name in passed_on or (prefixes and s.name.startswith(prefixes))
+    ]
 
 
 def is_of_run(name: str) -> bool:
     """Return whether a name is a setting of `zipeval run`, or within one."""
     top = name.lstrip("+~").partition("@")[0].partition(".")[0]
-    return top in {setting.name.partition(".")[0] for setting in run_settings()} | GROUPS.keys()
+    return (
+        top
+        in {setting.name.partition(".")[0] for setting in run_settings()}
+        | GROUPS.keys()
+    )
 
 
 def method_settings(name: str, config_dir: str | None = None) -> list[Setting]:
@@ -154,6 +168,12 @@ def method_settings(name: str, config_dir: str | None = None) -> list[Setting]:
             continue
         for line in file.path.read_text(encoding="utf-8").splitlines():
             entry = YAML_SETTING.fullmatch(line)
-            if entry and entry["name"] not in ("name", "_target_") and not entry["value"].startswith("$"):
-                settings.append(Setting(f"method.{entry['name']}", entry["meaning"] or "", "VALUE"))
+            if (
+                entry
+                and entry["name"] not in ("name", "_target_")
+                and not entry["value"].startswith("$")
+            ):
+                settings.append(
+                    Setting(f"method.{entry['name']}", entry["meaning"] or "", "VALUE")
+                )
     return settings

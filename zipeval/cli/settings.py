@@ -11,7 +11,9 @@ from typing import Any
 from zipeval.errors import UsageError
 
 Choices = Iterable[str] | Callable[[], Iterable[str]]
-ASSIGNED = re.compile(r"(?P<dashes>--)?(?P<name>[+~]{0,2}[A-Za-z_][\w.@/-]*)=(?P<value>.*)", re.DOTALL)
+ASSIGNED = re.compile(
+    r"(?P<dashes>--)?(?P<name>[+~]{0,2}[A-Za-z_][\w.@/-]*)=(?P<value>.*)", re.DOTALL
+)
 DASHED = re.compile(r"--(?P<name>[A-Za-z_][\w.@/-]*)")
 LABEL_WIDTH = 30  # columns of a help's left side, where the terminal has room
 
@@ -31,14 +33,18 @@ def path(name: str, value: str) -> Path:
 def positive(name: str, value: str) -> int:
     """Return the value as a whole number from 1 up."""
     if not value.isdecimal() or int(value) < 1:
-        raise UsageError(f"{name}={value}: expected a whole number from 1 up, such as {name}=16.")
+        raise UsageError(
+            f"{name}={value}: expected a whole number from 1 up, such as {name}=16."
+        )
     return int(value)
 
 
 def number(name: str, value: str) -> int:
     """Return the value as a whole number from 0 up: samples are counted from 0."""
     if not value.isdecimal():
-        raise UsageError(f"{name}={value}: expected a whole number from 0 up, such as {name}=17.")
+        raise UsageError(
+            f"{name}={value}: expected a whole number from 0 up, such as {name}=17."
+        )
     return int(value)
 
 
@@ -177,5 +183,8 @@ def listed(choices: Choices) -> tuple[str, ...]:
 # Settings that several commands have.
 RESULTS = Setting("results", "directory of the records", "DIR", default="results/runs")
 CONFIG_DIR = Setting(
-    "config_dir", "directory of further configurations, with method/NAME.yaml in it", "DIR", option=True
+    "config_dir",
+    "directory of further configurations, with method/NAME.yaml in it",
+    "DIR",
+    option=True,
 )

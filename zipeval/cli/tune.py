@@ -14,7 +14,13 @@ from zipeval.tuning.settings import Settings
 from zipeval.utils import ranks
 from zipeval.utils.docstrings import attributes
 
-NUMBERS = {"fraction": float, "lr": float, "epochs": int, "batch_size": int, "accumulate": int}
+NUMBERS = {
+    "fraction": float,
+    "lr": float,
+    "epochs": int,
+    "batch_size": int,
+    "accumulate": int,
+}
 
 
 def tune_settings() -> tuple[Setting, ...]:
@@ -23,7 +29,11 @@ def tune_settings() -> tuple[Setting, ...]:
     settings = []
     for field in fields(Settings):
         explanation = explained[field.name]
-        settings.append(Setting(field.name, explanation.meaning, explanation.value, _read, field.default))
+        settings.append(
+            Setting(
+                field.name, explanation.meaning, explanation.value, _read, field.default
+            )
+        )
     return (*settings, CONFIG_DIR)
 
 
@@ -62,7 +72,12 @@ TUNE = Command(
     ),
     defaults=(("method", "visionzip"),),
     idle="it answers no questions",
-    examples=(("zipeval tune model=llava15 tokens=64 data=llava_v1_5_mix665k.json images=LLaVA/data", ""),),
+    examples=(
+        (
+            "zipeval tune model=llava15 tokens=64 data=llava_v1_5_mix665k.json images=LLaVA/data",
+            "",
+        ),
+    ),
 )
 
 
@@ -71,13 +86,24 @@ def tune(arguments: list[str]) -> None:
     options = TUNE.parse(arguments)
     from zipeval.tuning.tune import tune as train
 
-    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    settings = Settings(
+        **{field.name: getattr(options, field.name) for field in fields(Settings)}
+    )
     overrides = options.overrides
     names_a_method = any(override.startswith("method=") for override in overrides)
-    config = compose(overrides if names_a_method else ["method=visionzip", *overrides], options.config_dir)
+    config = compose(
+        overrides if names_a_method else ["method=visionzip", *overrides],
+        options.config_dir,
+    )
     hide_bars()
     path = train(config, settings)
     if ranks.first():
-        same = [o for o in overrides if not o.startswith(("method=", "logger=", "runner.", "seed="))]
-        command = shlex.join(["zipeval", "run", "method=visionzip_tuned", *same, f"projector={path}"])
+        same = [
+            o
+            for o in overrides
+            if not o.startswith(("method=", "logger=", "runner.", "seed="))
+        ]
+        command = shlex.join(
+            ["zipeval", "run", "method=visionzip_tuned", *same, f"projector={path}"]
+        )
         print(f"{path} is tuned: `{command}` uses it.")

@@ -13,7 +13,11 @@ GROUPS = {
     "experiment": "experiments",
     "launcher": "launchers",
 }
-LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}  # Hydra's: the extra that brings it
+LAUNCHERS = {
+    "submitit_slurm": "slurm",
+    "submitit_local": "slurm",
+    "ray": "ray",
+}  # Hydra's: the extra that brings it
 SWEEPS = ("table", "experiment")  # whose files say what is swept
 ADDED = (*SWEEPS, "launcher")  # to a configuration that has none
 
@@ -52,7 +56,9 @@ def compose(overrides: list[str], config_dir: str | None = None):
     elsewhere = config_dir_override(config_dir)
     try:
         with initialize_config_module("zipeval.configs", version_base="1.3"):
-            return with_tasks(OmegaConf.to_object(hydra_compose("run", [*elsewhere, *overrides])))
+            return with_tasks(
+                OmegaConf.to_object(hydra_compose("run", [*elsewhere, *overrides]))
+            )
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides, config_dir) from error
 
@@ -79,7 +85,9 @@ def _check_single(overrides: list[str]) -> None:
             raise UsageError(f"{override}: expected one {name}. Run this for each.")
 
 
-def explain(error: Exception, arguments: list[str], config_dir: str | None = None) -> UsageError:
+def explain(
+    error: Exception, arguments: list[str], config_dir: str | None = None
+) -> UsageError:
     """Return Hydra's refusal of some overrides as a sentence that names the argument, its value and the next command.
 
     Args:
@@ -87,9 +95,20 @@ def explain(error: Exception, arguments: list[str], config_dir: str | None = Non
     """
     from dataclasses import fields
 
-    from zipeval.config.schema import DataConfig, JudgeConfig, ModelConfig, RunConfig, RunnerConfig
+    from zipeval.config.schema import (
+        DataConfig,
+        JudgeConfig,
+        ModelConfig,
+        RunConfig,
+        RunnerConfig,
+    )
 
-    nodes = {"model": ModelConfig, "judge": JudgeConfig, "data": DataConfig, "runner": RunnerConfig}
+    nodes = {
+        "model": ModelConfig,
+        "judge": JudgeConfig,
+        "data": DataConfig,
+        "runner": RunnerConfig,
+    }
     settings = [f.name for f in fields(RunConfig)]
     elsewhere = any("hydra.searchpath=" in argument for argument in arguments)
     for argument in arguments:
@@ -102,14 +121,26 @@ def explain(error: Exception, arguments: list[str], config_dir: str | None = Non
             known = [file.name for file in config_files(group, config_dir)]
             for choice in value.split(","):
                 if choice not in known and not elsewhere:
-                    return UsageError(f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}")
+                    return UsageError(
+                        f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}"
+                    )
             if group in ADDED and not argument.startswith("+"):
                 return UsageError(f"{argument}: write +{argument}.")
         elif top not in [*settings, *GROUPS]:
-            return UsageError(f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}")
-        elif top in nodes and option and option not in (known := [f.name for f in fields(nodes[top])]):
-            shown = name if top == "judge" else argument  # whose value may be a key, which belongs into the environment
-            return UsageError(f"{shown}: no such setting of {top}.{did_you_mean(option, known)}")
+            return UsageError(
+                f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}"
+            )
+        elif (
+            top in nodes
+            and option
+            and option not in (known := [f.name for f in fields(nodes[top])])
+        ):
+            shown = (
+                name if top == "judge" else argument
+            )  # whose value may be a key, which belongs into the environment
+            return UsageError(
+                f"{shown}: no such setting of {top}.{did_you_mean(option, known)}"
+            )
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -121,10 +152,16 @@ def _told(cause: BaseException, arguments: list[str]) -> UsageError:
     reason = str(cause).splitlines()[0]
     for launcher, extra in LAUNCHERS.items():
         if f"'hydra/launcher/{launcher}'" in reason:
-            return UsageError(f"hydra/launcher={launcher}: it is not installed. pip install 'zipeval[{extra}]'")
+            return UsageError(
+                f"hydra/launcher={launcher}: it is not installed. pip install 'zipeval[{extra}]'"
+            )
     key = getattr(cause, "full_key", None)
-    culprit = next((a for a in arguments if key and a.lstrip("+").startswith(f"{key}=")), None)
-    return UsageError(f"{culprit + ': ' if culprit else ''}{reason}. `zipeval run --help` shows every setting.")
+    culprit = next(
+        (a for a in arguments if key and a.lstrip("+").startswith(f"{key}=")), None
+    )
+    return UsageError(
+        f"{culprit + ': ' if culprit else ''}{reason}. `zipeval run --help` shows every setting."
+    )
 
 
 def register_schema() -> None:

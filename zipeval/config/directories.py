@@ -36,7 +36,9 @@ class ConfigDirectory:
         """Return the files of a group by the name that is typed: of a table in a folder, FOLDER/NAME."""
         folder = self.path / group
         paths = sorted(folder.rglob("*.yaml"))
-        return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+        return {
+            path.relative_to(folder).with_suffix("").as_posix(): path for path in paths
+        }
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,14 @@ def config_directories(config_dir: str | None = None) -> list[ConfigDirectory]:
     """
     import zipeval.configs
 
-    directories = [ConfigDirectory(Path(zipeval.configs.__path__[0]), OWN), *installed_directories()]
+    directories = [
+        ConfigDirectory(Path(zipeval.configs.__path__[0]), OWN),
+        *installed_directories(),
+    ]
     if config_dir is not None:
-        directories.append(ConfigDirectory(check_config_dir(config_dir), f"--config-dir {config_dir}"))
+        directories.append(
+            ConfigDirectory(check_config_dir(config_dir), f"--config-dir {config_dir}")
+        )
     return directories
 
 
@@ -87,8 +94,14 @@ def installed_directories() -> tuple[ConfigDirectory, ...]:
     from importlib.metadata import entry_points
 
     directories = []
-    for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry_point: entry_point.name):
-        package = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else entry_point.name
+    for entry_point in sorted(
+        entry_points(group=ENTRY_POINTS), key=lambda entry_point: entry_point.name
+    ):
+        package = (
+            f"{entry_point.dist.name} {entry_point.dist.version}"
+            if entry_point.dist
+            else entry_point.name
+        )
         path = _entry_point_directory(entry_point)
         if path is None or not (path / "method").is_dir():
             raise UsageError(
@@ -146,4 +159,6 @@ def check_unique(group: str, name: str, config_dir: str | None = None) -> None:
             places.setdefault(path.resolve(), directory.source)
     if len(places) > 1:
         listed = " and ".join(f"{path} ({source})" for path, source in places.items())
-        raise UsageError(f"{group}={name}: there are several, {listed}. Give yours another name.")
+        raise UsageError(
+            f"{group}={name}: there are several, {listed}. Give yours another name."
+        )

@@ -142,7 +142,11 @@ class RunConfig:
 
 
 VIDEO_FAMILIES = ("video_llava",)  # whose papers' benchmarks are videos
-BUDGETS = ("paper", "mean", "final")  # what `tokens` counts; zipeval/engine/budget.py says how
+BUDGETS = (
+    "paper",
+    "mean",
+    "final",
+)  # what `tokens` counts; zipeval/engine/budget.py says how
 PROMPTS = ("hf", "vicuna_v1", "llava_v1")  # of zipeval/checkpoints/prompts.py
 PACKINGS = ("published", "newline")
 BOUNDS = ("auto", "none")
@@ -170,7 +174,9 @@ def with_tasks(config: RunConfig) -> RunConfig:
 
     import zipeval.configs
 
-    file = Path(zipeval.configs.__path__[0], "suite", f"{fitting_suite(config.model)}.yaml")
+    file = Path(
+        zipeval.configs.__path__[0], "suite", f"{fitting_suite(config.model)}.yaml"
+    )
     return replace(config, tasks=list(OmegaConf.load(file).tasks))
 
 

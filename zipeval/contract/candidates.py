@@ -30,14 +30,20 @@ class Projectors:
         weights = {}
         for name, tensor in state.items():
             tensor = tensor.float()
-            weights[name] = tensor + noise * torch.randn(tensor.shape, generator=generator)
+            weights[name] = tensor + noise * torch.randn(
+                tensor.shape, generator=generator
+            )
         content = save(weights)
-        path = Path(self.directory.name, f"{hashlib.sha256(content).hexdigest()}.safetensors")
+        path = Path(
+            self.directory.name, f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        )
         path.write_bytes(content)
         return path
 
 
-def candidate(name: str, overrides: tuple[str, ...] = (), config_dir: str | None = None) -> Candidate:
+def candidate(
+    name: str, overrides: tuple[str, ...] = (), config_dir: str | None = None
+) -> Candidate:
     """Return a method by its name.
 
     Args:
@@ -52,11 +58,15 @@ def candidate(name: str, overrides: tuple[str, ...] = (), config_dir: str | None
 
     def make(subject: Subject, tokens: int, budget: str):
         chosen = [f"method={name}", f"tokens={tokens}", f"budget={budget}"]
-        if "first" in node and node.get("of") is None:  # a chain: its first part leaves the half of what it can
+        if (
+            "first" in node and node.get("of") is None
+        ):  # a chain: its first part leaves the half of what it can
             chosen.append(f"method.first.tokens={(subject.shape.image + tokens) // 2}")
         if projectors is not None:
             noise = 0.0 if tokens == subject.shape.image else 0.1
             chosen.append(f"projector={projectors.drawn(subject, noise)}")
-        return build(compose([*chosen, *overrides], config_dir).method, budget, subject.shape)
+        return build(
+            compose([*chosen, *overrides], config_dir).method, budget, subject.shape
+        )
 
     return Candidate(make, has_budget="tokens" in node)

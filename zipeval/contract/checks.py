@@ -18,8 +18,15 @@ from zipeval.engine.vision import VisionMethod
 from zipeval.errors import UsageError
 
 NEW_TOKENS = 3
-TOLERANCE = 1e-5  # of logits in float64, where two ways to the same number differ by rounding
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
+TOLERANCE = (
+    1e-5  # of logits in float64, where two ways to the same number differ by rounding
+)
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_hooks",
+    "_forward_hooks_with_kwargs",
+)
 
 
 class BrokenError(Exception):
@@ -52,7 +59,9 @@ class Candidate:
             try:
                 self.make(subject, tokens, "mean")
                 return tokens
-            except UsageError:  # methods that begin late cannot leave few tokens on average
+            except (
+                UsageError
+            ):  # methods that begin late cannot leave few tokens on average
                 continue
         return subject.third * 2
 
@@ -62,11 +71,23 @@ def answer(model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.
 
     A random model could answer with a placeholder, and the embedded one could stop early.
     """
-    placeholders = [model.config.image_token_id, getattr(model.config, "video_token_id", None)]
-    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    placeholders = [
+        model.config.image_token_id,
+        getattr(model.config, "video_token_id", None),
+    ]
+    options = {
+        "max_new_tokens": NEW_TOKENS,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     if model.generation_config.eos_token_id is not None:
         options["min_new_tokens"] = NEW_TOKENS
-    out = model.generate(**inputs, **options, suppress_tokens=[token for token in placeholders if token is not None])
+    out = model.generate(
+        **inputs,
+        **options,
+        suppress_tokens=[token for token in placeholders if token is not None],
+    )
     return out.sequences[:, -NEW_TOKENS:], torch.stack(out.logits, 1)
 
 
@@ -74,9 +95,14 @@ def snapshot(model) -> tuple:
     """Return everything that a method could leave behind: attributes and hooks of modules, parameters, buffers."""
     attributes, hooks = {}, {}
     for name, module in model.named_modules():
-        attributes[name] = sorted((key, id(value)) for key, value in vars(module).items() if key not in HOOKS)
+        attributes[name] = sorted(
+            (key, id(value)) for key, value in vars(module).items() if key not in HOOKS
+        )
         hooks[name] = [len(vars(module)[kind]) for kind in HOOKS]
-    state = {name: (id(tensor), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()}
+    state = {
+        name: (id(tensor), tensor._version)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
     return attributes, hooks, state, vars(type(model)).copy()
 
 
@@ -94,14 +120,18 @@ def keeping_everything_is_stock(candidate: Candidate, subject: Subject) -> None:
     if set(announced) != {subject.shape.image}:
         if not candidate.has_budget:
             raise NotApplicable("it has no budget")
-        raise BrokenError(f"tokens={subject.shape.image} is everything, and as the method says {announced} enter")
+        raise BrokenError(
+            f"tokens={subject.shape.image} is everything, and as the method says {announced} enter"
+        )
     model, inputs = subject.model(torch.float32), subject.prompts(torch.float32)
     stock = answer(model, inputs)
     with method.applied(model):
         tokens, logits = answer(model, inputs)
     difference = (logits - stock[1]).abs().max().item()
     if not torch.equal(tokens, stock[0]) or difference != 0:
-        raise BrokenError(f"tokens={subject.shape.image} keeps everything, and logits differ by {difference:.2g}")
+        raise BrokenError(
+            f"tokens={subject.shape.image} keeps everything, and logits differ by {difference:.2g}"
+        )
 
 
 def budget_is_met(candidate: Candidate, subject: Subject) -> None:
@@ -121,13 +151,17 @@ def _check_budget(candidate: Candidate, subject: Subject, budget: str) -> None:
     for row, pictures in enumerate(pictures_of(model, inputs, IMAGES)):
         entered, announced = prefill.visual(row), method.entering(pictures, LAYERS)
         if entered != announced:
-            raise BrokenError(f"visual tokens {entered} entered the layers, and {announced} as the method says")
+            raise BrokenError(
+                f"visual tokens {entered} entered the layers, and {announced} as the method says"
+            )
         if candidate.has_budget and counts_whole:
             tokens = candidate.tokens_on(subject)
             asked = sum(min(tokens, picture.tokens) for picture in pictures)
             reached = fmean(entered) if budget == "mean" else entered[-1]
             if abs(reached - asked) > len(pictures):
-                raise BrokenError(f"budget={budget}: {reached:.1f} visual tokens for {asked} that were asked for")
+                raise BrokenError(
+                    f"budget={budget}: {reached:.1f} visual tokens for {asked} that were asked for"
+                )
 
 
 def half_precision_works(candidate: Candidate, subject: Subject) -> None:
@@ -141,13 +175,17 @@ def half_precision_works(candidate: Candidate, subject: Subject) -> None:
             raise BrokenError(f"{dtype}: logits are not finite")
         announced = method.entering(pictures_of(model, inputs, IMAGES)[0], LAYERS)
         if prefills[0].visual(0) != announced:
-            raise BrokenError(f"{dtype}: visual tokens {prefills[0].visual(0)} entered, and {announced} in float64")
+            raise BrokenError(
+                f"{dtype}: visual tokens {prefills[0].visual(0)} entered, and {announced} in float64"
+            )
 
 
 def order_is_preserved(candidate: Candidate, subject: Subject) -> None:
     """Check that tokens of the encoder that are kept stay in the encoder's order."""
     method = candidate.on(subject)
-    types = {type(part) for part in parts(method, subject) if isinstance(part, VisionMethod)}
+    types = {
+        type(part) for part in parts(method, subject) if isinstance(part, VisionMethod)
+    }
     if not types:
         raise NotApplicable("nothing of it acts before the language model")
     results: list = []
@@ -174,7 +212,11 @@ def batch_equals_singles(candidate: Candidate, subject: Subject) -> None:
         tokens, logits = answer(model, inputs)
         for row in range(len(IMAGES)):
             alone = answer(model, single(model, inputs, IMAGES, row))
-            _compare((tokens[row : row + 1], logits[row : row + 1]), alone, f"prompt {row} of the batch")
+            _compare(
+                (tokens[row : row + 1], logits[row : row + 1]),
+                alone,
+                f"prompt {row} of the batch",
+            )
 
 
 def cached_equals_recomputed(candidate: Candidate, subject: Subject) -> None:
@@ -185,22 +227,30 @@ def cached_equals_recomputed(candidate: Candidate, subject: Subject) -> None:
     """
     model, inputs = subject.model(), subject.prompts()
     method = candidate.on(subject)
-    reads_at_once = not isinstance(getattr(method, "second", method), decoder.DecoderMethod)
+    reads_at_once = not isinstance(
+        getattr(method, "second", method), decoder.DecoderMethod
+    )
     with torch.no_grad(), method.applied(model):
         tokens, logits = answer(model, inputs)
         for step in range(1, NEW_TOKENS):
             again = _read_again(model, inputs, tokens[:, :step], reads_at_once)
             difference = (logits[:, step] - again).abs().max().item()
             if not difference <= TOLERANCE:
-                raise BrokenError(f"new token {step + 1}: logits differ by up to {difference:.2g}")
+                raise BrokenError(
+                    f"new token {step + 1}: logits differ by up to {difference:.2g}"
+                )
 
 
-def _read_again(model, inputs: dict[str, torch.Tensor], tokens: torch.Tensor, at_once: bool) -> torch.Tensor:
+def _read_again(
+    model, inputs: dict[str, torch.Tensor], tokens: torch.Tensor, at_once: bool
+) -> torch.Tensor:
     """Return the logits (B, V) behind the prompts and some tokens of their answers."""
     if at_once:
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
         ids = torch.cat([inputs["input_ids"], tokens], 1)
-        return model(**{**inputs, "input_ids": ids, "attention_mask": mask}).logits[:, -1]
+        return model(**{**inputs, "input_ids": ids, "attention_mask": mask}).logits[
+            :, -1
+        ]
     with ledger(model) as prefills:
         cache = hf_names.returned_cache(model(**inputs, use_cache=True))
     # In the first layer nothing is dropped yet: a row's cache is its tokens, and padding to their left.
@@ -209,7 +259,9 @@ def _read_again(model, inputs: dict[str, torch.Tensor], tokens: torch.Tensor, at
         padding = cache.get_seq_length() - entered[0]
         rows.append([0] * padding + [1] * (entered[0] + tokens.shape[1]))
     mask = torch.tensor(rows)
-    return model(input_ids=tokens, attention_mask=mask, **hf_names.cache_argument(model, cache)).logits[:, -1]
+    return model(
+        input_ids=tokens, attention_mask=mask, **hf_names.cache_argument(model, cache)
+    ).logits[:, -1]
 
 
 def nothing_is_left(candidate: Candidate, subject: Subject) -> None:
@@ -251,7 +303,9 @@ def failing_leaves_nothing(candidate: Candidate, subject: Subject) -> None:
     except InterruptedError:
         _check_unchanged(model, before, "an exception in `reduce`")
         return
-    raise BrokenError("an exception in `reduce` did not get out, or `reduce` was not called")
+    raise BrokenError(
+        "an exception in `reduce` did not get out, or `reduce` was not called"
+    )
 
 
 def others_do_not_matter(candidate: Candidate, subject: Subject) -> None:
@@ -273,11 +327,18 @@ def others_do_not_matter(candidate: Candidate, subject: Subject) -> None:
 
 def _check_unchanged(model, before: tuple, what: str) -> None:
     if snapshot(model) != before:
-        raise BrokenError(f"after {what} something is left on the model: a hook, an attribute or a changed weight")
+        raise BrokenError(
+            f"after {what} something is left on the model: a hook, an attribute or a changed weight"
+        )
 
 
-def _check_same_answers(model, inputs, expected: tuple, what: str = "after the block") -> None:
-    if not all(torch.equal(one, other) for one, other in zip(answer(model, inputs), expected, strict=True)):
+def _check_same_answers(
+    model, inputs, expected: tuple, what: str = "after the block"
+) -> None:
+    if not all(
+        torch.equal(one, other)
+        for one, other in zip(answer(model, inputs), expected, strict=True)
+    ):
         raise BrokenError(f"{what} the model answers otherwise than before")
 
 
@@ -291,7 +352,9 @@ def parts(method, subject: Subject) -> Iterator:
 
 
 @contextmanager
-def replaced_reduce(types: set[type], replacement: Callable[[Callable], Callable]) -> Iterator[None]:
+def replaced_reduce(
+    types: set[type], replacement: Callable[[Callable], Callable]
+) -> Iterator[None]:
     """Replace `reduce` of some classes by a function that is made of it, while the block is open."""
     originals = [(owner, vars(owner).get("reduce"), owner.reduce) for owner in types]
     try:

@@ -38,13 +38,23 @@ def run_checks(candidate: Candidate) -> Iterator[Outcome]:
             try:
                 check(candidate, subject)
                 yield Outcome(name, subject.name, PASSED)
-            except (NotApplicable, UsageError) as error:  # UsageError: settings that it refuses on this model
+            except (
+                NotApplicable,
+                UsageError,
+            ) as error:  # UsageError: settings that it refuses on this model
                 yield Outcome(name, subject.name, NOT_APPLICABLE, str(error))
-            except (BrokenError, BudgetError) as error:  # BudgetError: the engine counted
+            except (
+                BrokenError,
+                BudgetError,
+            ) as error:  # BudgetError: the engine counted
                 yield Outcome(name, subject.name, FAILED, str(error))
-            except Exception as error:  # the method is somebody else's code, and may raise anything
+            except (
+                Exception
+            ) as error:  # the method is somebody else's code, and may raise anything
                 where = traceback.extract_tb(error.__traceback__)[-1]
-                why = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+                why = (
+                    f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+                )
                 yield Outcome(name, subject.name, FAILED, why)
 
 
@@ -60,7 +70,10 @@ def show(name: str, outcomes: list[Outcome]) -> None:
     out.print()
     for (result, why), places in _reasons(outcomes).items():
         out.print(f"{result}: {_described(places)}: {why}.", markup=False)
-    counts = [f"{sum(o.result == result for o in outcomes)} {result}" for result in (PASSED, FAILED, NOT_APPLICABLE)]
+    counts = [
+        f"{sum(o.result == result for o in outcomes)} {result}"
+        for result in (PASSED, FAILED, NOT_APPLICABLE)
+    ]
     out.print(", ".join(counts) + ".", markup=False)
 
 
@@ -70,7 +83,9 @@ def _reasons(outcomes: list[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
     for result in (FAILED, NOT_APPLICABLE):
         for outcome in outcomes:
             if outcome.result == result:
-                reasons.setdefault((result, outcome.why.rstrip(".")), []).append(outcome)
+                reasons.setdefault((result, outcome.why.rstrip(".")), []).append(
+                    outcome
+                )
     return reasons
 
 

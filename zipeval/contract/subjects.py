@@ -9,11 +9,22 @@ from functools import cache, partial
 
 import torch
 
-from zipeval.contract.tiny_models import FRAMES, llava, llava_next, mini_gemini, prompts, video_llava
+from zipeval.contract.tiny_models import (
+    FRAMES,
+    llava,
+    llava_next,
+    mini_gemini,
+    prompts,
+    video_llava,
+)
 from zipeval.engine.budget import Shape
 
 SIDE, LAYERS = 6, 6
-QUESTIONS = [[5, 9, 11], [7, 8, 21, 30, 31, 40, 12], [50, 51]]  # of different lengths, so that two are padded
+QUESTIONS = [
+    [5, 9, 11],
+    [7, 8, 21, 30, 31, 40, 12],
+    [50, 51],
+]  # of different lengths, so that two are padded
 IMAGES = [1, 2, 1]  # pictures of each prompt
 
 
@@ -43,7 +54,10 @@ class Subject:
     def prompts(self, dtype: torch.dtype = torch.double) -> dict[str, torch.Tensor]:
         """Return three left-padded prompts with one or two pictures each."""
         batch = prompts(self.model(dtype), QUESTIONS, IMAGES)
-        return {name: tensor.to(dtype) if name.startswith("pixel") else tensor for name, tensor in batch.items()}
+        return {
+            name: tensor.to(dtype) if name.startswith("pixel") else tensor
+            for name, tensor in batch.items()
+        }
 
 
 @cache
@@ -70,9 +84,21 @@ def _random(build: Callable, **options) -> Callable[[], torch.nn.Module]:
 ONE_CROP = Shape(36, 36, LAYERS)
 SUBJECTS = (
     Subject("llava", _random(llava), ONE_CROP),
-    Subject("llava_next", _random(llava_next), Shape(180, 180, LAYERS, grids=((3, 0), (4, 0), (5, 0)))),
+    Subject(
+        "llava_next",
+        _random(llava_next),
+        Shape(180, 180, LAYERS, grids=((3, 0), (4, 0), (5, 0))),
+    ),
     Subject("mini_gemini", _random(mini_gemini), ONE_CROP),
-    Subject("mini_gemini_hd", _random(mini_gemini, grid=2), Shape(180, 180, LAYERS, grids=((5, 0),))),
-    Subject("video_llava", _random(video_llava), Shape(FRAMES * 37, FRAMES * 37, LAYERS, grids=((1, 0), (FRAMES, 0)))),
+    Subject(
+        "mini_gemini_hd",
+        _random(mini_gemini, grid=2),
+        Shape(180, 180, LAYERS, grids=((5, 0),)),
+    ),
+    Subject(
+        "video_llava",
+        _random(video_llava),
+        Shape(FRAMES * 37, FRAMES * 37, LAYERS, grids=((1, 0), (FRAMES, 0))),
+    ),
     Subject("tiny_llava", _embedded, Shape(144, 144, LAYERS)),
 )

@@ -19,7 +19,10 @@ from transformers import (
 
 from zipeval.engine.budget import Picture
 from zipeval.engine.images import PIXELS, pictures
-from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
+from zipeval.models._mini_gemini import (
+    MiniGeminiConfig,
+    MiniGeminiForConditionalGeneration,
+)
 
 IMAGE, VIDEO = 98, 97
 FRAMES = 3
@@ -29,33 +32,53 @@ GRIDS = [(1, 2), (2, 2), (2, 1), (1, 3), (3, 1)]  # rows x columns of tiles
 
 def llava(side=6, layers=3, decoder="llama", gain=3.0, **options):
     """LlavaForConditionalGeneration with side x side patches and weights far from uniform attention."""
-    config = LlavaConfig(**parts(side, layers, decoder, **options), image_seq_length=side * side)
+    config = LlavaConfig(
+        **parts(side, layers, decoder, **options), image_seq_length=side * side
+    )
     return randomised(LlavaForConditionalGeneration, config, gain)
 
 
 def llava_next(side=6, layers=3, decoder="llama", gain=3.0, **options):
     """LlavaNextForConditionalGeneration, likewise; tiles of PATCH x side pixels."""
-    pinpoints = [[PATCH * side * rows, PATCH * side * columns] for rows, columns in GRIDS]
-    config = LlavaNextConfig(**parts(side, layers, decoder, **options), image_grid_pinpoints=pinpoints)
+    pinpoints = [
+        [PATCH * side * rows, PATCH * side * columns] for rows, columns in GRIDS
+    ]
+    config = LlavaNextConfig(
+        **parts(side, layers, decoder, **options), image_grid_pinpoints=pinpoints
+    )
     return randomised(LlavaNextForConditionalGeneration, config, gain)
 
 
 def mini_gemini(side=6, layers=3, decoder="llama", gain=3.0, grid=1, **options):
     """MiniGeminiForConditionalGeneration, likewise; with grid=2 the HD variant. 4 x 4 ConvNeXt features to a patch."""
-    aux = ConvNextConfig(depths=[1, 2, 1, 1], hidden_sizes=[8, 8, 16, 24], layer_scale_init_value=1.0)
+    aux = ConvNextConfig(
+        depths=[1, 2, 1, 1], hidden_sizes=[8, 8, 16, 24], layer_scale_init_value=1.0
+    )
     config = MiniGeminiConfig(
-        **parts(side, layers, decoder, **options), aux_config=aux, image_size_aux=16 * side * grid, image_grid=grid
+        **parts(side, layers, decoder, **options),
+        aux_config=aux,
+        image_size_aux=16 * side * grid,
+        image_grid=grid,
     )
     return randomised(MiniGeminiForConditionalGeneration, config, gain)
 
 
 def video_llava(side=6, layers=3, decoder="llama", gain=3.0, **options):
     """VideoLlavaForConditionalGeneration, likewise."""
-    config = VideoLlavaConfig(**parts(side, layers, decoder, **options), video_token_id=VIDEO)
+    config = VideoLlavaConfig(
+        **parts(side, layers, decoder, **options), video_token_id=VIDEO
+    )
     return randomised(VideoLlavaForConditionalGeneration, config, gain)
 
 
-def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE, encoder="clip_vision_model"):
+def parts(
+    side,
+    layers,
+    decoder,
+    vocabulary=100,
+    image_token=IMAGE,
+    encoder="clip_vision_model",
+):
     """Configurations of the parts, as keyword arguments."""
     vision = CONFIG_MAPPING[encoder](
         hidden_size=32,
@@ -75,9 +98,13 @@ def parts(side, layers, decoder, vocabulary=100, image_token=IMAGE, encoder="cli
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
-        **{"mistral": {"sliding_window": None}, "gemma": {"head_dim": 12}}.get(decoder, {}),
+        **{"mistral": {"sliding_window": None}, "gemma": {"head_dim": 12}}.get(
+            decoder, {}
+        ),
     )
-    strategy = "default" if encoder.startswith("clip") else "full"  # only where there is a CLS token to leave out
+    strategy = (
+        "default" if encoder.startswith("clip") else "full"
+    )  # only where there is a CLS token to leave out
     return {
         "vision_config": vision,
         "text_config": text,
@@ -99,7 +126,12 @@ def randomised(model_class, config, gain, seed=0):
 def kinds_of(model, images: list[int]) -> list[list[str]]:
     """What `prompts` makes of `images[i]` pictures in row i: images; where the model takes videos, every other."""
     videos = hasattr(model.config, "video_token_id")
-    kinds = iter([("video", "image")[number % 2] if videos else "image" for number in range(sum(images))])
+    kinds = iter(
+        [
+            ("video", "image")[number % 2] if videos else "image"
+            for number in range(sum(images))
+        ]
+    )
     return [[next(kinds) for _ in range(count)] for count in images]
 
 
@@ -112,7 +144,10 @@ def pictures_of(model, inputs: dict, images: list[int]) -> list[list[Picture]]:
 def single(model, inputs: dict, images: list[int], row: int) -> dict:
     """One row of `prompts`, without its padding."""
     length, kinds = int(inputs["attention_mask"][row].sum()), kinds_of(model, images)
-    one = {name: inputs[name][row : row + 1, -length:] for name in ("input_ids", "attention_mask")}
+    one = {
+        name: inputs[name][row : row + 1, -length:]
+        for name in ("input_ids", "attention_mask")
+    }
     for name in inputs.keys() - one.keys():
         kind = "video" if name in PIXELS["video"] else "image"
         first = sum(before.count(kind) for before in kinds[:row])
@@ -127,7 +162,9 @@ def pixels_name(model, kind: str) -> str:
     return next(name for name in PIXELS[kind] if name in taken)
 
 
-def prompts(model, questions: list[list[int]], images: list[int], seed: int = 0) -> dict:
+def prompts(
+    model, questions: list[list[int]], images: list[int], seed: int = 0
+) -> dict:
     """Left-padded inputs: row i is BOS, `images[i]` images with text between them, then `questions[i]`.
 
     For LLaVA-NeXT the images are of every grid in turn, some of them padded; for Video-LLaVA every other is a video.
@@ -137,21 +174,36 @@ def prompts(model, questions: list[list[int]], images: list[int], seed: int = 0)
     generator = torch.Generator().manual_seed(seed)
     if model.config.model_type == "llava_next":
         grids = [GRIDS[i % len(GRIDS)] for i in range(sum(images))]
-        sizes = torch.tensor([[side * rows - 20 * (i % 2), side * columns] for i, (rows, columns) in enumerate(grids)])
+        sizes = torch.tensor(
+            [
+                [side * rows - 20 * (i % 2), side * columns]
+                for i, (rows, columns) in enumerate(grids)
+            ]
+        )
         most = max(1 + rows * columns for rows, columns in grids)
         pixels = torch.randn(sum(images), most, 3, side, side, generator=generator)
         inputs = {"pixel_values": pixels, "image_sizes": sizes}
     else:
         side = getattr(model.config, "image_size_aux", side)
         inputs = {
-            pixels_name(model, kind): torch.randn(count, *frames, 3, side, side, generator=generator)
+            pixels_name(model, kind): torch.randn(
+                count, *frames, 3, side, side, generator=generator
+            )
             for kind, frames in (("image", ()), ("video", (FRAMES,)))
             if (count := sum(row.count(kind) for row in kinds))
         }
-    placeholders = {"image": model.config.image_token_id, "video": getattr(model.config, "video_token_id", None)}
+    placeholders = {
+        "image": model.config.image_token_id,
+        "video": getattr(model.config, "video_token_id", None),
+    }
     rows = []
-    for question, row, its in zip(questions, kinds, pictures_of(model, inputs, images), strict=True):
-        media = ([2] + [placeholders[kind]] * picture.tokens for kind, picture in zip(row, its, strict=True))
+    for question, row, its in zip(
+        questions, kinds, pictures_of(model, inputs, images), strict=True
+    ):
+        media = (
+            [2] + [placeholders[kind]] * picture.tokens
+            for kind, picture in zip(row, its, strict=True)
+        )
         rows.append([1, *itertools.chain(*media), *question])
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])

@@ -22,14 +22,43 @@ from zipeval.config.schema import ModelConfig, RunConfig
 from zipeval.errors import UsageError
 from zipeval.reporting.tables import key
 from zipeval.results import records
-from zipeval.results.speed_records import RESULTS, SCHEMA, about, first, limit, speed_up, total
+from zipeval.results.speed_records import (
+    RESULTS,
+    SCHEMA,
+    about,
+    first,
+    limit,
+    speed_up,
+    total,
+)
 
 if TYPE_CHECKING:
     from zipeval.inference.session import Session
 
 INITS = ("checkpoint", "random")
-HEADER = ("method", "tokens", "batch", "mean", "final", "encoder", "reducer", "projector", "prefill", "other")
-HEADER += ("TTFT", "x vanilla", "limit", "TTFT/limit", "decode/token", "total", "x vanilla", "KV MiB", "peak MiB")
+HEADER = (
+    "method",
+    "tokens",
+    "batch",
+    "mean",
+    "final",
+    "encoder",
+    "reducer",
+    "projector",
+    "prefill",
+    "other",
+)
+HEADER += (
+    "TTFT",
+    "x vanilla",
+    "limit",
+    "TTFT/limit",
+    "decode/token",
+    "total",
+    "x vanilla",
+    "KV MiB",
+    "peak MiB",
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +88,9 @@ class Settings:
             value = getattr(self, name)
             for number in value if name == "batch" else (value,):
                 if number < 1:
-                    raise UsageError(f"{name}={number}: expected a whole number from 1 up.")
+                    raise UsageError(
+                        f"{name}={number}: expected a whole number from 1 up."
+                    )
 
 
 def bench(configs: list[RunConfig], settings: Settings) -> Path:
@@ -77,15 +108,22 @@ def bench(configs: list[RunConfig], settings: Settings) -> Path:
 
     session = sessions[0]
     if settings.init == "random":
-        model = models.draw(session.config.model, session.placement, session.config.seed)
+        model = models.draw(
+            session.config.model, session.placement, session.config.seed
+        )
     else:
         model, _ = session.load()
     record = {
         "schema": SCHEMA,
         "started": records.now(),
         "model": asdict(session.config.model),
-        "settings": {name: value for name, value in asdict(settings).items() if name != "results"},
-        "resolved": {**asdict(session.placement), "fingerprint": session.checkpoint.fingerprint},
+        "settings": {
+            name: value for name, value in asdict(settings).items() if name != "results"
+        },
+        "resolved": {
+            **asdict(session.placement),
+            "fingerprint": session.checkpoint.fingerprint,
+        },
         "reuse": "none",
         "compile": session.config.runner.compile,
         "machine": machine(session.placement),
@@ -94,17 +132,28 @@ def bench(configs: list[RunConfig], settings: Settings) -> Path:
         "status": "interrupted",
     }
     compiles = session.config.runner.compile
-    cases = [timing.Case(s.method, batch, _row(s, batch), compiles) for batch in settings.batch for s in sessions]
+    cases = [
+        timing.Case(s.method, batch, _row(s, batch), compiles)
+        for batch in settings.batch
+        for s in sessions
+    ]
     record |= {"matrix_flops": [], "rows": [case.row for case in cases]}
     noise = models.family(session.config.model).noise
     inputs = {
-        batch: timing.prompts(model, noise, batch, settings.prompt_tokens, session.config.seed)
+        batch: timing.prompts(
+            model, noise, batch, settings.prompt_tokens, session.config.seed
+        )
         for batch in settings.batch
     }
     try:
         with timing.on(model.device):
             for rate in timing.measure(
-                model, cases, inputs, settings.new_tokens, settings.repeats, session.config.seed
+                model,
+                cases,
+                inputs,
+                settings.new_tokens,
+                settings.repeats,
+                session.config.seed,
             ):
                 record["matrix_flops"].append(rate)
         record["status"] = "success"
@@ -120,10 +169,16 @@ def _sessions(configs: list[RunConfig], settings: Settings) -> list[Session]:
 
     config = configs[0].model
     if config.device_map:
-        raise UsageError(f"model.device_map={config.device_map}: only a model on one device is timed. Leave it out.")
+        raise UsageError(
+            f"model.device_map={config.device_map}: only a model on one device is timed. Leave it out."
+        )
     if settings.init == "random" and config.quantization != ModelConfig.quantization:
-        raise UsageError(f"model.quantization={config.quantization}: weights have to be real for it. Leave out init=.")
-    checkpoint = models.sketch(config) if settings.init == "random" else models.find(config)
+        raise UsageError(
+            f"model.quantization={config.quantization}: weights have to be real for it. Leave out init=."
+        )
+    checkpoint = (
+        models.sketch(config) if settings.init == "random" else models.find(config)
+    )
     found: list[Session] = []
     for config in configs:
         session = Session(config, checkpoint)
@@ -133,22 +188,36 @@ def _sessions(configs: list[RunConfig], settings: Settings) -> list[Session]:
                 f"the same as method={projector.METHOD}. Time that, or leave out init=."
             )
         _ = session.projector  # refused before weights are made
-        if session.config not in [other.config for other in found]:  # vanilla has no tokens
+        if session.config not in [
+            other.config for other in found
+        ]:  # vanilla has no tokens
             found.append(session)
     return found
 
 
 def _row(session: Session, batch: int) -> dict:
     config = session.config
-    kept = {name: getattr(config, name) for name in ("method", "tokens", "budget", "packing", "seed")}
+    kept = {
+        name: getattr(config, name)
+        for name in ("method", "tokens", "budget", "packing", "seed")
+    }
     requested = {"visual_tokens": {"requested": config.tokens}}
-    return {"batch": batch, "config": kept, "method": repr(session.method), **requested, "rounds": []}
+    return {
+        "batch": batch,
+        "config": kept,
+        "method": repr(session.method),
+        **requested,
+        "rounds": [],
+    }
 
 
 def _write(results: Path, record: dict) -> Path:
     content = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    path = results / f"{record['model']['name']}-{record['started'][:19].replace(':', '')}-{digest}.json"
+    path = (
+        results
+        / f"{record['model']['name']}-{record['started'][:19].replace(':', '')}-{digest}.json"
+    )
     records.atomic_write(path, content)
     return path
 
@@ -168,7 +237,11 @@ def render(record: dict) -> str:
             "before it; x vanilla: how many times faster, median of the rounds; limit: FLOPs of encoder, projector and "
             f"decoder at {rate:.3g} TFLOP/s, the rate of large matrix products in this run; total: of all new tokens; "
             "peak: over the weights.",
-            *(f"{key(row)[0]}, batch {row['batch']}: {row['failed']}." for row in record["rows"] if "failed" in row),
+            *(
+                f"{key(row)[0]}, batch {row['batch']}: {row['failed']}."
+                for row in record["rows"]
+                if "failed" in row
+            ),
         ]
     )
 
@@ -187,11 +260,19 @@ def _line(record: dict, row: dict) -> list[str]:
         ratio = speed_up(record, row, of)
         return "-" if ratio is None else f"{ratio:.2f}x"
 
-    stages = [_number(middle(lambda times, stage=stage: times[stage])) for stage in HEADER[5:10]]
+    stages = [
+        _number(middle(lambda times, stage=stage: times[stage]))
+        for stage in HEADER[5:10]
+    ]
     # Of a single round there are no quartiles: it is all of them.
-    low, _, high = quantiles([*map(first, rounds)] * (1 + (len(rounds) == 1)), method="inclusive")
+    low, _, high = quantiles(
+        [*map(first, rounds)] * (1 + (len(rounds) == 1)), method="inclusive"
+    )
     least, steps = limit(record, row), record["settings"]["new_tokens"] - 1
-    peak = max((times["peak_bytes"] for times in rounds if times["peak_bytes"] is not None), default=None)
+    peak = max(
+        (times["peak_bytes"] for times in rounds if times["peak_bytes"] is not None),
+        default=None,
+    )
     return [
         *head,
         *stages,

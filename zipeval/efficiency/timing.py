@@ -76,7 +76,9 @@ class Clock:
             yield stage, start.elapsed_time(end) if self.cuda else 1000 * (end - start)
 
 
-def prompts(model, noise: Callable, batch: int, text: int, seed: int) -> dict[str, torch.Tensor]:
+def prompts(
+    model, noise: Callable, batch: int, text: int, seed: int
+) -> dict[str, torch.Tensor]:
     """The processor's inputs: `batch` prompts of one picture each, which text stands before and behind.
 
     Args:
@@ -90,10 +92,16 @@ def prompts(model, noise: Callable, batch: int, text: int, seed: int) -> dict[st
         words = vocabulary[~visual_slots(vocabulary, model.config)]
         words = words[torch.randint(len(words), (batch, text))]
     kind = next(kind for kind, names in PIXELS.items() if inputs.keys() & {*names})
-    media = torch.full((batch, pictures(model, inputs, kind)[0].tokens), getattr(model.config, f"{kind}_token_id"))
+    media = torch.full(
+        (batch, pictures(model, inputs, kind)[0].tokens),
+        getattr(model.config, f"{kind}_token_id"),
+    )
     ids = torch.cat([words[:, : text // 2], media, words[:, text // 2 :]], 1)
     inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {k: x.to(model.device, model.dtype if x.is_floating_point() else x.dtype) for k, x in inputs.items()}
+    return {
+        k: x.to(model.device, model.dtype if x.is_floating_point() else x.dtype)
+        for k, x in inputs.items()
+    }
 
 
 def on(device: torch.device) -> AbstractContextManager:
@@ -102,7 +110,12 @@ def on(device: torch.device) -> AbstractContextManager:
 
 
 def measure(
-    model, cases: list[Case], inputs: dict[int, dict], new_tokens: int, repeats: int, seed: int
+    model,
+    cases: list[Case],
+    inputs: dict[int, dict],
+    new_tokens: int,
+    repeats: int,
+    seed: int,
 ) -> Iterator[float]:
     """Counts of every case, and then in each of `repeats` rounds its times, in another order every round.
 
@@ -124,7 +137,9 @@ def measure(
     for number in range(-WARM_UP, repeats):
         rate = matrix_rate(model, length)
         for place, case in enumerate(order.sample(cases, len(cases))):
-            found = _attempt(case, lambda case: times(model, case, inputs[case.batch], new_tokens))
+            found = _attempt(
+                case, lambda case: times(model, case, inputs[case.batch], new_tokens)
+            )
             if number >= 0 and found:
                 case.row["rounds"].append({"round": number, "place": place, **found})
         if number >= 0:
@@ -138,7 +153,9 @@ def _attempt(case: Case, call: Callable[[Case], dict | None]) -> dict | None:
     try:
         return call(case)
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not isinstance(
+            error, torch.OutOfMemoryError
+        ) and "DefaultCPUAllocator" not in str(error):
             raise
         case.row["failed"] = "out of memory"
     gc.collect()  # behind the block: the error holds what did fit
@@ -154,19 +171,33 @@ def count(model, case: Case, inputs: dict) -> None:
     Raises:
         BudgetError: if the tokens are not those that the method says.
     """
-    with case.method.applied(model), ledger(model) as prefills, flops.before_decoder(model) as before:
-        cache = hf_names.returned_cache(model(**inputs, use_cache=True, logits_to_keep=1))
+    with (
+        case.method.applied(model),
+        ledger(model) as prefills,
+        flops.before_decoder(model) as before,
+    ):
+        cache = hf_names.returned_cache(
+            model(**inputs, use_cache=True, logits_to_keep=1)
+        )
     (prefill,) = prefills
     layers = [prefill.visual(number) for number in range(case.batch)]
     its = [picture for kind in PIXELS for picture in pictures(model, inputs, kind)]
     for visual, picture in zip(layers, its, strict=True):
         expected = case.method.entering([picture], len(visual))
         if visual != expected:
-            raise BudgetError(f"{case.method}: {visual} visual tokens entered the layers, {expected} should have.")
+            raise BudgetError(
+                f"{case.method}: {visual} visual tokens entered the layers, {expected} should have."
+            )
     config = model.config.get_text_config()
-    case.row["visual_tokens"] |= {"layers": layers[0], "mean": fmean(layers[0]), "final": layers[0][-1]}
+    case.row["visual_tokens"] |= {
+        "layers": layers[0],
+        "mean": fmean(layers[0]),
+        "final": layers[0][-1],
+    }
     case.row["kv_bytes"] = hf_names.bytes_in(cache)
-    case.row["flops"] = before | {"decoder": sum(flops.exact(entered, config) for entered in prefill.entered)}
+    case.row["flops"] = before | {
+        "decoder": sum(flops.exact(entered, config) for entered in prefill.entered)
+    }
 
 
 @torch.inference_mode()
@@ -175,11 +206,16 @@ def times(model, case: Case, inputs: dict, new_tokens: int) -> dict[str, float |
     the weights, with the inputs; None on a CPU.
     """
     clock, peak = Clock(model.device), None
-    with staged(model, case.method, clock), compiled(model, case.method) if case.compile else nullcontext():
+    with (
+        staged(model, case.method, clock),
+        compiled(model, case.method) if case.compile else nullcontext(),
+    ):
         if clock.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated() - sum(x.nbytes for x in inputs.values())
+            before = torch.cuda.memory_allocated() - sum(
+                x.nbytes for x in inputs.values()
+            )
         answer(model, inputs, new_tokens, clock)
         found = dict.fromkeys((*STAGES, "decode"), 0.0)
         for stage, span in clock.spans():
@@ -212,9 +248,15 @@ def staged(model, method, clock: Clock) -> Iterator[None]:
     """While open, the method is applied and the clock told of every stage. Hooks run in the order in which they were
     registered: what a method does at the projector and between layers is bounded by ours before and behind its own.
     """
-    base, decoder, projection = model.base_model, hf_names.decoder(model), hf_names.projector(model)
+    base, decoder, projection = (
+        model.base_model,
+        hf_names.decoder(model),
+        hf_names.projector(model),
+    )
     inside = getattr(method, "second", method)  # of a chain
-    layers = inside.layers(len(decoder.layers)) if isinstance(inside, DecoderMethod) else ()
+    layers = (
+        inside.layers(len(decoder.layers)) if isinstance(inside, DecoderMethod) else ()
+    )
     with ExitStack() as stack:
 
         def begins(stage, register):
@@ -251,7 +293,10 @@ def matrix_rate(model, rows: int) -> float:
     config, clock = model.config.get_text_config(), Clock(model.device)
     options = {"device": model.device, "dtype": model.dtype}
     x = torch.randn(rows, config.hidden_size, **options)
-    up, down = (torch.randn(config.intermediate_size, config.hidden_size, **options) * 0.01 for _ in range(2))
+    up, down = (
+        torch.randn(config.intermediate_size, config.hidden_size, **options) * 0.01
+        for _ in range(2)
+    )
     for _ in range(2):  # the first time warms up
         clock.marks.clear()
         clock.mark("products")

@@ -19,7 +19,10 @@ from math import ceil, floor
 from statistics import fmean
 from typing import TypeVar
 
-PAPER_TOKENS, PAPER_LAYERS = 576, 32  # of an image in LLaVA-1.5-7B, which published settings are for
+PAPER_TOKENS, PAPER_LAYERS = (
+    576,
+    32,
+)  # of an image in LLaVA-1.5-7B, which published settings are for
 STEPS = 1 << 14
 
 Setting = TypeVar("Setting")
@@ -72,7 +75,9 @@ class Shape:
     def pictures(self) -> list[Picture]:
         """One for each of the grids."""
         patches = self.entering // self.crops
-        return [Picture(crops * patches, crops, patches, rows) for crops, rows in self.grids]
+        return [
+            Picture(crops * patches, crops, patches, rows) for crops, rows in self.grids
+        ]
 
     @property
     def row_ends(self) -> bool:
@@ -85,22 +90,33 @@ class Shape:
 
     def depth(self, layer: int) -> int:
         """A layer that was published for LLaVA-1.5; in a shallower decoder the one at the same share of its depth."""
-        return layer if self.layers >= PAPER_LAYERS else round(layer * self.layers / PAPER_LAYERS)
+        return (
+            layer
+            if self.layers >= PAPER_LAYERS
+            else round(layer * self.layers / PAPER_LAYERS)
+        )
 
 
-def published(settings: Mapping[int, Setting], tokens: int, shape: Shape, of: int = PAPER_TOKENS) -> Setting:
+def published(
+    settings: Mapping[int, Setting], tokens: int, shape: Shape, of: int = PAPER_TOKENS
+) -> Setting:
     """The published setting for `tokens`; `settings` has a key for each number of tokens of an image of `of`.
 
     Raises:
         ValueError: if none was published.
     """
-    in_crops = of != PAPER_TOKENS  # settings for images in crops are not for others, nor the other way round
+    in_crops = (
+        of != PAPER_TOKENS
+    )  # settings for images in crops are not for others, nor the other way round
     if not settings or in_crops != (shape.crops > 1):
         raise ValueError(
             f"tokens={tokens}: nothing was published for {shape.crops} crops. Choose budget=mean or budget=final"
         )
     # A share of every crop, so that what they add up to can be divided again.
-    scaled = {shape.crops * shape.published(count, of * shape.crops): setting for count, setting in settings.items()}
+    scaled = {
+        shape.crops * shape.published(count, of * shape.crops): setting
+        for count, setting in settings.items()
+    }
     if tokens not in scaled:
         listed = ", ".join(map(str, scaled))
         raise ValueError(
@@ -110,7 +126,9 @@ def published(settings: Mapping[int, Setting], tokens: int, shape: Shape, of: in
     return scaled[tokens]
 
 
-def search(make: Callable[[float], Setting], tokens: int, budget: str, shape: Shape) -> Setting:
+def search(
+    make: Callable[[float], Setting], tokens: int, budget: str, shape: Shape
+) -> Setting:
     """Of `make(0.0)`, which removes all it can, to `make(1.0)`, which removes nothing, the one that meets a budget.
 
     Raises:

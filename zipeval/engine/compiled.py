@@ -39,13 +39,17 @@ def compiled(model, method, backend: str | Callable = "inductor") -> Iterator[No
     for kind in _kinds(model):
         blocks += tower(model, kind).encoder.layers
     watched = _watched(model, method)
-    before = {block: vars(block).get("forward") for block in blocks if block not in watched}
+    before = {
+        block: vars(block).get("forward") for block in blocks if block not in watched
+    }
     # The blocks of a model share their code, each is compiled for by itself: its number in the cache is a constant.
     limit = KINDS * len(blocks)
     try:
         for block in before:
             block.forward = torch.compile(block.forward, backend=backend, dynamic=True)
-        with torch._dynamo.config.patch(recompile_limit=limit, accumulated_recompile_limit=limit):
+        with torch._dynamo.config.patch(
+            recompile_limit=limit, accumulated_recompile_limit=limit
+        ):
             yield
     finally:
         for block, forward in before.items():
@@ -56,7 +60,11 @@ def compiled(model, method, backend: str | Callable = "inductor") -> Iterator[No
 
 def _kinds(model) -> list[str]:
     """Of pictures that it has an encoder for."""
-    return [kind for kind, names in TOWERS.items() if any(hasattr(model.base_model, name) for name in names)]
+    return [
+        kind
+        for kind, names in TOWERS.items()
+        if any(hasattr(model.base_model, name) for name in names)
+    ]
 
 
 def _watched(model, method) -> set[nn.Module]:

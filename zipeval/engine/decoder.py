@@ -109,13 +109,21 @@ class Prompts:
         """
         cos, sin = (x.expand(len(rows), -1, -1) for x in self.rotary)
         # In float32: products in float16 overflow where the model's own attention, which adds up in float32, does not.
-        queries = _rotated(take(self.queries, rows), take(cos, rows), take(sin, rows), self.head_dim).float()
+        queries = _rotated(
+            take(self.queries, rows), take(cos, rows), take(sin, rows), self.head_dim
+        ).float()
         keys = _rotated(self.keys, cos, sin, self.head_dim).float()
-        grouped = queries.unflatten(1, (keys.shape[1], -1))  # grouped-query attention: several query heads to a key
+        grouped = queries.unflatten(
+            1, (keys.shape[1], -1)
+        )  # grouped-query attention: several query heads to a key
         logits = (grouped @ keys[:, :, None].mT).flatten(1, 2) * self.head_dim**-0.5
         slots = torch.arange(self.valid.shape[1], device=rows.device)
-        seen = (slots <= rows[..., None]) & self.valid[:, None] | (slots == rows[..., None])
-        return logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1, dtype=torch.float32)
+        seen = (slots <= rows[..., None]) & self.valid[:, None] | (
+            slots == rows[..., None]
+        )
+        return logits.masked_fill(~seen[:, None], float("-inf")).softmax(
+            -1, dtype=torch.float32
+        )
 
     def received(self, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Attention that every slot gets from some rows, weighted and added up; `BLOCK` rows are held at a time.
@@ -138,7 +146,9 @@ class Prompts:
 
     def last_rows(self) -> torch.Tensor:
         """(B, 1): the last slot, which answers begin at."""
-        return torch.full((len(self.valid), 1), self.valid.shape[1] - 1, device=self.valid.device)
+        return torch.full(
+            (len(self.valid), 1), self.valid.shape[1] - 1, device=self.valid.device
+        )
 
 
 def _rotated(x, cos, sin, head_dim):
@@ -190,7 +200,9 @@ class DecoderMethod(ABC):
 
     @classmethod
     @abstractmethod
-    def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> DecoderMethod:
+    def for_budget(
+        cls, tokens: int, budget: str, shape: Shape, **options
+    ) -> DecoderMethod:
         """The method with its settings for a budget; `options` are the user's.
 
         Raises:
@@ -222,7 +234,9 @@ class DecoderMethod(ABC):
         self.check_removes(largest_picture(model))
         _check_decoder(decoder.config)
         if model in reduced_inside:
-            raise RuntimeError("a decoder-stage method is already applied to this model; leave its block first")
+            raise RuntimeError(
+                "a decoder-stage method is already applied to this model; leave its block first"
+            )
         guard = Guard(model, type(self).__name__, inside=True)
         calls = _Calls(self, model, self.layers(len(decoder.layers)), guard)
         hooks = calls.register()
@@ -239,7 +253,9 @@ class DecoderMethod(ABC):
         """Raises ValueError where a decoder of `depth` layers does not have those that tokens leave before."""
         layers = self.layers(depth)
         if not layers or layers[0] < 1 or layers[-1] >= depth:
-            raise ValueError(f"layers={list(layers)}: this decoder has layers 1 to {depth - 1} to drop tokens before")
+            raise ValueError(
+                f"layers={list(layers)}: this decoder has layers 1 to {depth - 1} to drop tokens before"
+            )
 
     def check_removes(self, largest: Picture) -> None:
         """Raises ValueError where more visual tokens are to be left than the model's largest image or video has."""
@@ -253,13 +269,19 @@ class DecoderMethod(ABC):
 def _check_decoder(config) -> None:
     """Scores are computed from projections as these decoders do; others scale, normalise or rotate otherwise."""
     if config.model_type not in DECODERS:
-        raise ValueError(f"text_config.model_type={config.model_type}: methods in the decoder know {DECODERS}")
+        raise ValueError(
+            f"text_config.model_type={config.model_type}: methods in the decoder know {DECODERS}"
+        )
     kinds = getattr(config, "layer_types", None)
     windowed = (
-        any("sliding" in kind for kind in kinds) if kinds else getattr(config, "sliding_window", None) is not None
+        any("sliding" in kind for kind in kinds)
+        if kinds
+        else getattr(config, "sliding_window", None) is not None
     )
     if windowed:
-        raise ValueError(f"sliding_window={config.sliding_window}: dropped tokens would move the window")
+        raise ValueError(
+            f"sliding_window={config.sliding_window}: dropped tokens would move the window"
+        )
 
 
 @contextmanager
@@ -267,14 +289,20 @@ def _whole_prompts(model, calls: _Calls) -> Iterator[None]:
     """While open, `generate` refuses to read a prompt in chunks: its first chunk would be taken for all of it. Where it
     fails, nothing of the prompt stays on the device.
     """
-    before = vars(model).get("generate")  # that of a vision-stage method, if there is one
+    before = vars(model).get(
+        "generate"
+    )  # that of a vision-stage method, if there is one
     generate = model.generate
 
     def checked(*args, **kwargs):
         config = kwargs.get("generation_config") or model.generation_config
-        size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        size = kwargs.get(
+            "prefill_chunk_size", getattr(config, "prefill_chunk_size", None)
+        )
         if size is not None:
-            raise ValueError(f"prefill_chunk_size={size}: a prompt that is reduced has to be read at once")
+            raise ValueError(
+                f"prefill_chunk_size={size}: a prompt that is reduced has to be read at once"
+            )
         if hf_names.given_cache(kwargs) in calls.segments:  # a later turn
             kwargs = later(kwargs)
         try:
@@ -316,14 +344,18 @@ class _Segment:
     def masked(self, mask: torch.Tensor) -> None:
         """Another turn says with its mask (B, full) what counts of what was said so far, such as no padding."""
         width = self.visual.shape[1]
-        self.valid = torch.cat([still_valid(self.read, self.visual, mask[:, :width]), mask[:, width:]], 1)
+        self.valid = torch.cat(
+            [still_valid(self.read, self.visual, mask[:, :width]), mask[:, width:]], 1
+        )
         self.count = self.valid.sum(1, keepdim=True)
 
 
 class _Calls:
     """What the hooks share: the call in progress, and the segments of every cache that is alive."""
 
-    def __init__(self, method: DecoderMethod, model, layers: tuple[int, ...], guard: Guard):
+    def __init__(
+        self, method: DecoderMethod, model, layers: tuple[int, ...], guard: Guard
+    ):
         self.method, self.model, self.layers, self.guard = method, model, layers, guard
         self.applied = Applied()
         self.decoder = hf_names.decoder(model)
@@ -334,7 +366,9 @@ class _Calls:
         """The call in progress."""
         self.prompts: Prompts | None = None
         self.arrived = self.new = self.said = None  # `said` by the mask of another turn
-        self.ready: dict[int, dict] = {}  # layer of a reduction -> what the layers from there on are given
+        self.ready: dict[
+            int, dict
+        ] = {}  # layer of a reduction -> what the layers from there on are given
         self.missed: list[torch.Tensor] = []  # (B) bool for each reduction
 
     def register(self) -> list:
@@ -345,11 +379,19 @@ class _Calls:
             self.model.register_forward_hook(self.leave),
         ]
         for layer in range(self.layers[0], len(blocks)):
-            hooks.append(blocks[layer].register_forward_pre_hook(self.before(layer), with_kwargs=True))
-        for layer in self.layers:  # behind the hooks above: a layer's scores are of what it was given
+            hooks.append(
+                blocks[layer].register_forward_pre_hook(
+                    self.before(layer), with_kwargs=True
+                )
+            )
+        for layer in (
+            self.layers
+        ):  # behind the hooks above: a layer's scores are of what it was given
             attention = blocks[layer - 1].self_attn
             hooks += [
-                blocks[layer - 1].register_forward_pre_hook(self.see_rotary, with_kwargs=True),
+                blocks[layer - 1].register_forward_pre_hook(
+                    self.see_rotary, with_kwargs=True
+                ),
                 attention.q_proj.register_forward_hook(self.see("queries")),
                 attention.k_proj.register_forward_hook(self.see("keys")),
             ]
@@ -360,21 +402,38 @@ class _Calls:
     def enter(self, module, args, kwargs):
         """What kind of call this is, and where its visual tokens are. All that is read from the device is read here."""
         if kwargs.get("labels") is not None:
-            raise ValueError("labels: training through a reduced prompt is not supported; compute the loss from logits")
-        ids, cache = args[0] if args else kwargs.get("input_ids"), hf_names.given_cache(kwargs)
+            raise ValueError(
+                "labels: training through a reduced prompt is not supported; compute the loss from logits"
+            )
+        ids, cache = (
+            args[0] if args else kwargs.get("input_ids"),
+            hf_names.given_cache(kwargs),
+        )
         if ids is None:
-            raise ValueError("inputs_embeds: pass input_ids, which tell visual tokens from text")
+            raise ValueError(
+                "inputs_embeds: pass input_ids, which tell visual tokens from text"
+            )
         hf_names.check_cache_is_growing(cache)
         mask = kwargs.get("attention_mask")
-        self.new = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
+        self.new = (
+            torch.ones_like(ids, dtype=torch.bool)
+            if mask is None
+            else mask[:, -ids.shape[1] :].bool()
+        )
         self.said = self.prompts = None
         self.reading = hf_names.is_empty(cache)
         if self.reading:
             self.read = _read(ids.cpu(), self.new.cpu(), self.model.config)
             _check_positions(kwargs.get("position_ids"), self.new)
-            self.arrived = ids, visual_slots(ids, self.model.config) & self.new, self.new
+            self.arrived = (
+                ids,
+                visual_slots(ids, self.model.config) & self.new,
+                self.new,
+            )
         elif cache not in self.segments:
-            raise ValueError("cache: it was filled outside of the method's block; begin a new one")
+            raise ValueError(
+                "cache: it was filled outside of the method's block; begin a new one"
+            )
         elif ids.shape[1] > 1:
             self.said = None if mask is None else mask[:, : -ids.shape[1]].bool()
             if visual_slots(ids, self.model.config).cpu().any():
@@ -389,12 +448,28 @@ class _Calls:
         self.ready, self.missed = {}, []
         if self.reading:
             given = Given(*self.arrived, hidden, self.read)
-            slots = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+            slots = torch.arange(hidden.shape[1], device=hidden.device).expand(
+                len(hidden), -1
+            )
             positions = call.positions.expand(len(hidden), -1)
             counts = [prompt.visual for prompt in self.read]
-            depth, head_dim = len(self.decoder.layers), self.decoder.layers[0].self_attn.head_dim
-            self.schedules = {visual: self.method.schedule(visual, depth) for visual in {*counts}}
-            self.prompts = Prompts(given, hidden, given.visual, given.valid, positions, slots, counts, head_dim)
+            depth, head_dim = (
+                len(self.decoder.layers),
+                self.decoder.layers[0].self_attn.head_dim,
+            )
+            self.schedules = {
+                visual: self.method.schedule(visual, depth) for visual in {*counts}
+            }
+            self.prompts = Prompts(
+                given,
+                hidden,
+                given.visual,
+                given.valid,
+                positions,
+                slots,
+                counts,
+                head_dim,
+            )
             self.guard.check_later(self.prompts.no_numbers)
             self.now: dict[int, _Segment] = {}
             schedules = [self.schedules[visual] for visual in counts]
@@ -407,16 +482,22 @@ class _Calls:
     def leave(self, module, args, output):
         """Everything is launched: whether methods left what the arithmetic was done with."""
         if self.reading and len(self.missed) < len(self.layers):
-            hf_names.incompatible(f"the decoder does not call layers {[*self.layers]}, so that no token was dropped")
+            hf_names.incompatible(
+                f"the decoder does not call layers {[*self.layers]}, so that no token was dropped"
+            )
         if self.reading and torch.stack(self.missed).any():
             name = type(self.method).__name__
-            raise BudgetError(f"{name}: visual tokens that its `reduce` leaves are not as many as its `schedule` says")
+            raise BudgetError(
+                f"{name}: visual tokens that its `reduce` leaves are not as many as its `schedule` says"
+            )
 
     # -------------------------------------------------------------------------------------------- what scores need
 
     def see(self, name):
         def hook(module, args, output):
-            if self.prompts is not None:  # a prompt is being read, and not yet behind the last reduction
+            if (
+                self.prompts is not None
+            ):  # a prompt is being read, and not yet behind the last reduction
                 setattr(self.prompts, name, output)
 
         return hook
@@ -447,10 +528,15 @@ class _Calls:
         p = self.prompts
         p.hidden = hidden
         if p.queries is None or p.keys is None:
-            hf_names.incompatible(f"the attention of decoder layer {layer - 1} does not call its q_proj and k_proj")
+            hf_names.incompatible(
+                f"the attention of decoder layer {layer - 1} does not call its q_proj and k_proj"
+            )
         kept = self.method.reduce(layer, p)
         p.counts = [self.schedules[prompt.visual][layer] for prompt in p.given.read]
-        lengths = [len(prompt.ids) - prompt.visual + n for prompt, n in zip(p.given.read, p.counts, strict=True)]
+        lengths = [
+            len(prompt.ids) - prompt.visual + n
+            for prompt, n in zip(p.given.read, p.counts, strict=True)
+        ]
         self.missed.append(_number(kept, p) != on_device(p.counts, hidden.device))
         keep = p.valid & (kept.visual | ~p.visual)
         index, valid, joined = _placed(p, keep, kept, max(lengths))
@@ -460,11 +546,17 @@ class _Calls:
         if self.method.renumber:
             p.positions = (valid.cumsum(1) - 1).clamp(min=0)
         padded = valid if min(lengths) < max(lengths) else None
-        self.now[layer] = _Segment(valid, p.given.visual, valid.shape[1], p.given.ids.shape[1], padded, count)
+        self.now[layer] = _Segment(
+            valid, p.given.visual, valid.shape[1], p.given.ids.shape[1], padded, count
+        )
         self.ready[layer] = self.arguments(layer, p.hidden, cache, p.positions, padded)
-        self.guard.lengths[layer:] = [valid.shape[1]] * (len(self.decoder.layers) - layer)
+        self.guard.lengths[layer:] = [valid.shape[1]] * (
+            len(self.decoder.layers) - layer
+        )
         hidden, p.hidden = p.hidden, None
-        p.queries = p.keys = p.rotary = None  # the next scores are those of another layer
+        p.queries = p.keys = p.rotary = (
+            None  # the next scores are those of another layer
+        )
         if layer == self.layers[-1]:
             if (told := observer(self.model)) is not None:
                 told.decoded(p.given.visual, p.source, p.visual)
@@ -475,8 +567,13 @@ class _Calls:
         """Decoding steps and later turns: nothing leaves, the layers from here on have fewer keys."""
         segment, new = self.now[layer], self.new
         length = new.shape[1]
-        if (cache.get_seq_length(layer), cache.get_seq_length() - length) != (segment.entries, segment.full):
-            raise ValueError("cache: entries were added or cropped outside of the method's block")
+        if (cache.get_seq_length(layer), cache.get_seq_length() - length) != (
+            segment.entries,
+            segment.full,
+        ):
+            raise ValueError(
+                "cache: entries were added or cropped outside of the method's block"
+            )
         if self.said is not None:
             segment.masked(self.said)
         if segment.valid is not None:
@@ -484,24 +581,32 @@ class _Calls:
         positions = segment.count + new.cumsum(1) - 1 if self.method.renumber else None
         segment.count = segment.count + new.sum(1, keepdim=True)
         segment.entries, segment.full = segment.entries + length, segment.full + length
-        self.ready[layer] = self.arguments(layer, hidden, cache, positions, segment.valid)
+        self.ready[layer] = self.arguments(
+            layer, hidden, cache, positions, segment.valid
+        )
 
     def arguments(self, layer, hidden, cache, positions, valid) -> dict:
         """Return what replaces the model's own arguments in the layers from `layer` on."""
         mask = hf_names.causal_mask(self.decoder.config, hidden, valid, cache, layer)
         if positions is None:
             return hf_names.layer_arguments(mask)
-        return hf_names.layer_arguments(mask, hf_names.rotary_embeddings(self.decoder, hidden, positions))
+        return hf_names.layer_arguments(
+            mask, hf_names.rotary_embeddings(self.decoder, hidden, positions)
+        )
 
 
 def _read(ids: torch.Tensor, valid: torch.Tensor, config) -> list[Read]:
     """What the host knows of prompts (B, S) on the CPU, True in `valid` where they are not padding."""
     if not valid[:, -1].all():
-        raise ValueError("attention_mask: prompts have to be padded on the left (processor.tokenizer.padding_side)")
+        raise ValueError(
+            "attention_mask: prompts have to be padded on the left (processor.tokenizer.padding_side)"
+        )
     prompts = [row[its] for row, its in zip(ids, valid, strict=True)]
     places = [visual_slots(row, config).nonzero()[:, 0] for row in prompts]
     return [
-        Read(row.numpy(), len(its), len(row) - 1 - int(its[-1]) if len(its) else len(row))
+        Read(
+            row.numpy(), len(its), len(row) - 1 - int(its[-1]) if len(its) else len(row)
+        )
         for row, its in zip(prompts, places, strict=True)
     ]
 
@@ -514,7 +619,9 @@ def _check_positions(positions: torch.Tensor | None, valid: torch.Tensor) -> Non
         return
     rows = zip(positions.expand(len(valid), -1).cpu(), valid.cpu(), strict=True)
     if any((row[is_valid].diff() < 0).any() for row, is_valid in rows):
-        raise ValueError("position_ids: they start again within a row. Give every prompt a row of its own")
+        raise ValueError(
+            "position_ids: they start again within a row. Give every prompt a row of its own"
+        )
 
 
 def _number(kept: Kept, p: Prompts) -> torch.Tensor:
@@ -533,7 +640,13 @@ def _placed(p: Prompts, keep: torch.Tensor, kept: Kept, length: int):
     rows, count = kept.merged_valid.shape
     slots = torch.arange(keep.shape[1], device=keep.device).expand(rows, -1)
     last = slots.masked_fill(~p.visual, -1).amax(1, keepdim=True)
-    order = torch.cat([slots + count * (slots > last), last + 1 + torch.arange(count, device=keep.device)], 1)
+    order = torch.cat(
+        [
+            slots + count * (slots > last),
+            last + 1 + torch.arange(count, device=keep.device),
+        ],
+        1,
+    )
     new = (
         kept.merged.to(p.hidden.dtype),
         kept.merged_valid,
@@ -541,7 +654,9 @@ def _placed(p: Prompts, keep: torch.Tensor, kept: Kept, length: int):
         p.source.new_full((rows, count), -1),
     )
     joined = tuple(torch.cat(pair, 1) for pair in zip(joined, new, strict=True))
-    return *compact_index(torch.cat([keep, kept.merged_valid], 1), order, length), joined
+    return *compact_index(
+        torch.cat([keep, kept.merged_valid], 1), order, length
+    ), joined
 
 
 def keep_best(score: torch.Tensor, prompts: Prompts, counts: list[int]) -> torch.Tensor:
@@ -550,6 +665,11 @@ def keep_best(score: torch.Tensor, prompts: Prompts, counts: list[int]) -> torch
     Scores that are no numbers stop the run when its prompt is read: they would be sorted before all others.
     """
     prompts.no_numbers.append((score.isnan() & prompts.visual).any())
-    order = score.masked_fill(~prompts.visual, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    best = torch.arange(score.shape[1], device=score.device) < on_device(counts, score.device)[:, None]
+    order = score.masked_fill(~prompts.visual, float("-inf")).argsort(
+        dim=1, descending=True, stable=True
+    )
+    best = (
+        torch.arange(score.shape[1], device=score.device)
+        < on_device(counts, score.device)[:, None]
+    )
     return torch.zeros_like(prompts.visual).scatter(1, order, best)

@@ -26,7 +26,11 @@ def exact(lengths: Iterable[int], config) -> int:
 
     Embedding, norms, rotary positions, softmax and the output head are left out.
     """
-    d, m, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    d, m, heads = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads,
+    )
     width = getattr(config, "head_dim", None) or d // heads
     queries, keys = heads * width, config.num_key_value_heads * width
     weights = 2 * d * queries + 2 * d * keys + 3 * d * m
@@ -45,7 +49,10 @@ def before_decoder(model) -> Iterator[dict[str, int]]:
     from zipeval.engine import hf_names
 
     base, found = model.base_model, {"encoder": 0, "projector": 0}
-    projector, decoder = (set(part.modules()) for part in (hf_names.projector(model), hf_names.decoder(model)))
+    projector, decoder = (
+        set(part.modules())
+        for part in (hf_names.projector(model), hf_names.decoder(model))
+    )
 
     def count(name, kind):
         def hook(module, args, output):
@@ -56,7 +63,9 @@ def before_decoder(model) -> Iterator[dict[str, int]]:
         return hook
 
     hooks = [
-        module.register_forward_hook(count(name, "projector" if module in projector else "encoder"))
+        module.register_forward_hook(
+            count(name, "projector" if module in projector else "encoder")
+        )
         for name, module in base.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in decoder
     ]

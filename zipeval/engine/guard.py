@@ -42,7 +42,9 @@ class Applied:
 
 def check_scores(method: str, no_numbers: list[torch.Tensor]) -> None:
     """Empty the list, and raise RunError if one of the scores that tokens were chosen by holds NaN."""
-    failed = bool(no_numbers) and bool(torch.stack([flag.cpu() for flag in no_numbers]).any())
+    failed = bool(no_numbers) and bool(
+        torch.stack([flag.cpu() for flag in no_numbers]).any()
+    )
     no_numbers.clear()
     if failed:
         raise RunError(
@@ -70,7 +72,9 @@ class Guard:
         self.lengths: list[int] = []
         self._running = self._checked = False
         self._scores: list[torch.Tensor] = []
-        self._prompts: int | None = None  # that `generate` has read so far; None outside of it
+        self._prompts: int | None = (
+            None  # that `generate` has read so far; None outside of it
+        )
         self._most = 0.0
 
     @contextmanager
@@ -87,7 +91,9 @@ class Guard:
             self.model.register_forward_hook(self._stop, always_call=True),
         ]
         for number, layer in enumerate(self.layers):
-            hooks.append(layer.register_forward_pre_hook(self._enter(number), with_kwargs=True))
+            hooks.append(
+                layer.register_forward_pre_hook(self._enter(number), with_kwargs=True)
+            )
         try:
             yield
         finally:
@@ -102,13 +108,17 @@ class Guard:
             IncompatibleError: if it reads its prompt again for a later token, or never calls the model.
         """
         config = inputs.get("generation_config") or self.model.generation_config
-        cached = inputs.get("use_cache", getattr(config, "use_cache", None)) is not False
+        cached = (
+            inputs.get("use_cache", getattr(config, "use_cache", None)) is not False
+        )
         first = hf_names.is_empty(hf_names.given_cache(inputs))
         self._prompts, self._most = 0, int(first) if cached else inf
         try:
             yield
             if first and not self._prompts:
-                self._refuse("generate() does not call the model, so that no token was dropped")
+                self._refuse(
+                    "generate() does not call the model, so that no token was dropped"
+                )
         finally:
             self._prompts = None
 
@@ -143,7 +153,9 @@ class Guard:
         if self._prompts is not None and reads:
             self._prompts += 1
             if self._prompts > self._most:
-                self._refuse("a decoding step does not go on with the cache of its prompt")
+                self._refuse(
+                    "a decoding step does not go on with the cache of its prompt"
+                )
 
     def _enter(self, number: int):
         """Return a forward pre-hook of a layer."""
@@ -156,23 +168,31 @@ class Guard:
             call = hf_names.LayerCall.read(args, kwargs)
             # The model may make a cache of its own, but must not leave one behind that it was given.
             if self._cache is not None and call.cache is not self._cache:
-                self._refuse(f"the cache that the model was given does not reach layer {number}")
+                self._refuse(
+                    f"the cache that the model was given does not reach layer {number}"
+                )
             length, expected = call.hidden.shape[1], self.lengths[number]
             if self._knows(number) and length != expected:
-                self._refuse(f"{length} tokens enter layer {number}, and {expected} should")
+                self._refuse(
+                    f"{length} tokens enter layer {number}, and {expected} should"
+                )
 
         return check
 
     def _end(self, module, args, output) -> None:
         """Check what a call did: a forward hook of the model."""
-        missing = [number for number in range(len(self.layers)) if number not in self._entered]
+        missing = [
+            number for number in range(len(self.layers)) if number not in self._entered
+        ]
         if missing:
             self._refuse(f"the hooks on layers {missing} did not fire")
         after = self._entries(self._cache)
         for number in self._before.keys() & after.keys():
             cached = after[number] - self._before[number]
             if self._knows(number) and cached != self.lengths[number]:
-                self._refuse(f"layer {number} cached {cached} tokens, and {self.lengths[number]} entered it")
+                self._refuse(
+                    f"layer {number} cached {cached} tokens, and {self.lengths[number]} entered it"
+                )
         check_scores(self.method, self._scores)
 
     def _stop(self, module, args, output) -> None:
@@ -191,7 +211,11 @@ class Guard:
         if cache is None:
             return {}
         entries = {number: cache.get_seq_length(number) for number in self._looked_at}
-        return {number: count for number, count in entries.items() if isinstance(count, int)}
+        return {
+            number: count for number, count in entries.items() if isinstance(count, int)
+        }
 
     def _refuse(self, problem: str) -> None:
-        hf_names.incompatible(f"{self.method} cannot be used on this {type(self.model).__name__}: {problem}")
+        hf_names.incompatible(
+            f"{self.method} cannot be used on this {type(self.model).__name__}: {problem}"
+        )

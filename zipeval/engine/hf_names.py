@@ -15,7 +15,10 @@ from typing import Any, NoReturn
 from zipeval.errors import IncompatibleError
 from zipeval.utils.lazy import torch
 
-TESTED = ("5.18.0", "5.24.0")  # the oldest and the newest transformers that the tests run on
+TESTED = (
+    "5.18.0",
+    "5.24.0",
+)  # the oldest and the newest transformers that the tests run on
 ALLOWED = "transformers>=5.18,<5.25"  # as in pyproject.toml
 
 # The key-value cache, as an argument and as a field of outputs: since 5.24, and before.
@@ -24,7 +27,10 @@ CACHE = ("cache", "past_key_values")
 FEATURES = "mm_encoder_outputs"
 SIZES = "image_sizes"
 # By kind of picture: what processors call the pixels (5.23 renamed Video-LLaVA's images), and models the encoder.
-PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+PIXELS = {
+    "image": ("pixel_values", "pixel_values_images"),
+    "video": ("pixel_values_videos",),
+}
 TOWERS = {"image": ("vision_tower", "image_tower"), "video": ("video_tower",)}
 PLACEHOLDERS = ("image_token_id", "video_token_id")  # of a configuration
 
@@ -67,7 +73,11 @@ def hidden_states_of(layer: int) -> dict[str, Any]:
     """
     from transformers.utils import output_capturing
 
-    return {"output_hidden_states": layer if hasattr(output_capturing, "select_hidden_states") else True}
+    return {
+        "output_hidden_states": layer
+        if hasattr(output_capturing, "select_hidden_states")
+        else True
+    }
 
 
 def check_arguments(model, layer) -> None:
@@ -82,13 +92,17 @@ def check_arguments(model, layer) -> None:
         if not taken.intersection(CACHE):
             missing.append(CACHE[0])
         if missing:
-            incompatible(f"{type(module).__name__} has no argument {', '.join(missing)}")
+            incompatible(
+                f"{type(module).__name__} has no argument {', '.join(missing)}"
+            )
 
 
 def _arguments(module_class: type) -> frozenset[str]:
     """Return the names of the arguments of `forward`, from the first class that does not merely pass them on."""
     for base in module_class.__mro__:
-        if "forward" in vars(base) and (named := _named_parameters(vars(base)["forward"])):
+        if "forward" in vars(base) and (
+            named := _named_parameters(vars(base)["forward"])
+        ):
             return named
     return frozenset()
 
@@ -98,7 +112,9 @@ def _named_parameters(function) -> frozenset[str]:
     """Return the names of a function's parameters, without `self`, `*args` and `**kwargs`."""
     parameters = inspect.signature(function).parameters.values()
     passed_on = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return frozenset(p.name for p in parameters if p.kind not in passed_on and p.name != "self")
+    return frozenset(
+        p.name for p in parameters if p.kind not in passed_on and p.name != "self"
+    )
 
 
 def check_cache_is_growing(cache) -> None:
@@ -106,7 +122,9 @@ def check_cache_is_growing(cache) -> None:
     from transformers import StaticCache
 
     if isinstance(cache, StaticCache):
-        raise ValueError("cache: a static cache has as many entries in every layer; use the default cache")
+        raise ValueError(
+            "cache: a static cache has as many entries in every layer; use the default cache"
+        )
 
 
 # ------------------------------------------------------------------------------------------------- key-value caches
@@ -146,7 +164,9 @@ def prompts_in(cache) -> int:
 
 def bytes_in(cache) -> int:
     """Return the size of a cache's keys and values."""
-    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+    return sum(
+        tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values)
+    )
 
 
 def _named(taken: frozenset[str], where: str, cache) -> dict[str, Any]:
@@ -191,12 +211,16 @@ class LayerCall:
             missing.append(CACHE[0])
         if missing:
             given = ", ".join(sorted(kwargs)) or "nothing"
-            incompatible(f"a decoder layer is called without {', '.join(missing)} (it gets {given} by name)")
+            incompatible(
+                f"a decoder layer is called without {', '.join(missing)} (it gets {given} by name)"
+            )
         mask, positions, rotary = (kwargs[name] for name in LAYER_ARGUMENTS)
         return cls(args[0], given_cache(kwargs), mask, positions, rotary)
 
 
-def layer_arguments(mask: torch.Tensor | None, rotary: tuple | None = None) -> dict[str, Any]:
+def layer_arguments(
+    mask: torch.Tensor | None, rotary: tuple | None = None
+) -> dict[str, Any]:
     """Return the arguments that replace a decoder's own in a layer behind a reduction.
 
     FlashAttention takes positions with gaps for a packed batch, and the rotary embedding is computed already: they are
@@ -207,7 +231,9 @@ def layer_arguments(mask: torch.Tensor | None, rotary: tuple | None = None) -> d
     return replaced if rotary is None else {**replaced, rotary_name: rotary}
 
 
-def causal_mask(config, hidden: torch.Tensor, valid: torch.Tensor | None, cache, layer: int) -> torch.Tensor | None:
+def causal_mask(
+    config, hidden: torch.Tensor, valid: torch.Tensor | None, cache, layer: int
+) -> torch.Tensor | None:
     """Return the mask of a layer for hidden states (B, L, D) and what its cache holds.
 
     Args:
@@ -220,12 +246,15 @@ def causal_mask(config, hidden: torch.Tensor, valid: torch.Tensor | None, cache,
         inputs_embeds=hidden,
         attention_mask=valid,
         layer_idx=layer,
-        allow_is_causal_skip=valid is None,  # or it would look for padding, which is there, and wait for the device
+        allow_is_causal_skip=valid
+        is None,  # or it would look for padding, which is there, and wait for the device
         **_named(_named_parameters(create_causal_mask), "create_causal_mask", cache),
     )
 
 
-def rotary_embeddings(decoder, hidden: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_embeddings(
+    decoder, hidden: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cos and sin (B, L, head_dim) of positions (B, L)."""
     return decoder.rotary_emb(hidden, position_ids=positions)
 

@@ -15,8 +15,16 @@ from zipeval.utils.lazy import torch
 def check_model(model) -> None:
     """Raises ValueError for a model that is not built as LLaVA is: encoder, projector, decoder, and generation."""
     base = getattr(model, "base_model", None)
-    lacks = [name for name in ("multi_modal_projector", "language_model") if not hasattr(base, name)]
-    lacks += [name for name in ("vision_feature_layer",) if not hasattr(getattr(model, "config", None), name)]
+    lacks = [
+        name
+        for name in ("multi_modal_projector", "language_model")
+        if not hasattr(base, name)
+    ]
+    lacks += [
+        name
+        for name in ("vision_feature_layer",)
+        if not hasattr(getattr(model, "config", None), name)
+    ]
     if lacks or not hasattr(model, "generate"):
         raise ValueError(
             f"model={type(model).__name__}: it has no {', '.join(lacks) or 'generate'}. Methods reduce "
@@ -26,7 +34,9 @@ def check_model(model) -> None:
 
 def pixels(inputs: dict, kind: str) -> torch.Tensor | None:
     """The images or videos among the processor's inputs."""
-    return next((inputs[name] for name in PIXELS[kind] if inputs.get(name) is not None), None)
+    return next(
+        (inputs[name] for name in PIXELS[kind] if inputs.get(name) is not None), None
+    )
 
 
 def joined(inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -54,7 +64,12 @@ def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
         crops = getattr(model.base_model, "crops", 1)
         return [Picture(crops * patches, crops, patches)] * len(given)
     return [
-        Picture(stock_tokens(model, size), tiles(model, size) + 1, patches, grid(model, size)[0] * side(model))
+        Picture(
+            stock_tokens(model, size),
+            tiles(model, size) + 1,
+            patches,
+            grid(model, size)[0] * side(model),
+        )
         for size in sizes
     ]
 
@@ -62,19 +77,29 @@ def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
 def largest_picture(model) -> Picture:
     """Return the image or video of which the model makes most visual tokens without reduction."""
     config = model.config
-    takes_cls = config.vision_feature_select_strategy == "full" or hasattr(config, "video_token_id")
+    takes_cls = config.vision_feature_select_strategy == "full" or hasattr(
+        config, "video_token_id"
+    )
     patches = side(model) ** 2 + (cls_tokens(model) if takes_cls else 0)
     crops = getattr(model.base_model, "crops", 1)
     tokens = crops * patches
-    for pinpoint in map(torch.tensor, getattr(config, "image_grid_pinpoints", None) or []):
+    for pinpoint in map(
+        torch.tensor, getattr(config, "image_grid_pinpoints", None) or []
+    ):
         crops = max(crops, 1 + tiles(model, pinpoint))
-        tokens = max(tokens, stock_tokens(model, pinpoint))  # of an image that fills its tiles nothing is cut off
+        tokens = max(
+            tokens, stock_tokens(model, pinpoint)
+        )  # of an image that fills its tiles nothing is cut off
     return Picture(max(tokens, getattr(config, "video_seq_length", 0)), crops, patches)
 
 
 def tower(model, kind: str = "image"):
     """The encoder, with its `embeddings` and `encoder.layers`."""
-    found = next(getattr(model.base_model, name) for name in TOWERS[kind] if hasattr(model.base_model, name))
+    found = next(
+        getattr(model.base_model, name)
+        for name in TOWERS[kind]
+        if hasattr(model.base_model, name)
+    )
     return getattr(found, "vision_model", found)
 
 
@@ -85,15 +110,21 @@ def cls_tokens(model) -> int:
 
 def side(model) -> int:
     """Patches in a row of a crop."""
-    return model.config.vision_config.image_size // model.config.vision_config.patch_size
+    return (
+        model.config.vision_config.image_size // model.config.vision_config.patch_size
+    )
 
 
 def grid(model, size: torch.Tensor) -> tuple[int, int]:
     """Rows and columns of tiles of an image of `size` (height, width)."""
-    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+    from transformers.models.llava_next.modeling_llava_next import (
+        get_anyres_image_grid_shape,
+    )
 
     config = model.config
-    return get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+    return get_anyres_image_grid_shape(
+        size, config.image_grid_pinpoints, config.vision_config.image_size
+    )
 
 
 def tiles(model, size: torch.Tensor) -> int:
@@ -109,10 +140,14 @@ def stock_packing(model, size: torch.Tensor) -> torch.Tensor:
     By definition: what the stock packing makes of these numbers.
     """
     crops = 1 + tiles(model, size)
-    patches = torch.arange(crops * side(model) ** 2, dtype=torch.float32).view(crops, -1, 1)
+    patches = torch.arange(crops * side(model) ** 2, dtype=torch.float32).view(
+        crops, -1, 1
+    )
     stock = type(model.base_model).pack_image_features
     row_end = torch.full((1,), -1.0)
-    return stock(model.base_model, [patches], [size], "default", image_newline=row_end)[0][0][:, 0].long()
+    return stock(model.base_model, [patches], [size], "default", image_newline=row_end)[
+        0
+    ][0][:, 0].long()
 
 
 def stock_tokens(model, size: torch.Tensor) -> int:
@@ -130,11 +165,24 @@ def stock_positions(model, inputs: dict, kind: str = "image") -> list[torch.Tens
     found = []
     for picture in pictures(model, inputs, kind):
         cls = patches.new_full((picture.patches - len(patches),), -1)
-        found.append(torch.cat([torch.cat([cls, patches + crop * len(patches)]) for crop in range(picture.crops)]))
+        found.append(
+            torch.cat(
+                [
+                    torch.cat([cls, patches + crop * len(patches)])
+                    for crop in range(picture.crops)
+                ]
+            )
+        )
     return found
 
 
-def packing(model, counts: list[int], kept: list[torch.Tensor], size: torch.Tensor, row_ends: bool) -> torch.Tensor:
+def packing(
+    model,
+    counts: list[int],
+    kept: list[torch.Tensor],
+    size: torch.Tensor,
+    row_ends: bool,
+) -> torch.Tensor:
     """The tokens of an image in tiles, in the official VisionZip's order: which of all crops' it is, -1: a row end.
 
     The whole image as it is; then the tiles' patches in raster order of the image that they make up together, the
@@ -155,7 +203,9 @@ def packing(model, counts: list[int], kept: list[torch.Tensor], size: torch.Tens
         patch = positions - prefix
         top, left = tile // tile_columns * width, tile % tile_columns * width
         place = (top + patch // width) * (columns + 1) + left + patch % width
-        place = torch.where(patch < 0, rows * (columns + 1), place)  # CLS: behind all patches
+        place = torch.where(
+            patch < 0, rows * (columns + 1), place
+        )  # CLS: behind all patches
         merged = place.new_full((count - len(patch),), rows * (columns + 1) + 1)
         places.append(torch.cat([place, merged]))
     if row_ends:

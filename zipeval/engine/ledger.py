@@ -45,8 +45,13 @@ def ledger(model) -> Iterator[list[Prefill]]:
         entered.clear()
         cache = hf_names.given_cache(kwargs)
         if hf_names.is_empty(cache):
-            ids, mask = args[0] if args else kwargs["input_ids"], kwargs.get("attention_mask")
-            valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+            ids, mask = (
+                args[0] if args else kwargs["input_ids"],
+                kwargs.get("attention_mask"),
+            )
+            valid = (
+                torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+            )
             text.append((valid & ~visual_slots(ids, model.config)).sum(1))
 
     def enter(module, args, kwargs):

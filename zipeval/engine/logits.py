@@ -62,7 +62,10 @@ class LogitsWatch:
         if self._first is None:
             return [{} for _ in range(prompts)]
         rows = self._first.view(prompts, -1, 2)[:, 0].tolist()
-        return [{"logit": round(logit, DIGITS), "logsumexp": round(total, DIGITS)} for logit, total in rows]
+        return [
+            {"logit": round(logit, DIGITS), "logsumexp": round(total, DIGITS)}
+            for logit, total in rows
+        ]
 
 
 @contextmanager

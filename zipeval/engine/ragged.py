@@ -29,14 +29,21 @@ def compact_index(
 def take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """x (B, S, ...), index (B, L) -> (B, L, ...)."""
     trailing = x.shape[2:]
-    return x.gather(1, index.view(*index.shape, *(1,) * len(trailing)).expand(*index.shape, *trailing))
+    return x.gather(
+        1,
+        index.view(*index.shape, *(1,) * len(trailing)).expand(*index.shape, *trailing),
+    )
 
 
-def left_padded(rows: list[torch.Tensor], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(
+    rows: list[torch.Tensor], padding: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (L_i) of ids -> ids and attention mask, (B, L) each, L the longest."""
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad(rows, batch_first=True, padding_value=padding, padding_side="left")
-    mask = pad([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    mask = pad(
+        [torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"
+    )
     return ids, mask
 
 
@@ -50,5 +57,7 @@ def visual_slots(ids: torch.Tensor, config) -> torch.Tensor:
     slots = torch.zeros_like(ids, dtype=torch.bool)
     for name in PLACEHOLDERS:
         if (token := getattr(config, name, None)) is not None:
-            slots |= ids == token  # a number, not a tensor made of it: decoding steps come by here
+            slots |= (
+                ids == token
+            )  # a number, not a tensor made of it: decoding steps come by here
     return slots

@@ -15,7 +15,9 @@ from zipeval.utils.lazy import torch
 ROWS = 64  # of an attention map, held at a time
 
 
-def received(queries: torch.Tensor, keys: torch.Tensor, heads: int, prefix: int) -> torch.Tensor:
+def received(
+    queries: torch.Tensor, keys: torch.Tensor, heads: int, prefix: int
+) -> torch.Tensor:
     """(N, H, P) float32: softmaxed attention that each of P patches gets.
 
     Args:
@@ -24,7 +26,9 @@ def received(queries: torch.Tensor, keys: torch.Tensor, heads: int, prefix: int)
         prefix: S - P, tokens before the patches: 1 with CLS, else 0.
     """
     # In float32: a product of float16 overflows where the model's own attention, which adds up in float32, does not.
-    queries, keys = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+    queries, keys = (
+        x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys)
+    )
     rows = queries[:, :, :1] if prefix else queries
     total = 0
     for some in rows.split(ROWS, 2):
@@ -45,7 +49,9 @@ def of_every_layer(model, kind: str = "image") -> Iterator[list[torch.Tensor]]:
             return lambda module, args, output: seen.update({name: output})
 
         def finish(module, args, output):
-            found.append(received(**seen, heads=module.num_heads, prefix=prefix).mean(1))
+            found.append(
+                received(**seen, heads=module.num_heads, prefix=prefix).mean(1)
+            )
 
         hooks.append(attention.q_proj.register_forward_hook(remember("queries")))
         hooks.append(attention.k_proj.register_forward_hook(remember("keys")))

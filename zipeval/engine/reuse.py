@@ -46,7 +46,9 @@ class Seen:
 
     def add(self, key: str, crops: Crops, most: float) -> None:
         """Keep the crops of a picture if all that is kept then takes at most so many bytes."""
-        size = sum(x.nbytes for x in _tensors(crops).values() if x is not crops.selected)
+        size = sum(
+            x.nbytes for x in _tensors(crops).values() if x is not crops.selected
+        )
         if key not in self.crops and self.bytes + size <= most:
             self.bytes += size
             self.crops[key] = _on(crops, "cpu")
@@ -59,12 +61,22 @@ def _tensors(crops: Crops) -> dict[str, torch.Tensor]:
 
 def _on(crops: Crops, device) -> Crops:
     """On a device, but for the pixels; `selected` is the end of `hidden`."""
-    moved = {name: x.to(device) for name, x in _tensors(crops).items() if name not in ("selected", "pixels")}
-    return replace(crops, **moved, selected=moved["hidden"][:, -crops.selected.shape[1] :])
+    moved = {
+        name: x.to(device)
+        for name, x in _tensors(crops).items()
+        if name not in ("selected", "pixels")
+    }
+    return replace(
+        crops, **moved, selected=moved["hidden"][:, -crops.selected.shape[1] :]
+    )
 
 
 def encoded(
-    model, kind: str, wanted: dict[str, dict[str, torch.Tensor]], method: VisionMethod, most: float
+    model,
+    kind: str,
+    wanted: dict[str, dict[str, torch.Tensor]],
+    method: VisionMethod,
+    most: float,
 ) -> dict[str, tuple[Picture, Encoded]]:
     """What `method` leaves of pictures, with what they are without it, by their keys.
 
@@ -75,29 +87,51 @@ def encoded(
     """
     seen = Seen.by(model)
     new = {key: inputs for key, inputs in wanted.items() if key not in seen.crops}
-    found = {key: _on(seen.crops[key], model.device) for key in wanted if key in seen.crops}
+    found = {
+        key: _on(seen.crops[key], model.device) for key in wanted if key in seen.crops
+    }
     shapes = {key: pictures(model, inputs, kind)[0] for key, inputs in wanted.items()}
     if new:
         inputs = joined([*new.values()])
-        given = {name: x.to(model.device, model.dtype) if name in PIXELS[kind] else x for name, x in inputs.items()}
+        given = {
+            name: x.to(model.device, model.dtype) if name in PIXELS[kind] else x
+            for name, x in inputs.items()
+        }
         crops, start = see(model, given, kind, reads_pixels=True), 0
         for key in new:
             end = start + shapes[key].crops
             found[key], start = crops.select([*range(start, end)]), end
             seen.add(key, found[key], most)
     crops = _concatenated([found[key] for key in wanted])
-    sizes = [inputs["image_sizes"] for inputs in wanted.values() if "image_sizes" in inputs]
-    left = reduced(model, crops, [*shapes.values()], torch.cat(sizes) if sizes else None, method)
+    sizes = [
+        inputs["image_sizes"] for inputs in wanted.values() if "image_sizes" in inputs
+    ]
+    left = reduced(
+        model, crops, [*shapes.values()], torch.cat(sizes) if sizes else None, method
+    )
     check_scores(type(method).__name__, crops.no_numbers)
-    return {key: (shape, its) for (key, shape), its in zip(shapes.items(), left, strict=True)}
+    return {
+        key: (shape, its)
+        for (key, shape), its in zip(shapes.items(), left, strict=True)
+    }
 
 
 def _concatenated(crops: list[Crops]) -> Crops:
-    return replace(crops[0], **{name: torch.cat([getattr(its, name) for its in crops]) for name in _tensors(crops[0])})
+    return replace(
+        crops[0],
+        **{
+            name: torch.cat([getattr(its, name) for its in crops])
+            for name in _tensors(crops[0])
+        },
+    )
 
 
 def prefixed(
-    model, ids: list[torch.Tensor], groups: list[Hashable], given: Callable[[list[int]], dict], padding: int
+    model,
+    ids: list[torch.Tensor],
+    groups: list[Hashable],
+    given: Callable[[list[int]], dict],
+    padding: int,
 ) -> tuple[dict, list[int], list[int]]:
     """Inputs for `generate` in which every prompt up to its last visual token is in the cache already, read once for
     all prompts that share it.
@@ -113,12 +147,17 @@ def prefixed(
     """
     ends = [int(visual_slots(row, model.config).nonzero().max()) + 1 for row in ids]
     read: dict[Hashable, int] = {}  # prefix -> the first prompt that has it
-    prefixes = [(group, *row[:end].tolist()) for group, row, end in zip(groups, ids, ends, strict=True)]
+    prefixes = [
+        (group, *row[:end].tolist())
+        for group, row, end in zip(groups, ids, ends, strict=True)
+    ]
     for number, prefix in enumerate(prefixes):
         read.setdefault(prefix, number)
     order = {prefix: row for row, prefix in enumerate(read)}
     rows = [order[prefix] for prefix in prefixes]
-    before, seen = left_padded([ids[number][: ends[number]] for number in read.values()], padding)
+    before, seen = left_padded(
+        [ids[number][: ends[number]] for number in read.values()], padding
+    )
     cache = DynamicCache(config=model.config)
     model(
         input_ids=before.to(model.device),
@@ -130,8 +169,12 @@ def prefixed(
         **hf_names.cache_argument(model, cache),
     )
     if len(read) < len(ids):
-        cache.batch_select_indices(torch.tensor(rows))  # layers may be on several devices
-    behind, mask = left_padded([row[end:] for row, end in zip(ids, ends, strict=True)], padding)
+        cache.batch_select_indices(
+            torch.tensor(rows)
+        )  # layers may be on several devices
+    behind, mask = left_padded(
+        [row[end:] for row, end in zip(ids, ends, strict=True)], padding
+    )
     inputs = {
         "input_ids": torch.cat([before[rows], behind], 1).to(model.device),
         "attention_mask": torch.cat([seen[rows], mask], 1).to(model.device),

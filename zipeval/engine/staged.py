@@ -28,15 +28,23 @@ class Staged(DecoderMethod):
 
     def __post_init__(self):
         if sorted({*self.after}) != [*self.after]:
-            raise ValueError(f"after={[*self.after]}: not ascending; the decoder may be too shallow for so many stages")
+            raise ValueError(
+                f"after={[*self.after]}: not ascending; the decoder may be too shallow for so many stages"
+            )
         if any(c is not None and (c < 0 or c != int(c)) for c in self.counts):
-            raise ValueError(f"counts={[*self.counts]}: numbers of visual tokens from 0 up")
+            raise ValueError(
+                f"counts={[*self.counts]}: numbers of visual tokens from 0 up"
+            )
         if not self.counts or len(self.counts) != len(self.after):
-            raise ValueError(f"give tokens=, or method.counts= with one for each layer of after={[*self.after]}")
+            raise ValueError(
+                f"give tokens=, or method.counts= with one for each layer of after={[*self.after]}"
+            )
 
     @classmethod
     @abstractmethod
-    def published(cls, **options) -> tuple[Mapping[int, tuple[int, ...]], tuple[int, ...]]:
+    def published(
+        cls, **options
+    ) -> tuple[Mapping[int, tuple[int, ...]], tuple[int, ...]]:
         """The published `counts` by budget, and `after`, on LLaVA-1.5."""
 
     @property
@@ -58,19 +66,28 @@ class Staged(DecoderMethod):
         usual = tuple(map(shape.depth, after))
         after = tuple(options.pop("after", usual))
         if len(after) != len(usual):
-            raise ValueError(f"after={[*after]}: with tokens= it takes {len(usual)} layers, such as {[*usual]}")
+            raise ValueError(
+                f"after={[*after]}: with tokens= it takes {len(usual)} layers, such as {[*usual]}"
+            )
 
         def make(counts):
             return cls(counts=tuple(counts), after=after, of=shape.entering, **options)
 
         def scaled(factor):
-            return make(round(factor * c) if factor * c < shape.entering - 0.5 else None for c in pattern)
+            return make(
+                round(factor * c) if factor * c < shape.entering - 0.5 else None
+                for c in pattern
+            )
 
         if budget == "paper" and tokens != shape.entering:
             if after != usual:
-                raise ValueError(f"after={[*after]}: published is {[*usual]}. Choose budget=mean or budget=final")
+                raise ValueError(
+                    f"after={[*after]}: published is {[*usual]}. Choose budget=mean or budget=final"
+                )
             return make(map(shape.published, budgets.published(lists, tokens, shape)))
-        pattern = lists[min(lists, key=lambda published: abs(shape.published(published) - tokens))]
+        pattern = lists[
+            min(lists, key=lambda published: abs(shape.published(published) - tokens))
+        ]
         most = shape.entering / min(pattern)
         return budgets.search(lambda share: scaled(share * most), tokens, budget, shape)
 
@@ -95,4 +112,7 @@ class Staged(DecoderMethod):
         count = self.counts[self.layers(0).index(layer)]
         if count is None:
             return here
-        return max(0, min(here - 1, count if self.of is None else round(count * given / self.of)))
+        return max(
+            0,
+            min(here - 1, count if self.of is None else round(count * given / self.of)),
+        )

@@ -40,7 +40,9 @@ class Trace:
         """Told before the decoder: the places (k, 2) of what is left of every image, or video, in reading order."""
         self._places[kind] = places
 
-    def decoded(self, given: torch.Tensor, source: torch.Tensor, visual: torch.Tensor) -> None:
+    def decoded(
+        self, given: torch.Tensor, source: torch.Tensor, visual: torch.Tensor
+    ) -> None:
         """Told inside the decoder, behind all reduction there.
 
         Args:
@@ -55,12 +57,19 @@ class Trace:
         """The places (k, 2) of the visual tokens that entered the decoder, for every image and every video of the
         processor's `inputs`, in reading order.
         """
-        stock = {kind: stock_positions(model, inputs, kind) for kind in PIXELS if kind not in self._places}
-        return {kind: [torch.stack([p, torch.full_like(p, -1)], 1) for p in its] for kind, its in stock.items()} | {
-            kind: [p.cpu() for p in its] for kind, its in self._places.items()
+        stock = {
+            kind: stock_positions(model, inputs, kind)
+            for kind in PIXELS
+            if kind not in self._places
         }
+        return {
+            kind: [torch.stack([p, torch.full_like(p, -1)], 1) for p in its]
+            for kind, its in stock.items()
+        } | {kind: [p.cpu() for p in its] for kind, its in self._places.items()}
 
-    def left(self, row: int, pictures: list[torch.Tensor]) -> dict[str, list[list[int]]]:
+    def left(
+        self, row: int, pictures: list[torch.Tensor]
+    ) -> dict[str, list[list[int]]]:
         """The positions at which a prompt's tokens were `kept` and `merged`, of each of its pictures ascending.
 
         Args:
@@ -72,9 +81,14 @@ class Trace:
         if self._left is not None:
             numbers = self._left[row].cpu()
             stays = torch.zeros_like(stays).index_fill(0, numbers[numbers >= 0], True)
-        found = [p[s].T.tolist() for p, s in zip(pictures, stays.split(counts), strict=True)]
+        found = [
+            p[s].T.tolist() for p, s in zip(pictures, stays.split(counts), strict=True)
+        ]
         return {
-            name: [sorted(position for position in columns[i] if position >= 0) for columns in found]
+            name: [
+                sorted(position for position in columns[i] if position >= 0)
+                for columns in found
+            ]
             for i, name in enumerate(("kept", "merged"))
         }
 

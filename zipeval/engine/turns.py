@@ -14,7 +14,10 @@ from zipeval.engine import hf_names
 from zipeval.engine.ragged import visual_slots
 from zipeval.utils.lazy import torch
 
-PICTURES = (hf_names.SIZES, *chain.from_iterable(hf_names.PIXELS.values()))  # what a processor makes of them
+PICTURES = (
+    hf_names.SIZES,
+    *chain.from_iterable(hf_names.PIXELS.values()),
+)  # what a processor makes of them
 NEW_PICTURE = "a picture in a later turn: only those of the first turn are supported; begin a new cache"
 
 
@@ -71,7 +74,9 @@ class Turns:
         if first is None:
             return None
         if cache.get_seq_length() < first.ids.shape[1]:
-            raise ValueError("cache: it was cropped into the prompt that its pictures are in")
+            raise ValueError(
+                "cache: it was cropped into the prompt that its pictures are in"
+            )
         return first
 
     def prompt(self, inputs: dict) -> dict | None:
@@ -88,15 +93,24 @@ class Turns:
         first, ids = self.of(inputs), inputs["input_ids"]
         if first is None:
             cache = hf_names.given_cache(inputs)
-            if cache is not None and cache.get_seq_length() > 0 and visual_slots(ids, self.model.config).any():
+            if (
+                cache is not None
+                and cache.get_seq_length() > 0
+                and visual_slots(ids, self.model.config).any()
+            ):
                 raise ValueError(
                     "cache: it was not begun with this prompt in this block; give the pictures in the first "
                     "turn, or begin a new cache"
                 )
             return None
-        rows, width = hf_names.prompts_in(hf_names.given_cache(inputs)), first.given.shape[1]
+        rows, width = (
+            hf_names.prompts_in(hf_names.given_cache(inputs)),
+            first.given.shape[1],
+        )
         if rows != len(first.given):
-            raise ValueError(f"cache: it has {rows} rows of {len(first.given)} prompts; begin a new cache")
+            raise ValueError(
+                f"cache: it has {rows} rows of {len(first.given)} prompts; begin a new cache"
+            )
         if not torch.equal(ids[:, :width], first.given.to(ids.device)):
             raise ValueError(
                 "input_ids: a later turn has to begin with the prompt that its cache was begun with, padding included, "
@@ -112,22 +126,37 @@ class Turns:
                 )
             mask = torch.ones_like(ids)
         ids = torch.cat([first.ids, rest], 1)
-        return {**later(inputs), "input_ids": ids, "attention_mask": self._shortened(first, mask)}
+        return {
+            **later(inputs),
+            "input_ids": ids,
+            "attention_mask": self._shortened(first, mask),
+        }
 
     def call(self, inputs: dict) -> dict | None:
         """Inputs for `forward` on the cache of an earlier turn, as for the stock model: the new ids, and the mask of
         the whole conversation, which `generate` passes on shortened; None for a first turn.
         """
-        ids, mask, first = inputs.get("input_ids"), inputs.get("attention_mask"), self.of(inputs)
+        ids, mask, first = (
+            inputs.get("input_ids"),
+            inputs.get("attention_mask"),
+            self.of(inputs),
+        )
         if first is None or ids is None:
             return None
         if ids.shape[1] > 1 and visual_slots(ids, self.model.config).any():
             raise ValueError(f"input_ids: {NEW_PICTURE}")
-        length, width = hf_names.given_cache(inputs).get_seq_length() + ids.shape[1], first.given.shape[1]
-        if mask is None and len(ids) == len(first.ids) > 1:  # prompts that lost other numbers of tokens are padded now
+        length, width = (
+            hf_names.given_cache(inputs).get_seq_length() + ids.shape[1],
+            first.given.shape[1],
+        )
+        if (
+            mask is None and len(ids) == len(first.ids) > 1
+        ):  # prompts that lost other numbers of tokens are padded now
             behind = first.mask.new_ones(len(ids), length - first.mask.shape[1])
             inputs = {**inputs, "attention_mask": torch.cat([first.mask, behind], 1)}
-        as_given = mask is not None and mask.shape[1] == length - first.ids.shape[1] + width
+        as_given = (
+            mask is not None and mask.shape[1] == length - first.ids.shape[1] + width
+        )
         if as_given and first.shortened and not self.generating:
             inputs = {**inputs, "attention_mask": self._shortened(first, mask)}
         return self.numbered(later(inputs), first)
@@ -152,11 +181,15 @@ class Turns:
                 "attention_mask: a later turn needs prompts padded on the left (processor.tokenizer.padding_side)"
             )
         width = first.given.shape[1]
-        begun = still_valid(first.mask, visual_slots(first.given, self.model.config), mask[:, :width])
+        begun = still_valid(
+            first.mask, visual_slots(first.given, self.model.config), mask[:, :width]
+        )
         return torch.cat([begun.to(mask), mask[:, width:]], 1)
 
 
-def still_valid(read: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def still_valid(
+    read: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """(B, S): what a later turn sees of its first one: all that was valid, but for text behind the last picture that
     its mask leaves out. That text is as far from the end of the prompt as it was read as of the prompt as given.
 
@@ -178,5 +211,7 @@ def later(inputs: dict) -> dict:
     """
     for name in ("num_beams", "num_return_sequences"):
         if (inputs.get(name) or 1) > 1:
-            raise ValueError(f"{name}={inputs[name]}: a later turn goes on with one answer to a prompt")
+            raise ValueError(
+                f"{name}={inputs[name]}: a later turn goes on with one answer to a prompt"
+            )
     return {name: value for name, value in inputs.items() if name not in PICTURES}

@@ -67,7 +67,13 @@ class Crops:
         """Some of them."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: x for name, x in held.items() if torch.is_tensor(x)}
-        return replace(self, **{name: x.index_select(0, on_device(rows, x.device)) for name, x in tensors.items()})
+        return replace(
+            self,
+            **{
+                name: x.index_select(0, on_device(rows, x.device))
+                for name, x in tensors.items()
+            },
+        )
 
     def everything(self) -> Reduced:
         """What the model itself would take; not even CLS comes in."""
@@ -120,7 +126,9 @@ class VisionMethod(ABC):
         """What is left of some images."""
 
     @classmethod
-    def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> VisionMethod:
+    def for_budget(
+        cls, tokens: int, budget: str, shape: Shape, **options
+    ) -> VisionMethod:
         """The method with its settings for a budget: what is left of an image enters every layer of the decoder.
 
         Where an image has several crops, `paper` gives every crop the same share, whatever their number is, as
@@ -135,11 +143,17 @@ class VisionMethod(ABC):
             for picture in shape.pictures:
                 if tokens < picture.crops + picture.rows:
                     rows = f" and {picture.rows} row ends" if picture.rows else ""
-                    raise ValueError(f"tokens={tokens}: too few for an image of {picture.crops} crops{rows}")
-                Divided(tokens - picture.rows, partial(cls, **options)).of_crops(picture)  # raises where it cannot
+                    raise ValueError(
+                        f"tokens={tokens}: too few for an image of {picture.crops} crops{rows}"
+                    )
+                Divided(tokens - picture.rows, partial(cls, **options)).of_crops(
+                    picture
+                )  # raises where it cannot
             return Divided(tokens, partial(cls, **options))
         if tokens % shape.crops:
-            raise ValueError(f"tokens={tokens}: with budget=paper every one of {shape.crops} crops gets an equal share")
+            raise ValueError(
+                f"tokens={tokens}: with budget=paper every one of {shape.crops} crops gets an equal share"
+            )
         return cls(tokens=tokens // shape.crops, **options)
 
     def of_crops(self, picture: Picture) -> list[VisionMethod]:
@@ -161,7 +175,11 @@ class VisionMethod(ABC):
         """
         left = [method.left(picture.patches) for method in self.of_crops(picture)]
         total = sum(left) + (picture.rows if self.row_ends else 0)
-        return picture.tokens if min(left) == picture.patches else min(picture.tokens, total)
+        return (
+            picture.tokens
+            if min(left) == picture.patches
+            else min(picture.tokens, total)
+        )
 
     def entering(self, images: list[Picture], depth: int) -> list[int]:
         """Visual tokens that enter each of `depth` decoder layers, of a prompt with these images."""
@@ -199,7 +217,9 @@ class VisionMethod(ABC):
         check_model(model)
         self.check_removes(largest_picture(model))
         if "generate" in vars(model):
-            raise RuntimeError("a vision-stage method is already applied to this model; leave its block first")
+            raise RuntimeError(
+                "a vision-stage method is already applied to this model; leave its block first"
+            )
         calls = _Calls(self, model)
         hooks = [
             model.register_forward_pre_hook(calls.enter, with_kwargs=True),
@@ -228,7 +248,9 @@ class _Calls:
         if args:
             kwargs = {"input_ids": args[0], **kwargs}
         later = self.turns.call(kwargs)
-        return args[1:], later or self.turns.numbered(self.first_turn(kwargs), self.turns.reading)
+        return args[1:], later or self.turns.numbered(
+            self.first_turn(kwargs), self.turns.reading
+        )
 
     def generate(self, inputs=None, **kwargs):
         """Return what the model's own `generate` does, behind the prompts as they were given."""
@@ -244,7 +266,9 @@ class _Calls:
         structured = not torch.is_tensor(out)
         sequences = out.sequences if structured else out
         prompts = prompt.repeat_interleave(len(sequences) // len(prompt), 0)
-        sequences = torch.cat([prompts, sequences[:, kwargs["input_ids"].shape[1] :]], 1)
+        sequences = torch.cat(
+            [prompts, sequences[:, kwargs["input_ids"].shape[1] :]], 1
+        )
         if not structured:
             return sequences
         out.sequences = sequences
@@ -256,12 +280,19 @@ class _Calls:
         ids = reduced.get("input_ids")
         if ids is not None and hf_names.is_empty(hf_names.given_cache(reduced)):
             check_pixels(self.model, reduced)
-            visual, depth = visual_slots(ids, self.model.config).sum(1), len(self.guard.layers)
+            visual, depth = (
+                visual_slots(ids, self.model.config).sum(1),
+                len(self.guard.layers),
+            )
             self.applied.record(lambda: [[count] * depth for count in visual.tolist()])
         if reduced is not inputs:
             given, mask = inputs["input_ids"], inputs.get("attention_mask")
-            padded = torch.zeros_like(given[:, -1]) if mask is None else mask[:, -1] == 0
-            self.turns.reading = FirstTurn(given, ids, reduced["attention_mask"], padded.bool(), shortened)
+            padded = (
+                torch.zeros_like(given[:, -1]) if mask is None else mask[:, -1] == 0
+            )
+            self.turns.reading = FirstTurn(
+                given, ids, reduced["attention_mask"], padded.bool(), shortened
+            )
             self.guard.check_later(scores)
         return reduced
 
@@ -301,7 +332,10 @@ class Divided(VisionMethod):
 
     def of_crops(self, picture: Picture) -> list[VisionMethod]:
         share, rest = divmod(self.tokens, picture.crops)
-        return [self.make(tokens=min(picture.patches, share + (crop < rest))) for crop in range(picture.crops)]
+        return [
+            self.make(tokens=min(picture.patches, share + (crop < rest)))
+            for crop in range(picture.crops)
+        ]
 
     def reduce(self, crops: Crops) -> Reduced:
         return self.make(tokens=self.tokens).reduce(crops)
@@ -339,9 +373,14 @@ class RowEnds(VisionMethod):
 
 def check_pixels(model, inputs: dict) -> None:
     """Raise ValueError where prompts have places of images or videos, and no features and no known pixels fill them."""
-    if hf_names.FEATURES not in inputs and visual_slots(inputs["input_ids"], model.config).any():
+    if (
+        hf_names.FEATURES not in inputs
+        and visual_slots(inputs["input_ids"], model.config).any()
+    ):
         names = ", ".join(chain.from_iterable(PIXELS.values()))
-        raise ValueError(f"input_ids: they have places of images or videos, and none of {names} is given")
+        raise ValueError(
+            f"input_ids: they have places of images or videos, and none of {names} is given"
+        )
 
 
 def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
@@ -353,42 +392,74 @@ def reduced_inputs(model, inputs: dict, method: VisionMethod) -> dict:
     return reduce_prompts(model, inputs, method)[0]
 
 
-def reduce_prompts(model, inputs: dict, method: VisionMethod) -> tuple[dict, bool, list[torch.Tensor]]:
+def reduce_prompts(
+    model, inputs: dict, method: VisionMethod
+) -> tuple[dict, bool, list[torch.Tensor]]:
     """Return `reduced_inputs`, whether a prompt lost tokens, and for each score whether it holds NaN, on the device."""
     if all(pixels(inputs, kind) is None for kind in PIXELS):
         return inputs, False, []
     if inputs.get("position_ids") is not None:
-        raise ValueError("position_ids: prompts lose tokens, so leave their positions to the model; pack no prompts")
+        raise ValueError(
+            "position_ids: prompts lose tokens, so leave their positions to the model; pack no prompts"
+        )
     inputs = dict(inputs)
-    ids, mask, labels = inputs["input_ids"], inputs.get("attention_mask"), inputs.get("labels")
+    ids, mask, labels = (
+        inputs["input_ids"],
+        inputs.get("attention_mask"),
+        inputs.get("labels"),
+    )
     if labels is not None and labels.shape != ids.shape:
-        raise ValueError(f"labels: {tuple(labels.shape)} for prompts of {tuple(ids.shape)}: give one for every token")
+        raise ValueError(
+            f"labels: {tuple(labels.shape)} for prompts of {tuple(ids.shape)}: give one for every token"
+        )
     if mask is None:
         if len(ids) > 1:
-            raise ValueError(f"attention_mask=None with {len(ids)} prompts: pass the mask that the processor returns")
+            raise ValueError(
+                f"attention_mask=None with {len(ids)} prompts: pass the mask that the processor returns"
+            )
         mask = torch.ones_like(ids)
     # All that has to be known of the inputs is asked before anything is computed: to ask is to wait for the device.
     sizes = inputs.pop("image_sizes", None)
     sized = {} if sizes is None else {"image_sizes": sizes.cpu()}
-    found = {kind: pictures(model, {**inputs, **sized}, kind) for kind in PIXELS if pixels(inputs, kind) is not None}
-    left = {kind: [method.left_of(picture) for picture in its] for kind, its in found.items()}
-    inputs["input_ids"], inputs["attention_mask"], shortened = shrunk(model, ids, mask, found, left, labels)
+    found = {
+        kind: pictures(model, {**inputs, **sized}, kind)
+        for kind in PIXELS
+        if pixels(inputs, kind) is not None
+    }
+    left = {
+        kind: [method.left_of(picture) for picture in its]
+        for kind, its in found.items()
+    }
+    inputs["input_ids"], inputs["attention_mask"], shortened = shrunk(
+        model, ids, mask, found, left, labels
+    )
     inputs |= {} if labels is None else {"labels": shortened}
     encoded, scores = {}, []
     for kind, its in found.items():
-        reads_pixels = any(part.reads_pixels for picture in its for part in _parts(method, picture))
+        reads_pixels = any(
+            part.reads_pixels for picture in its for part in _parts(method, picture)
+        )
         crops = see(model, {**inputs, **sized}, kind, reads_pixels)
         encoded[kind] = reduced(model, crops, its, sized.get("image_sizes"), method)
         scores += crops.no_numbers
     for name in chain.from_iterable(PIXELS.values()):
         inputs.pop(name, None)
     fewer = [
-        count < picture.tokens for kind, its in found.items() for picture, count in zip(its, left[kind], strict=True)
+        count < picture.tokens
+        for kind, its in found.items()
+        for picture, count in zip(its, left[kind], strict=True)
     ]
     return {**inputs, **outputs(model, encoded)}, any(fewer), scores
 
 
-def shrunk(model, ids, mask, found: dict[str, list[Picture]], left: dict[str, list[int]], labels=None):
+def shrunk(
+    model,
+    ids,
+    mask,
+    found: dict[str, list[Picture]],
+    left: dict[str, list[int]],
+    labels=None,
+):
     """Prompts with as many placeholders as are left of each of their images and videos, in reading order.
 
     ids, mask, labels: (B, L) -> (B, L') left-padded anew; without labels, there are none in the end either.
@@ -399,11 +470,15 @@ def shrunk(model, ids, mask, found: dict[str, list[Picture]], left: dict[str, li
         counts = zip([picture.tokens for picture in its], left[kind], strict=True)
         kept = torch.cat([torch.arange(before) < after for before, after in counts])
         if int(at.sum()) != len(kept):
-            raise ValueError(f"the prompts hold {int(at.sum())} placeholders, the images or videos {len(kept)} tokens")
+            raise ValueError(
+                f"the prompts hold {int(at.sum())} placeholders, the images or videos {len(kept)} tokens"
+            )
         keep[at] &= kept
     index, valid = compact_index(keep)
     if labels is not None:
-        labels = take(labels.cpu(), index).masked_fill(~valid, IGNORED).to(labels.device)
+        labels = (
+            take(labels.cpu(), index).masked_fill(~valid, IGNORED).to(labels.device)
+        )
     return take(of, index).masked_fill(~valid, 0).to(ids.device), valid.to(mask), labels
 
 
@@ -431,7 +506,9 @@ def outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
         if told is not None:
             told.encoded(kind, [picture.places for picture in its])
         features = [picture.features for picture in its]
-        if hasattr(model.base_model, "get_video_features"):  # such models hold them in one tensor
+        if hasattr(
+            model.base_model, "get_video_features"
+        ):  # such models hold them in one tensor
             features = torch.stack(features)
         made[kind] = BaseModelOutputWithPooling(pooler_output=features)
     return {hf_names.FEATURES: made}
@@ -468,21 +545,31 @@ def see(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
         base.pack_image_features = lambda features, *given, **options: (features, None)
     try:
         sized = {} if sizes is None else {"image_sizes": sizes}
-        getattr(base, f"get_{kind}_features")(pixels(inputs, kind), **sized, return_dict=True)
+        getattr(base, f"get_{kind}_features")(
+            pixels(inputs, kind), **sized, return_dict=True
+        )
     finally:
         for hook in hooks:
             hook.remove()
         vars(base).pop("pack_image_features", None)
     if missing := {"pixels", "hidden", "queries", "keys", "selected"} - seen.keys():
-        hf_names.incompatible(f"get_{kind}_features does not call what gives {', '.join(sorted(missing))}")
+        hf_names.incompatible(
+            f"get_{kind}_features does not call what gives {', '.join(sorted(missing))}"
+        )
     selected = seen["selected"]
     # What lies between encoder and projector (Mini-Gemini's mining) is in what the projector is given.
-    seen["hidden"] = torch.cat([seen["hidden"][:, : seen["hidden"].shape[1] - selected.shape[1]], selected], 1)
+    seen["hidden"] = torch.cat(
+        [seen["hidden"][:, : seen["hidden"].shape[1] - selected.shape[1]], selected], 1
+    )
     return Crops(**seen, heads=attention.num_heads, prefix=cls_tokens(model))
 
 
 def reduced(
-    model, crops: Crops, images: list[Picture], sizes: torch.Tensor | None, method: VisionMethod
+    model,
+    crops: Crops,
+    images: list[Picture],
+    sizes: torch.Tensor | None,
+    method: VisionMethod,
 ) -> list[Encoded]:
     """What `method` leaves of every image or video; where it leaves everything, packed as the model packs it.
 
@@ -493,31 +580,50 @@ def reduced(
     Raises:
         BudgetError: if it leaves another number of tokens than it says.
     """
-    features, parts = _reduce(crops, [part for image in images for part in _parts(method, image)])
+    features, parts = _reduce(
+        crops, [part for image in images for part in _parts(method, image)]
+    )
     projected = method.project(model, features.to(crops.selected.dtype))
     remaining = zip(projected, parts, strict=True)
-    row_end, told = getattr(model.base_model, "image_newline", None), observer(model) is not None
+    row_end, told = (
+        getattr(model.base_model, "image_newline", None),
+        observer(model) is not None,
+    )
     found = []
     for number, image in enumerate(images):
         rows, its = zip(*islice(remaining, image.crops), strict=True)
-        features = [row[: len(part.features)] for row, part in zip(rows, its, strict=True)]
+        features = [
+            row[: len(part.features)] for row, part in zip(rows, its, strict=True)
+        ]
         order = None
         if sizes is not None and method.left_of(image) == image.tokens:
-            order = stock_packing(model, sizes[number]).to(crops.hidden.device, non_blocking=True)
+            order = stock_packing(model, sizes[number]).to(
+                crops.hidden.device, non_blocking=True
+            )
         elif sizes is not None:
-            order = packing(model, [*map(len, features)], [part.kept for part in its], sizes[number], method.row_ends)
+            order = packing(
+                model,
+                [*map(len, features)],
+                [part.kept for part in its],
+                sizes[number],
+                method.row_ends,
+            )
         places = _places(its, crops.prefix, side(model) ** 2) if told else None
         if told:
             places = _in_order(places, order, places.new_full((2,), -1))
         packed = _in_order(torch.cat(features), order, row_end)
         if len(packed) != (said := method.left_of(image)):
             name = type(method).__name__
-            raise BudgetError(f"{name} leaves {len(packed)} visual tokens of an image, and {said} as it says itself.")
+            raise BudgetError(
+                f"{name} leaves {len(packed)} visual tokens of an image, and {said} as it says itself."
+            )
         found.append(Encoded(packed, places))
     return found
 
 
-def _in_order(rows: torch.Tensor, order: torch.Tensor | None, row_end: torch.Tensor | None) -> torch.Tensor:
+def _in_order(
+    rows: torch.Tensor, order: torch.Tensor | None, row_end: torch.Tensor | None
+) -> torch.Tensor:
     """rows (n, D) as `order` has them, -1 for the row end (D); without one, as they stand."""
     return rows if order is None else torch.cat([rows, row_end.to(rows)[None]])[order]
 
@@ -532,7 +638,11 @@ def _places(crops: list[Reduced], prefix: int, patches: int) -> torch.Tensor:
         column = torch.cat([torch.zeros_like(kept), torch.ones_like(merged)])
         position = torch.cat([kept, merged])
         position = torch.where(position < 0, -1, position + crop * patches)
-        places.append(position.new_full((len(position), 2), -1).scatter(1, column[:, None], position[:, None]))
+        places.append(
+            position.new_full((len(position), 2), -1).scatter(
+                1, column[:, None], position[:, None]
+            )
+        )
     return torch.cat(places)
 
 
@@ -544,11 +654,17 @@ def scored(model, kind: str) -> torch.nn.Module:
     """
     number = model.config.vision_feature_layer
     if not isinstance(number, int):
-        raise ValueError(f"vision_feature_layer={number!r}: reduction reads features from one layer")
-    return tower(model, kind).encoder.layers[number if number < 0 else number - 1]  # hidden_states[0]: the embedding
+        raise ValueError(
+            f"vision_feature_layer={number!r}: reduction reads features from one layer"
+        )
+    return tower(model, kind).encoder.layers[
+        number if number < 0 else number - 1
+    ]  # hidden_states[0]: the embedding
 
 
-def _reduce(crops: Crops, methods: list[VisionMethod]) -> tuple[torch.Tensor, list[Reduced]]:
+def _reduce(
+    crops: Crops, methods: list[VisionMethod]
+) -> tuple[torch.Tensor, list[Reduced]]:
     """What is left of N crops under a method each: features (N, k, D), padded behind to the longest, and what they are
     of, crop by crop without a batch dimension. Crops under equal methods are reduced together.
     """
@@ -558,14 +674,23 @@ def _reduce(crops: Crops, methods: list[VisionMethod]) -> tuple[torch.Tensor, li
         if rows is None:
             groups.append((method, rows := []))
         rows.append(row)
-    results = [method.reduce(crops if len(groups) == 1 else crops.select(rows)) for method, rows in groups]
+    results = [
+        method.reduce(crops if len(groups) == 1 else crops.select(rows))
+        for method, rows in groups
+    ]
     longest = max(result.features.shape[1] for result in results)
     padded = [
-        torch.nn.functional.pad(result.features, (0, 0, 0, longest - result.features.shape[1])) for result in results
+        torch.nn.functional.pad(
+            result.features, (0, 0, 0, longest - result.features.shape[1])
+        )
+        for result in results
     ]
     features = padded[0]
     if len(groups) > 1:
-        places = {row: place for place, row in enumerate(row for _, rows in groups for row in rows)}
+        places = {
+            row: place
+            for place, row in enumerate(row for _, rows in groups for row in rows)
+        }
         order = on_device([places[row] for row in range(len(methods))], features.device)
         features = torch.cat(padded).index_select(0, order)
     reduced: list[Reduced] = [None] * len(methods)

@@ -9,8 +9,15 @@ from typing import Any
 
 LISTS = ("choices", "options")  # of ScienceQA, MMMU and others
 # One column for each choice: MMBench's A to D (to F elsewhere), SEED-Bench's choice_a to choice_d.
-LETTERS = (list(ascii_uppercase[:8]), [f"choice_{letter}" for letter in ascii_lowercase[:8]])
-ABSENT = ("", "nan", "None")  # what a data set writes where a question has fewer choices than others
+LETTERS = (
+    list(ascii_uppercase[:8]),
+    [f"choice_{letter}" for letter in ascii_lowercase[:8]],
+)
+ABSENT = (
+    "",
+    "nan",
+    "None",
+)  # what a data set writes where a question has fewer choices than others
 
 
 def answer_choices(document: Any) -> list[str]:

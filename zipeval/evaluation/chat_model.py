@@ -42,7 +42,14 @@ class ZipEval(lmms):
 
     is_simple = False  # lmms-eval's word for: takes chat messages
 
-    def __init__(self, session=None, batch_size=None, max_batch_size=None, device=None, **overrides):
+    def __init__(
+        self,
+        session=None,
+        batch_size=None,
+        max_batch_size=None,
+        device=None,
+        **overrides,
+    ):
         super().__init__()
         if session is None:
             from zipeval.config.compose import compose
@@ -52,13 +59,19 @@ class ZipEval(lmms):
             overrides |= {"model.device": device} if device else {}
             session = Session(compose([f"{k}={v}" for k, v in overrides.items()]))
         self.session = session
-        self.measured: dict[RequestKey, dict] = {}  # token counts and cost of every request;
+        self.measured: dict[
+            RequestKey, dict
+        ] = {}  # token counts and cost of every request;
         # its `latency` is the seconds from its batch's prepared inputs to its batch's last token; of conversations all
         # rounds count, and the later ones' fresh selections too
-        self.images: dict[tuple[str, int], bytes] = {}  # (task, doc_id) -> of the first samples of a task: a JPEG file
+        self.images: dict[
+            tuple[str, int], bytes
+        ] = {}  # (task, doc_id) -> of the first samples of a task: a JPEG file
         # Told of every batch's (request, answer) as it is answered; of what cannot be decoded it is not.
         self.keep: Callable[[list[tuple]], None] | None = None
-        self.goes_on = False  # with a task of which an earlier process answered some questions
+        self.goes_on = (
+            False  # with a task of which an earlier process answered some questions
+        )
 
     def __repr__(self) -> str:
         """Part of the key of lmms-eval's response cache: has to tell methods and budgets apart."""
@@ -72,9 +85,13 @@ class ZipEval(lmms):
         """Keep the model: lmms-eval would delete it, and the next task of the run needs it."""
 
     def loglikelihood(self, requests):
-        raise UsageError("a task compares likelihoods; zipeval runs tasks that generate answers")
+        raise UsageError(
+            "a task compares likelihoods; zipeval runs tasks that generate answers"
+        )
 
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[GenerationResult]:
+    def generate_until_multi_round(
+        self, requests: list[Instance]
+    ) -> list[GenerationResult]:
         """Answers to all rounds of conversations about the pictures of their first round.
 
         zipeval/inference/conversing.py says how they are held.
@@ -95,7 +112,9 @@ class ZipEval(lmms):
         from zipeval.utils.progress import progress
 
         answers: dict[int, GenerationResult] = {}
-        broken = -inf if self.goes_on else 0  # samples without numbers for logits, before any that has them
+        broken = (
+            -inf if self.goes_on else 0
+        )  # samples without numbers for logits, before any that has them
         if not requests:
             return []
         requests = lmms_names.numbered(requests)
@@ -103,13 +122,22 @@ class ZipEval(lmms):
         for numbers in alike:  # refused before the weights are read, if they are
             _generation(requests[numbers[0]])
         label = f"{self.session.run_id} {RequestArgs.of(requests[0]).task}"
-        with answering(self.session) as model, progress(label, len(requests)) as advance:
+        with (
+            answering(self.session) as model,
+            progress(label, len(requests)) as advance,
+        ):
             for numbers in alike:
                 for found in self._answered(model, requests, numbers):
                     answers |= found
                     advance(len(found))
-                    batch = [(requests[number], answer) for number, answer in found.items()]
-                    answered = [pair for pair in batch if "error" not in self.measured[RequestKey.of(pair[0])]]
+                    batch = [
+                        (requests[number], answer) for number, answer in found.items()
+                    ]
+                    answered = [
+                        pair
+                        for pair in batch
+                        if "error" not in self.measured[RequestKey.of(pair[0])]
+                    ]
                     if self.keep and answered:
                         self.keep(answered)
                     broken = -inf if answered else broken + self._without_numbers(batch)
@@ -117,32 +145,50 @@ class ZipEval(lmms):
                         raise RunError(f"{label}: {NO_NUMBERS.format(broken)}")
         return [answers[number] for number in range(len(requests))]
 
-    def _answered(self, model, requests: list[Instance], numbers: list[int]) -> Iterator[dict[int, GenerationResult]]:
+    def _answered(
+        self, model, requests: list[Instance], numbers: list[int]
+    ) -> Iterator[dict[int, GenerationResult]]:
         """Batch by batch, of the requests with these numbers, which have the same generation options."""
-        sharing, generation = self.session.reuse != "none", _generation(requests[numbers[0]])
-        size = BatchSize(1 if generation.one_by_one else self.session.config.batch_size, self.device)
+        sharing, generation = (
+            self.session.reuse != "none",
+            _generation(requests[numbers[0]]),
+        )
+        size = BatchSize(
+            1 if generation.one_by_one else self.session.config.batch_size, self.device
+        )
         stream = feed(
             self.session,
             lambda number: self.messages(requests[number]),
             self._in_order(requests, numbers, sharing),
             sharing,
-            lambda number: "tasks=[{}]: sample {}".format(*RequestKey.of(requests[number])),
+            lambda number: "tasks=[{}]: sample {}".format(
+                *RequestKey.of(requests[number])
+            ),
         )
         with closing(stream):
             yield from self._batches(model, requests, stream, size)
 
     def _batches(
-        self, model, requests: list[Instance], stream: Iterator[Question], size: BatchSize
+        self,
+        model,
+        requests: list[Instance],
+        stream: Iterator[Question],
+        size: BatchSize,
     ) -> Iterator[dict[int, GenerationResult]]:
         """Answer the questions of a stream; yields the answers of each batch by the numbers of their requests."""
         waiting: list[Question] = []
         for batches in count(1):  # the first does not wait until many are prepared
-            while len(waiting) < max(size.now, min(min(batches, WINDOW) * size.now, MOST_WAITING)):
+            while len(waiting) < max(
+                size.now, min(min(batches, WINDOW) * size.now, MOST_WAITING)
+            ):
                 question = next(stream, None)
                 if question is None:
                     break
                 if question.error:
-                    self.measured[RequestKey.of(requests[question.number])] = {"error": question.error, "batch": 1}
+                    self.measured[RequestKey.of(requests[question.number])] = {
+                        "error": question.error,
+                        "batch": 1,
+                    }
                     yield {question.number: GenerationResult("", TokenCounts(0, 0))}
                 else:
                     self._picture(requests[question.number], question)
@@ -150,7 +196,9 @@ class ZipEval(lmms):
             if not waiting:
                 return
             groups = [tuple(q.keys) or q.number for q in waiting]
-            waiting = [waiting[i] for i in together(groups, [q.length for q in waiting])]
+            waiting = [
+                waiting[i] for i in together(groups, [q.length for q in waiting])
+            ]
             batch = waiting[: size.now]
             found = self._answer(model, batch, requests)
             if found is None:
@@ -160,24 +208,41 @@ class ZipEval(lmms):
             size.answered(len(batch))
             yield found
 
-    def _in_order(self, requests: list[Instance], numbers: list[int], sharing: bool) -> list[int]:
+    def _in_order(
+        self, requests: list[Instance], numbers: list[int], sharing: bool
+    ) -> list[int]:
         """The requests so that neighbours are of one picture, if pictures are shared, and of about one length."""
         asked = [RequestArgs.of(requests[number]) for number in numbers]
-        hint = same_picture(lmms_names.documents(self, asked[0])) if sharing else (lambda doc_id: doc_id)
+        hint = (
+            same_picture(lmms_names.documents(self, asked[0]))
+            if sharing
+            else (lambda doc_id: doc_id)
+        )
         groups = [hint(args.doc_id) for args in asked]
-        return [numbers[i] for i in together(groups, [len(args.context) for args in asked])]
+        return [
+            numbers[i] for i in together(groups, [len(args.context) for args in asked])
+        ]
 
-    def _answer(self, model, batch: list[Question], requests: list[Instance]) -> dict[int, GenerationResult] | None:
+    def _answer(
+        self, model, batch: list[Question], requests: list[Instance]
+    ) -> dict[int, GenerationResult] | None:
         """By number; None where memory ran out."""
         import torch
 
-        decoder, positions = hf_names.decoder(model.model).config, hf_names.positions(model.model)
+        decoder, positions = (
+            hf_names.decoder(model.model).config,
+            hf_names.positions(model.model),
+        )
         start = time.perf_counter()
         try:
             first = requests[batch[0].number]
             options, generation = RequestArgs.of(first).gen_kwargs, _generation(first)
             if generation.sampled:
-                torch.manual_seed(_seed(RequestKey.of(first), self.session.config.seed + generation.seed))
+                torch.manual_seed(
+                    _seed(
+                        RequestKey.of(first), self.session.config.seed + generation.seed
+                    )
+                )
             if lmms_names.is_conversation(first):
                 answers = self._conversed(model, batch, requests)
             else:
@@ -189,7 +254,10 @@ class ZipEval(lmms):
         for question, answer in zip(batch, answers, strict=True):
             request = requests[question.number]
             if answer.failed:
-                self.measured[RequestKey.of(request)] = {"error": answer.failed, "batch": len(batch)}
+                self.measured[RequestKey.of(request)] = {
+                    "error": answer.failed,
+                    "batch": len(batch),
+                }
                 found[question.number] = GenerationResult("", TokenCounts(0, 0))
                 continue
             for visual in (answer.visual, *answer.reread):
@@ -209,42 +277,61 @@ class ZipEval(lmms):
                 "latency": seconds,
                 "batch": len(batch),
             }
-            counts = TokenCounts(input_tokens=answer.entered[0], output_tokens=answer.output_tokens)
+            counts = TokenCounts(
+                input_tokens=answer.entered[0], output_tokens=answer.output_tokens
+            )
             found[question.number] = GenerationResult(answer.text, counts)
         return found
 
-    def _conversed(self, model, batch: list[Question], requests: list[Instance]) -> list[Answer]:
+    def _conversed(
+        self, model, batch: list[Question], requests: list[Instance]
+    ) -> list[Answer]:
         """lmms-eval's rounds: a task says what comes after the answers so far, or that there is nothing left."""
         asked = [RequestArgs.of(requests[question.number]) for question in batch]
         docs = [lmms_names.document(self, args) for args in asked]
 
         def next_round(place: int, said: list[str]) -> list[dict] | None:
             args = asked[place]
-            messages, over, *_ = args.doc_to_messages(docs[place], round_idx=len(said), previous_output=said)
+            messages, over, *_ = args.doc_to_messages(
+                docs[place], round_idx=len(said), previous_output=said
+            )
             if over:
                 return None
-            if any(part["type"] != "text" for message in messages for part in message["content"]):
+            if any(
+                part["type"] != "text"
+                for message in messages
+                for part in message["content"]
+            ):
                 raise UsageError(
                     f"tasks=[{args.task}]: it shows pictures in later rounds; zipeval holds conversations about "
                     "those of the first one."
                 )
             return messages
 
-        first = [args.doc_to_messages(doc) for args, doc in zip(asked, docs, strict=True)]
+        first = [
+            args.doc_to_messages(doc) for args, doc in zip(asked, docs, strict=True)
+        ]
         return converse(model, batch, first, next_round, asked[0].gen_kwargs)
 
     def _without_numbers(self, batch: list[tuple]) -> int:
         """Count the requests of a batch at which the model's logits were not numbers."""
-        return sum(self.measured[RequestKey.of(request)].get("error") == NOT_NUMBERS for request, _ in batch)
+        return sum(
+            self.measured[RequestKey.of(request)].get("error") == NOT_NUMBERS
+            for request, _ in batch
+        )
 
     def _picture(self, request: Instance, question: Question) -> None:
         """Of a task's first samples, keep the first picture of the prompt, if it has one."""
         key = RequestKey.of(request)
         if question.kinds and key.doc_id < PICTURED and key.number == 0:
             kind, inputs = next(question.pictures())
-            self.images[key.task, key.doc_id] = self.session.jpeg(pixels(inputs, kind)[0])
+            self.images[key.task, key.doc_id] = self.session.jpeg(
+                pixels(inputs, kind)[0]
+            )
 
-    def _check_budget(self, request: Instance, images: list[Picture], measured: list[int]) -> None:
+    def _check_budget(
+        self, request: Instance, images: list[Picture], measured: list[int]
+    ) -> None:
         """Raises BudgetError where the visual tokens that entered some layer are not what the method has to leave."""
         expected, args = self.session.entering(images), RequestArgs.of(request)
         for layer, counts in enumerate(zip(measured, expected, strict=True)):
@@ -257,7 +344,9 @@ class ZipEval(lmms):
     def messages(self, request: Instance) -> list[dict]:
         """Return the chat messages of a request, pictures as the data set has them."""
         args = RequestArgs.of(request)
-        with decoding():  # what a data set holds is decoded as soon as its row is looked up
+        with (
+            decoding()
+        ):  # what a data set holds is decoded as soon as its row is looked up
             return args.doc_to_messages(in_eight_bits(lmms_names.document(self, args)))
 
 

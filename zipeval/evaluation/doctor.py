@@ -27,9 +27,16 @@ def examine() -> tuple[str, bool]:
     facts = (_software, _devices, _memory, _hub, _embedded, _judge, _extras)
     rows = [row for fact in facts for row in _read(fact)]
     problems = [row for check in (_versions, _answers) for row in _read(check)]
-    rows += problems or [("verdict", "runs work: versions, imports and known answers are as they should be")]
+    rows += problems or [
+        (
+            "verdict",
+            "runs work: versions, imports and known answers are as they should be",
+        )
+    ]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {finding}" for name, finding in rows), not problems
+    return "\n".join(
+        f"{name:<{width}}  {finding}" for name, finding in rows
+    ), not problems
 
 
 def _read(look: Callable[[], Iterable[Row]]) -> Iterator[Row]:
@@ -43,7 +50,10 @@ def _read(look: Callable[[], Iterable[Row]]) -> Iterator[Row]:
 def _extras():
     """Yield packages that only an extra of zipeval's needs: runs without the extra do without them."""
     for extra, package in stack.extras_outside_bounds():
-        yield "extra", f"{package}: zipeval[{extra}] asks for {package.name}{package.bounds}"
+        yield (
+            "extra",
+            f"{package}: zipeval[{extra}] asks for {package.name}{package.bounds}",
+        )
 
 
 def _versions():
@@ -60,8 +70,13 @@ def _answers():
             differences = known_answers.differences()
     except IncompatibleError as error:
         yield "broken", str(error)
-    except Exception as error:  # where packages do not fit zipeval, anything may come of it
-        yield "broken", f"a known question cannot be answered ({_first_line(error)}). {_suspicion()}"
+    except (
+        Exception
+    ) as error:  # where packages do not fit zipeval, anything may come of it
+        yield (
+            "broken",
+            f"a known question cannot be answered ({_first_line(error)}). {_suspicion()}",
+        )
     else:
         for difference in differences:
             yield "wrong answer", f"{difference}. {_suspicion()}"
@@ -82,19 +97,32 @@ def _first_line(error: Exception) -> str:
 
 def _software():
     for package, found in records.versions().items():
-        yield package, found or OPTIONAL.get(package, "not installed: reinstall zipeval")
+        yield (
+            package,
+            found or OPTIONAL.get(package, "not installed: reinstall zipeval"),
+        )
 
 
 def _devices():
     import torch
 
     if not torch.cuda.is_available():
-        yield "devices", f"CPU only, {os.cpu_count()} cores: good for the tiny models, hopeless for 7B"
+        yield (
+            "devices",
+            f"CPU only, {os.cpu_count()} cores: good for the tiny models, hopeless for 7B",
+        )
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
-        enough = "enough for 7B in bfloat16" if free > 16e9 else "too little for 7B in bfloat16 (16 GB)"
-        yield f"cuda:{number}", f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free: {enough}"
+        enough = (
+            "enough for 7B in bfloat16"
+            if free > 16e9
+            else "too little for 7B in bfloat16 (16 GB)"
+        )
+        yield (
+            f"cuda:{number}",
+            f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free: {enough}",
+        )
 
 
 def _memory():
@@ -109,13 +137,19 @@ def _hub():
 
     yield "hub cache", constants.HF_HUB_CACHE
     if constants.HF_HUB_OFFLINE:
-        yield "hub", "HF_HUB_OFFLINE is set: only what is in the cache, or model.path=DIR"
+        yield (
+            "hub",
+            "HF_HUB_OFFLINE is set: only what is in the cache, or model.path=DIR",
+        )
         return
     try:
         urlopen(constants.ENDPOINT, timeout=5).close()
         yield "hub", "reachable: models and data sets download when first used"
     except OSError as error:
-        yield "hub", f"{constants.ENDPOINT} not reachable ({error}): only what is in the cache, or model.path=DIR"
+        yield (
+            "hub",
+            f"{constants.ENDPOINT} not reachable ({error}): only what is in the cache, or model.path=DIR",
+        )
 
 
 def _embedded():
@@ -130,5 +164,9 @@ def _embedded():
 
 
 def _judge():
-    key = "is set" if os.environ.get("OPENAI_API_KEY") else "is not set, which judges on this machine may not need"
+    key = (
+        "is set"
+        if os.environ.get("OPENAI_API_KEY")
+        else "is not set, which judges on this machine may not need"
+    )
     yield "judge", f"judge.url= and judge.model= name one; OPENAI_API_KEY {key}"

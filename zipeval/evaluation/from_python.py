@@ -57,21 +57,43 @@ def evaluate(
     from zipeval.evaluation.upper_bound import with_upper_bounds
     from zipeval.reporting.results import Results
 
-    model_settings = {key: value for key, value in settings.items() if key.startswith("model.")}
-    others = {key: value for key, value in settings.items() if key not in model_settings}
+    model_settings = {
+        key: value for key, value in settings.items() if key.startswith("model.")
+    }
+    others = {
+        key: value for key, value in settings.items() if key not in model_settings
+    }
     overrides = [*_overrides(tasks, limit, results, others)]
     described, checkpoint = _model(model, processor, name, model_settings)
     if checkpoint is None:
-        overrides += [f"model={model}", *(_override(*setting) for setting in model_settings.items())]
+        overrides += [
+            f"model={model}",
+            *(_override(*setting) for setting in model_settings.items()),
+        ]
     composed = []
     for method, budget in product(_listed(methods), _listed(tokens)):
         run = [*overrides, f"method={method}", _override("tokens", budget)]
-        composed.append((run, _composed(run, described, tasks is None and "suite" not in settings, config_dir)))
+        composed.append(
+            (
+                run,
+                _composed(
+                    run,
+                    described,
+                    tasks is None and "suite" not in settings,
+                    config_dir,
+                ),
+            )
+        )
     runs = {}
     for _, config in with_upper_bounds(composed):
         config = check(config)
         runs.setdefault(run_identity(config), config)
-    for _, config in composed:  # what is missing is told of the whole run, and not of its upper bound alone
+    for (
+        _,
+        config,
+    ) in (
+        composed
+    ):  # what is missing is told of the whole run, and not of its upper bound alone
         check_feasible(config, checkpoint)
     paths = []
     for config in runs.values():
@@ -84,7 +106,9 @@ def _listed(values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         return [values]
     if not values:
-        raise UsageError("methods, tokens or tasks: there is nothing in a list. Name at least one value.")
+        raise UsageError(
+            "methods, tokens or tasks: there is nothing in a list. Name at least one value."
+        )
     return [*values]
 
 
@@ -102,7 +126,9 @@ def _model(
     if isinstance(model, str):
         for argument, value in (("processor", processor), ("name", name)):
             if value is not None:
-                raise UsageError(f"{argument}: model={model} is a name, and brings its own. Leave {argument} out.")
+                raise UsageError(
+                    f"{argument}: model={model} is a name, and brings its own. Leave {argument} out."
+                )
         return None, None
     from zipeval.models import _in_memory
 
@@ -111,9 +137,13 @@ def _model(
     for setting, value in settings.items():
         option = setting.removeprefix("model.")
         if option not in known:
-            raise UsageError(f"{setting}={value}: no such setting of model.{did_you_mean(option, known)}")
+            raise UsageError(
+                f"{setting}={value}: no such setting of model.{did_you_mean(option, known)}"
+            )
         if option not in ("prompt", "image_aspect"):
-            raise UsageError(f"{setting}={value}: the model is loaded already. Leave it out, or give a name.")
+            raise UsageError(
+                f"{setting}={value}: the model is loaded already. Leave it out, or give a name."
+            )
         config = replace(config, **{option: value})
     if config.prompt == "hf" and not processor.chat_template:
         raise UsageError(
@@ -124,12 +154,17 @@ def _model(
 
 
 def _overrides(
-    tasks: str | Sequence[str] | None, limit: int | None, results: str | Path, settings: dict[str, Any]
+    tasks: str | Sequence[str] | None,
+    limit: int | None,
+    results: str | Path,
+    settings: dict[str, Any],
 ) -> Iterator[str]:
     """Yield settings that all runs share, as `zipeval run` takes them."""
     for setting in ("method", "tokens"):
         if setting in settings:
-            raise UsageError(f"{setting}={settings[setting]}: it is given as an argument already.")
+            raise UsageError(
+                f"{setting}={settings[setting]}: it is given as an argument already."
+            )
     if tasks is not None:
         yield _override("tasks", _listed(tasks))
     yield _override("limit", limit)
@@ -157,7 +192,10 @@ def _hydra_value(value: Any) -> str:
 
 
 def _composed(
-    overrides: list[str], model: ModelConfig | None, fitting: bool, config_dir: str | Path | None
+    overrides: list[str],
+    model: ModelConfig | None,
+    fitting: bool,
+    config_dir: str | Path | None,
 ) -> RunConfig:
     """Return the configuration of a run.
 
@@ -170,4 +208,6 @@ def _composed(
     config = compose(overrides, None if config_dir is None else str(config_dir))
     if model is None:
         return config
-    return with_tasks(replace(config, model=model, tasks=None if fitting else config.tasks))
+    return with_tasks(
+        replace(config, model=model, tasks=None if fitting else config.tasks)
+    )

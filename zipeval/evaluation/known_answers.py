@@ -15,7 +15,13 @@ from io import StringIO
 from pprint import pprint
 
 TASK, ROW = "zipeval_shapes", 3  # Where is the yellow circle?
-MODEL = ("model=tiny_llava", "model.device=cpu", "model.dtype=float32", "batch_size=1", "runner.workers=0")
+MODEL = (
+    "model=tiny_llava",
+    "model.device=cpu",
+    "model.dtype=float32",
+    "batch_size=1",
+    "runner.workers=0",
+)
 METHODS = {
     "vanilla": ("method=vanilla",),
     "visionzip": ("method=visionzip", "tokens=16"),
@@ -40,12 +46,15 @@ class Answer:
     positions: list[int] | None
 
 
-FASTV_POSITIONS = (
-    "43 54 55 66 67 87 88 99 100 104 105 111 112 113 115 116 117 123 124 125 127 128 129 136 137 139 140 141"
-)
+FASTV_POSITIONS = "43 54 55 66 67 87 88 99 100 104 105 111 112 113 115 116 117 123 124 125 127 128 129 136 137 139 140 141"
 KNOWN = {
     "vanilla": Answer("bottom right", [387, 382, 1], [144] * 6, None),
-    "visionzip": Answer("bottom left", [387, 378, 1], [16] * 6, [16, 28, 54, 55, 66, 67, 99, 100, 111, 112, 116, 128]),
+    "visionzip": Answer(
+        "bottom left",
+        [387, 378, 1],
+        [16] * 6,
+        [16, 28, 54, 55, 66, 67, 99, 100, 111, 112, 116, 128],
+    ),
     "fastv": Answer(
         "bottom left",
         [387, 378, 1],
@@ -71,10 +80,15 @@ def answer(method: str) -> Answer:
     session = Session(compose([*MODEL, *METHODS[method], f"limit={ROW + 1}"]))
     model, requests = ZipEval(session), []
     model.keep = lambda batch: requests.extend(request for request, _ in batch)
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # progress, and what lmms-eval says of itself
+    with (
+        redirect_stdout(StringIO()),
+        redirect_stderr(StringIO()),
+    ):  # progress, and what lmms-eval says of itself
         _, samples = evaluate(model, TASK, task_folder(TASK))
     sample = next(sample for sample in samples if sample["doc_id"] == ROW)
-    request = next(request for request in requests if RequestArgs.of(request).doc_id == ROW)
+    request = next(
+        request for request in requests if RequestArgs.of(request).doc_id == ROW
+    )
     token_ids = _generate(session, model.messages(request))
     positions = sample["kept"][0] if "kept" in sample else None
     return Answer(sample["prediction"], token_ids, sample["visual_tokens"], positions)
@@ -105,7 +119,9 @@ def differences() -> list[str]:
         answered = asdict(answer(method))
         for name, expected in asdict(known).items():
             if answered[name] != expected:
-                messages.append(f"{method}: {name} {answered[name]} in place of {expected}")
+                messages.append(
+                    f"{method}: {name} {answered[name]} in place of {expected}"
+                )
     return messages
 
 

@@ -7,7 +7,11 @@ from typing import Any
 from zipeval.benchmarks.lmms_names import RequestKey
 
 Cost = dict[str, Any]
-ALWAYS = ("output_tokens", "latency", "batch")  # told of every answer; the rest where it differs from the first's
+ALWAYS = (
+    "output_tokens",
+    "latency",
+    "batch",
+)  # told of every answer; the rest where it differs from the first's
 
 
 def by_document(measured: dict[RequestKey, Cost], task: str) -> dict[int, list[Cost]]:
@@ -38,7 +42,14 @@ def merged(costs: list[Cost], texts: list[Any]) -> Cost:
     failed = next((cost for cost in costs if "error" in cost), None)
     first = failed or costs[0]
     answers = [
-        {"text": text, **{name: cost[name] for name in cost if name in ALWAYS or cost[name] != first.get(name)}}
+        {
+            "text": text,
+            **{
+                name: cost[name]
+                for name in cost
+                if name in ALWAYS or cost[name] != first.get(name)
+            },
+        }
         for text, cost in zip(texts, costs, strict=True)
     ]
     if failed:

@@ -16,7 +16,10 @@ from zipeval.results.journal import Journal
 from zipeval.utils import ranks
 from zipeval.utils.stopping import stoppable
 
-PER_SAMPLE = ("measured", "images")  # what a ZipEval keeps of samples, by task and doc_id
+PER_SAMPLE = (
+    "measured",
+    "images",
+)  # what a ZipEval keeps of samples, by task and doc_id
 
 
 class Helped(Exception):
@@ -41,7 +44,9 @@ def resumed(model, journal: Journal) -> Iterator[Callable[[], bool]]:
             at = round(time.monotonic() - start, 2)
             journal.append([_entry(model, at, *answered) for answered in batch])
             if asked():
-                raise Stopped(f"{journal.path}: stopped, every answer is kept. The same command goes on from there.")
+                raise Stopped(
+                    f"{journal.path}: stopped, every answer is kept. The same command goes on from there."
+                )
 
         with ExitStack() as patches:
             patches.enter_context(patch.object(model, "keep", keep))
@@ -49,7 +54,9 @@ def resumed(model, journal: Journal) -> Iterator[Callable[[], bool]]:
             for name in GENERATE:
                 # Of the class, not of the object: scripts that count its calls replace that.
                 generate = partial(getattr(type(model), name), model)
-                patches.enter_context(patch.object(model, name, partial(_all, model, journal, generate)))
+                patches.enter_context(
+                    patch.object(model, name, partial(_all, model, journal, generate))
+                )
             yield asked
 
 
@@ -57,7 +64,11 @@ def _all(model, journal: Journal, generate: Callable, requests: list) -> list:
     """Of all requests, in their order."""
     requests = numbered(requests)
     done = [_entry_key(request) in journal.done for request in requests]
-    unanswered = [request for request, answered in zip(requests, done, strict=True) if not answered]
+    unanswered = [
+        request
+        for request, answered in zip(requests, done, strict=True)
+        if not answered
+    ]
     new = iter(_together(model, generate, unanswered))
     return [
         _restored(model, journal, request) if answered else next(new)
@@ -69,7 +80,10 @@ def _together(model, generate: Callable, requests: list) -> list:
     """All ranks' answers in the order of the requests, with what `model` keeps of the samples; in the first rank."""
     if ranks.here().count == 1:
         return generate(requests)
-    answers, kept = generate(ranks.share(requests)), [getattr(model, name) for name in PER_SAMPLE]
+    answers, kept = (
+        generate(ranks.share(requests)),
+        [getattr(model, name) for name in PER_SAMPLE],
+    )
     found = ranks.gather((answers, *kept))
     if found is None:
         for of_samples in kept:
@@ -111,7 +125,9 @@ def _restored(model, journal: Journal, request):
     if kept["image"]:
         model.images[key.task, key.doc_id] = base64.b64decode(kept["image"])
     inputs, outputs = kept["counts"]
-    return GenerationResult(kept["text"], TokenCounts(input_tokens=inputs, output_tokens=outputs))
+    return GenerationResult(
+        kept["text"], TokenCounts(input_tokens=inputs, output_tokens=outputs)
+    )
 
 
 def _entry_key(request) -> tuple[int, int]:

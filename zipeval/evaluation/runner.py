@@ -19,7 +19,14 @@ from zipeval.benchmarks.protocols import PROTOCOLS, no_key, pending, summary
 from zipeval.checkpoints.placement import machine
 from zipeval.config.schema import REUSES, RunConfig
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
-from zipeval.errors import BudgetError, Held, NotHereError, RunError, Stopped, UsageError
+from zipeval.errors import (
+    BudgetError,
+    Held,
+    NotHereError,
+    RunError,
+    Stopped,
+    UsageError,
+)
 from zipeval.evaluation import repeats, task_scores
 from zipeval.evaluation.answer_choices import answer_choices
 from zipeval.evaluation.resuming import Helped, resumed
@@ -35,11 +42,21 @@ from zipeval.utils import ranks
 from zipeval.utils.progress import progress
 from zipeval.utils.stopping import stoppable
 
-COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a sample's prompt, averaged in the record
-JUDGED_AT_ONCE, MOST_WRITES = 64, 50  # answers, between two writes of a task's: verdicts cost money
+COSTS = (
+    "prompt_tokens",
+    "kv_entries",
+    "flops_formula",
+    "flops_exact",
+)  # of a sample's prompt, averaged in the record
+JUDGED_AT_ONCE, MOST_WRITES = (
+    64,
+    50,
+)  # answers, between two writes of a task's: verdicts cost money
 
 
-def check_feasible(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> None:
+def check_feasible(
+    config: RunConfig, checkpoint: models.Checkpoint | None = None
+) -> None:
     """Refuse a run that cannot be, as far as that shows before its weights are loaded.
 
     Args:
@@ -102,7 +119,9 @@ def run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[
     config = check(config)
     session, found, folders, results = _prepare(config, checkpoint)
     judge = _tried_judge(session, found) if ranks.first() else None
-    unanswered = ranks.exchange([task for task, record in found.items() if not record])[0]
+    unanswered = ranks.exchange([task for task, record in found.items() if not record])[
+        0
+    ]
     if not ranks.first():
         return _help(session, {task: folders[task] for task in unanswered}, results)
     written, held = _written(session, found, folders, results, judge)
@@ -113,7 +132,9 @@ def run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[
     return written
 
 
-def evaluate_run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[str]:
+def evaluate_run(
+    config: RunConfig, checkpoint: models.Checkpoint | None = None
+) -> list[str]:
     """Evaluate what is not finished of a run; returns the paths of its records.
 
     Args:
@@ -123,13 +144,21 @@ def evaluate_run(config: RunConfig, checkpoint: models.Checkpoint | None = None)
         UsageError, RunError: as the run does, and where answers have no verdict.
     """
     paths = run(config, checkpoint)
-    if waiting := [str(path) for path in paths if records.incomplete(records.read(path))]:
-        raise RunError(f"{', '.join(waiting)}: answers have no verdict. Run this again to ask the judge for those.")
+    if waiting := [
+        str(path) for path in paths if records.incomplete(records.read(path))
+    ]:
+        raise RunError(
+            f"{', '.join(waiting)}: answers have no verdict. Run this again to ask the judge for those."
+        )
     return [str(path) for path in paths]
 
 
 def _written(
-    session: Session, found: dict[str, dict | None], folders: dict[str, Path], results: Path, judge
+    session: Session,
+    found: dict[str, dict | None],
+    folders: dict[str, Path],
+    results: Path,
+    judge,
 ) -> tuple[list[Path], list[Held]]:
     """The paths of the records, those made that were not there, and who is at the others."""
 
@@ -162,7 +191,9 @@ def _written(
 
 
 @contextmanager
-def _turn(session: Session, task: str, folder: Path, results: Path, record: dict | None) -> Iterator[dict | None]:
+def _turn(
+    session: Session, task: str, folder: Path, results: Path, record: dict | None
+) -> Iterator[dict | None]:
     """A block in which a task that is not finished is this process's; yields its record as it is now.
 
     Raises:
@@ -173,7 +204,9 @@ def _turn(session: Session, task: str, folder: Path, results: Path, record: dict
         return
     with ExitStack() as lock:
         try:
-            lock.enter_context(locked(results / session.record_id(task) / f"{task}.lock"))
+            lock.enter_context(
+                locked(results / session.record_id(task) / f"{task}.lock")
+            )
         except Held:
             if not record:
                 ranks.exchange(False)  # the others wait to help
@@ -190,7 +223,9 @@ def _keep(session: Session, task: str, folder: Path, path: Path, record: dict) -
     print(f"{run} {task}: finished before, kept. Delete {path} to run it again.")
     identity = session.known_data_identity(task, folder)
     if identity is None:
-        print(f"{run} {task}: its data set is not on this machine, so that it was not compared with the record's.")
+        print(
+            f"{run} {task}: its data set is not on this machine, so that it was not compared with the record's."
+        )
     data_hash = identity.data_hash if identity else record["data_hash"]
     if changed := records.changes(record, _made_with(session, task, folder, data_hash)):
         print(f"{run} {task}: was made with {', '.join(changed)}.")
@@ -201,7 +236,9 @@ def _answer(model, task: str, folder: Path, directory: Path) -> None:
     """Make a task's record, from where an earlier process left it."""
     kept = _journal(model.session, task, folder, directory)
     if kept.done:
-        print(f"{directory.name} {task}: {len(kept.done)} answers kept from before, going on.")
+        print(
+            f"{directory.name} {task}: {len(kept.done)} answers kept from before, going on."
+        )
     for note in _generation(task).notes():
         print(f"{directory.name} {task}: its generation setting {note}.")
     with resumed(model, kept) as asked:
@@ -210,7 +247,11 @@ def _answer(model, task: str, folder: Path, directory: Path) -> None:
         except BudgetError:  # what counted right before is the same method's
             journal.remove(directory, task)
             raise
-        images = {doc_id: model.images.pop((task, doc_id)) for of, doc_id in [*model.images] if of == task}
+        images = {
+            doc_id: model.images.pop((task, doc_id))
+            for of, doc_id in [*model.images]
+            if of == task
+        }
         records.write(directory, record, samples, images)
         journal.remove(directory, task)
         if asked():
@@ -220,7 +261,10 @@ def _answer(model, task: str, folder: Path, directory: Path) -> None:
 
 
 def _open(
-    config: RunConfig, folders: dict[str, Path], results: Path, checkpoint: models.Checkpoint | None
+    config: RunConfig,
+    folders: dict[str, Path],
+    results: Path,
+    checkpoint: models.Checkpoint | None,
 ) -> tuple[Session, dict[str, dict | None]]:
     """The session and by task the record of an earlier run, if there is one; the data of the others are there.
 
@@ -234,7 +278,9 @@ def _open(
     session = Session(config, checkpoint)
     if not ranks.first():
         return session, {}
-    found = {task: _found(session, task, folder, results) for task, folder in folders.items()}
+    found = {
+        task: _found(session, task, folder, results) for task, folder in folders.items()
+    }
     for task, record in found.items():
         if record is None and task not in new:
             data.require(task, config.data.root)
@@ -250,7 +296,9 @@ def _generation(task: str) -> generation.Generation:
     """
     known = benchmarks.BENCHMARKS.get(task)
     _, file = benchmarks.task_files()[task]
-    settings, conversation = lmms_names.generation_settings(file, known.settings if known else {})
+    settings, conversation = lmms_names.generation_settings(
+        file, known.settings if known else {}
+    )
     return generation.resolve(settings, task, conversation)
 
 
@@ -264,12 +312,18 @@ def _help(session: Session, folders: dict[str, Path], results: Path) -> list[Pat
         if not ranks.exchange(None)[0]:
             continue  # somebody else is at it, or has finished it
         kept = _journal(session, task, folder, results / session.record_id(task))
-        with data.copies_below(session.config.data.root), suppress(Helped), resumed(model, kept):
+        with (
+            data.copies_below(session.config.data.root),
+            suppress(Helped),
+            resumed(model, kept),
+        ):
             _lmms_eval(model, task, folder)
     return []
 
 
-def _made_with(session: Session, task: str, folder: Path, data_hash: str | None) -> dict:
+def _made_with(
+    session: Session, task: str, folder: Path, data_hash: str | None
+) -> dict:
     """What a task's answers depend on beyond the run's identity."""
     return {
         "task_hash": session.task_hash(task, folder),
@@ -279,24 +333,38 @@ def _made_with(session: Session, task: str, folder: Path, data_hash: str | None)
     }
 
 
-def _journal(session: Session, task: str, folder: Path, directory: Path) -> journal.Journal:
+def _journal(
+    session: Session, task: str, folder: Path, directory: Path
+) -> journal.Journal:
     """Open a task's journal, in all ranks; the first one says what its answers are made with."""
     made_with = None
-    if ranks.first():  # a hash of all data is the work of minutes, and the same in every rank
-        made_with = _made_with(session, task, folder, session.data_identity(task, folder).data_hash)
+    if (
+        ranks.first()
+    ):  # a hash of all data is the work of minutes, and the same in every rank
+        made_with = _made_with(
+            session, task, folder, session.data_identity(task, folder).data_hash
+        )
     made_with = ranks.exchange(made_with)[0]
     return journal.Journal(directory, task, made_with, _begun(session))
 
 
 def _begun(session: Session) -> dict:
     """What a record says of every process that answered some of its questions."""
-    its = {"reuse": session.reuse, "processes": ranks.here().count, "machine": machine(session.placement)}
+    its = {
+        "reuse": session.reuse,
+        "processes": ranks.here().count,
+        "machine": machine(session.placement),
+    }
     return {"started": records.now(), **its}
 
 
 def _tried_judge(session: Session, found: dict[str, dict | None]):
     """A judge that answers, where one is needed; asked before the model is loaded."""
-    waiting = [task for task, r in found.items() if task in PROTOCOLS and (not r or records.incomplete(r))]
+    waiting = [
+        task
+        for task, r in found.items()
+        if task in PROTOCOLS and (not r or records.incomplete(r))
+    ]
     if not waiting:
         return None
     from zipeval.benchmarks.judge import Judge
@@ -313,7 +381,9 @@ def _found(session: Session, task: str, folder: Path, results: Path) -> dict | N
         return None
     record = records.read(path)
     if record["task_hash"] != session.task_hash(task, folder):
-        raise UsageError(f"{path} is of another version of tasks=[{task}]. Move it away and run this again.")
+        raise UsageError(
+            f"{path} is of another version of tasks=[{task}]. Move it away and run this again."
+        )
     identity = session.known_data_identity(task, folder)
     if identity and identity.data_hash != record["data_hash"]:
         hashes = f"data_hash {record['data_hash']}, now {identity.data_hash}"
@@ -331,31 +401,52 @@ def _judge(judge, directory: Path, record: dict) -> dict:
     samples = records.read_samples(directory, record)
     unscored = [sample for sample in samples if "unscored" in sample]
     at_once = max(JUDGED_AT_ONCE, len(samples) // MOST_WRITES)
-    with progress(f"{directory.name} {task} judge", len(unscored)) as advance, stoppable() as asked:
+    with (
+        progress(f"{directory.name} {task} judge", len(unscored)) as advance,
+        stoppable() as asked,
+    ):
         for start in range(0, len(unscored), at_once):
             try:
                 judge.score(PROTOCOLS[task], unscored[start : start + at_once], advance)
             finally:  # also what was judged until an interruption
                 scored = summary(task, samples)
-                record |= {**scored, "from_samples": _follows(task, samples, scored["score"]), "ended": records.now()}
+                record |= {
+                    **scored,
+                    "from_samples": _follows(task, samples, scored["score"]),
+                    "ended": records.now(),
+                }
                 records.write(directory, record, samples)
             if asked():
-                raise Stopped(f"{directory.name} {task}: stopped, every verdict is kept. The same command goes on.")
+                raise Stopped(
+                    f"{directory.name} {task}: stopped, every verdict is kept. The same command goes on."
+                )
     return record
 
 
 def _outcome(record: dict) -> str:
-    score = "no score" if record["score"] is None else f"{record['metric']} {record['score']:.4g}"
-    failed = f", {record['failed']} samples could not be read" if record["failed"] else ""
+    score = (
+        "no score"
+        if record["score"] is None
+        else f"{record['metric']} {record['score']:.4g}"
+    )
+    failed = (
+        f", {record['failed']} samples could not be read" if record["failed"] else ""
+    )
     if record.get("overflowed"):
-        failed += f", {record['overflowed']} prompts are longer than the model's positions"
+        failed += (
+            f", {record['overflowed']} prompts are longer than the model's positions"
+        )
     if not records.incomplete(record):
         return score + failed
-    missing = f"{record['unscored']} of {record['samples']['count']} answers have no verdict"
+    missing = (
+        f"{record['unscored']} of {record['samples']['count']} answers have no verdict"
+    )
     return f"{score}{failed}, {missing}: run this again to ask the judge for those only"
 
 
-def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> tuple[dict, list[dict]]:
+def evaluate(
+    model, task: str, folder: Path, sessions: Sequence[dict] = ()
+) -> tuple[dict, list[dict]]:
     """One task through lmms-eval: (record, samples).
 
     Args:
@@ -386,13 +477,19 @@ def evaluate(model, task: str, folder: Path, sessions: Sequence[dict] = ()) -> t
     if not read and samples[0]["error"] == NOT_NUMBERS:
         raise RunError(f"tasks=[{task}]: {NO_NUMBERS.format(len(samples))}")
     if not read:
-        raise UsageError(f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}.")
-    scored = summary(task, samples) if task in PROTOCOLS else _scored(task, results, samples)
+        raise UsageError(
+            f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}."
+        )
+    scored = (
+        summary(task, samples) if task in PROTOCOLS else _scored(task, results, samples)
+    )
     visual = [s["visual_tokens"] for s in read]
     record = {
         **provenance,
         "failed": len(samples) - len(read),  # their answers are empty
-        "overflowed": sum("overflow" in s for s in read),  # prompts longer than the decoder has positions
+        "overflowed": sum(
+            "overflow" in s for s in read
+        ),  # prompts longer than the decoder has positions
         **scored,
         "from_samples": _follows(task, samples, scored["score"]),
         "visual_tokens": {
@@ -450,12 +547,18 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
 
     config, questions = model.session.config, model.session.questions.get(task)
     known = benchmarks.BENCHMARKS.get(task)
-    ours = {**known.settings, **(known.functions() if known.functions else {})} if known else {}
+    ours = (
+        {**known.settings, **(known.functions() if known.functions else {})}
+        if known
+        else {}
+    )
     with ExitStack() as block:
         block.enter_context(no_key())
         block.enter_context(ranks.alone())
         block.enter_context(lmms_names.explained_failures(task, folder))
-        block.enter_context(stack.explained("lmms_eval"))  # a task's own functions may import what nothing else does
+        block.enter_context(
+            stack.explained("lmms_eval")
+        )  # a task's own functions may import what nothing else does
         block.enter_context(lmms_names.patched(questions))
         return evaluator.simple_evaluate(
             model=model,
@@ -468,7 +571,9 @@ def _lmms_eval(model, task: str, folder: Path) -> dict:
             torch_random_seed=config.seed,
             process_docs_parallel=1,  # or a seeded guess, as of MMMU, would be another one every time
             # Score from the answers alone: otherwise every image is decoded a second time.
-            cli_args=argparse.Namespace(process_with_media=False, output_path=None, reasoning_tags=None),
+            cli_args=argparse.Namespace(
+                process_with_media=False, output_path=None, reasoning_tags=None
+            ),
         )
 
 
@@ -479,16 +584,27 @@ def _follows(task: str, samples: list[dict], score: float | None) -> bool:
     return stats.agrees(task, samples, score)
 
 
-def _sample(task: str, logged: dict, measured: dict, metric: str | None = None, higher_is_better: bool = True) -> dict:
+def _sample(
+    task: str,
+    logged: dict,
+    measured: dict,
+    metric: str | None = None,
+    higher_is_better: bool = True,
+) -> dict:
     """Return what is kept of a sample: question, answer, scores and what they came of, not the document.
 
     Args:
         metric: of which the sample's `score` is the value.
     """
-    known, question = benchmarks.BENCHMARKS.get(task), [lmms_names.question(logged), logged["target"]]
+    known, question = (
+        benchmarks.BENCHMARKS.get(task),
+        [lmms_names.question(logged), logged["target"]],
+    )
     sample = {
         "doc_id": logged["doc_id"],
-        "question_hash": hashlib.sha256(json.dumps(question, default=str).encode()).hexdigest()[:16],
+        "question_hash": hashlib.sha256(
+            json.dumps(question, default=str).encode()
+        ).hexdigest()[:16],
         "question": lmms_names.question(logged),
         "target": logged["target"],
         "prediction": lmms_names.prediction(logged),
@@ -502,8 +618,14 @@ def _sample(task: str, logged: dict, measured: dict, metric: str | None = None, 
         sample |= known.sample(logged)
     else:
         skipped = {*sample, *lmms_names.NOT_SCORES}
-        scores = {k: v for k, v in logged.items() if k not in skipped and isinstance(v, (Real, dict))}
+        scores = {
+            k: v
+            for k, v in logged.items()
+            if k not in skipped and isinstance(v, (Real, dict))
+        }
         sample |= {"score": task_scores.sample_value(logged, metric), "scores": scores}
-    if "error" in sample:  # an empty answer may be a perfect one where less is better, and no error is the worst
+    if (
+        "error" in sample
+    ):  # an empty answer may be a perfect one where less is better, and no error is the worst
         sample["score"] = 0.0 if higher_is_better else None
     return sample

@@ -10,10 +10,14 @@ from typing import Any
 
 from zipeval.benchmarks import BENCHMARKS, lmms_names
 
-REL_TOL = 1e-6  # of a score beside its samples: sums in another order differ in the last bits
+REL_TOL = (
+    1e-6  # of a score beside its samples: sums in another order differ in the last bits
+)
 
 
-def main_metric(task: str, metrics: Mapping[str, float], directions: Mapping[str, bool]) -> str | None:
+def main_metric(
+    task: str, metrics: Mapping[str, float], directions: Mapping[str, bool]
+) -> str | None:
     """Return the metric that is the task's score.
 
     It is the benchmark's own or, of any other task, the first one of its metric_list that lmms-eval has a number for.
@@ -55,12 +59,23 @@ def is_mean(metric: str, score: float, logged: list[dict[str, Any]]) -> bool:
 
     Whatever a task's own function is called, this is what its samples can be held against, and drawn from.
     """
-    values = [sample_value(sample, metric) for sample in logged if without_filter(metric) in sample]
-    return bool(values) and None not in values and isclose(fmean(values), score, rel_tol=REL_TOL, abs_tol=1e-12)
+    values = [
+        sample_value(sample, metric)
+        for sample in logged
+        if without_filter(metric) in sample
+    ]
+    return (
+        bool(values)
+        and None not in values
+        and isclose(fmean(values), score, rel_tol=REL_TOL, abs_tol=1e-12)
+    )
 
 
 def without_failed(
-    metrics: Mapping[str, float], directions: Mapping[str, bool], logged: list[dict[str, Any]], failed: set[int]
+    metrics: Mapping[str, float],
+    directions: Mapping[str, bool],
+    logged: list[dict[str, Any]],
+    failed: set[int],
 ) -> dict[str, float]:
     """Return the metrics as they are when samples that could not be read do not pass for answers.
 
@@ -78,7 +93,11 @@ def without_failed(
         if not any(sample["doc_id"] in failed for sample in having):
             corrected[name] = score
         elif is_mean(name, score, having):
-            values = [sample_value(sample, name) for sample in having if sample["doc_id"] not in failed]
+            values = [
+                sample_value(sample, name)
+                for sample in having
+                if sample["doc_id"] not in failed
+            ]
             values += [0.0] * (len(having) - len(values)) if higher else []
             if values:
                 corrected[name] = fmean(values)
@@ -87,7 +106,9 @@ def without_failed(
     return corrected
 
 
-def scores(task: str, results: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
+def scores(
+    task: str, results: dict[str, Any], samples: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return the part of a record that lmms-eval's own scores make.
 
     Args:

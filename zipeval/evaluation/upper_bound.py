@@ -83,7 +83,9 @@ def bound_overrides(overrides: list[str]) -> list[str]:
     """Return the command line of a run's upper bound."""
     shared = []
     for override in overrides:
-        name = override.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0]
+        name = (
+            override.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0]
+        )
         if name not in OF_THE_METHOD:
             shared.append(override)
     return [*shared, f"method={UPPER_BOUND}"]
@@ -94,7 +96,13 @@ def describe(config: RunConfig) -> str:
     from zipeval.results.samples import count
 
     runs = [f"{UPPER_BOUND} (the upper bound)"] if upper_bound(config) else []
-    runs.append(" ".join(str(part) for part in (config.method["name"], config.tokens) if part is not None))
+    runs.append(
+        " ".join(
+            str(part)
+            for part in (config.method["name"], config.tokens)
+            if part is not None
+        )
+    )
     tasks = []
     for task in config.tasks:
         samples = count(task, config)

@@ -49,7 +49,9 @@ class Answer:
     reread: list[list[int]] = field(default_factory=list)
     later_prompts: list[int] = field(default_factory=list)
     failed: str | None = None
-    digest: dict[str, float] = field(default_factory=dict, compare=False)  # rounding moves it
+    digest: dict[str, float] = field(
+        default_factory=dict, compare=False
+    )  # rounding moves it
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,15 @@ class _Read:
 class Answering:
     """A session's model under its method; see `answering`."""
 
-    def __init__(self, session, prefills: list[Prefill], told: Trace, logits: LogitsWatch):
-        self.session, self.prefills, self.told, self.logits = session, prefills, told, logits
+    def __init__(
+        self, session, prefills: list[Prefill], told: Trace, logits: LogitsWatch
+    ):
+        self.session, self.prefills, self.told, self.logits = (
+            session,
+            prefills,
+            told,
+            logits,
+        )
         self.model, processor = session.load()
         self.tokenizer = processor.tokenizer
         self.padding = self.tokenizer.pad_token_id
@@ -89,15 +98,23 @@ class Answering:
         Raises:
             torch.OutOfMemoryError: with nothing left behind on the device but the weights.
         """
-        read = self.read(batch, resolve(options, conversation=True).arguments["num_beams"])
+        read = self.read(
+            batch, resolve(options, conversation=True).arguments["num_beams"]
+        )
         start = read.inputs["input_ids"].shape[1]
-        return self.answers(batch, read, self.generated(read.inputs, options)[:, start:], options)
+        return self.answers(
+            batch, read, self.generated(read.inputs, options)[:, start:], options
+        )
 
     def read(self, batch: list[Question], beams: int = 1) -> _Read:
         """What is given to `generate` of questions."""
         self.prefills.clear()
         self.told.clear()
-        return self._together(batch) if self.session.reuse == "none" else self._sharing(batch, beams)
+        return (
+            self._together(batch)
+            if self.session.reuse == "none"
+            else self._sharing(batch, beams)
+        )
 
     def generated(self, inputs: dict, options: dict) -> torch.Tensor:
         """(B, L): prompts and what is generated behind them."""
@@ -114,12 +131,18 @@ class Answering:
             found.append(text.strip())
         return found
 
-    def answers(self, batch: list[Question], read: _Read, new: torch.Tensor, options: dict) -> list[Answer]:
+    def answers(
+        self, batch: list[Question], read: _Read, new: torch.Tensor, options: dict
+    ) -> list[Answer]:
         """What was generated for questions, and what reading them cost."""
         if len(self.prefills) != 1:
-            hf_names.incompatible(f"the model read its prompts {len(self.prefills)} times for one answer each")
+            hf_names.incompatible(
+                f"the model read its prompts {len(self.prefills)} times for one answer each"
+            )
         (prefill,) = self.prefills
-        beams = len(prefill.entered) // len(batch) if read.rows is None else 1  # generate() repeats a prompt for each
+        beams = (
+            len(prefill.entered) // len(batch) if read.rows is None else 1
+        )  # generate() repeats a prompt for each
         places = []
         if self.session.reduces:
             given = joined([question.inputs for question in batch])
@@ -145,7 +168,9 @@ class Answering:
     def _together(self, batch: list[Question]) -> _Read:
         """Every prompt with its own pictures."""
         inputs = collate(batch, self.padding)
-        found = _by_prompt(batch, {kind: pictures(self.model, inputs, kind) for kind in PIXELS})
+        found = _by_prompt(
+            batch, {kind: pictures(self.model, inputs, kind) for kind in PIXELS}
+        )
         placed = {name: self._placed(x) for name, x in inputs.items()}
         return _Read(placed, found, None, [0] * len(batch))
 
@@ -154,33 +179,49 @@ class Answering:
         model, (method, _) = self.model, stages(self.session.method)
         wanted: dict[str, dict[str, dict]] = {kind: {} for kind in PIXELS}
         for question in batch:
-            for key, (kind, inputs) in zip(question.keys, question.pictures(), strict=True):
+            for key, (kind, inputs) in zip(
+                question.keys, question.pictures(), strict=True
+            ):
                 wanted[kind][key] = inputs
         most = self.session.config.runner.cache_gib * 2**30
         known = {
-            key: its for kind, of in wanted.items() if of for key, its in encoded(model, kind, of, method, most).items()
+            key: its
+            for kind, of in wanted.items()
+            if of
+            for key, its in encoded(model, kind, of, method, most).items()
         }
 
         def given(numbers: list[int]) -> dict:
             """Return the arguments that stand for the pixels of these prompts."""
             found = {kind: [] for kind in PIXELS}
             for number in numbers:
-                for kind, key in zip(batch[number].kinds, batch[number].keys, strict=True):
+                for kind, key in zip(
+                    batch[number].kinds, batch[number].keys, strict=True
+                ):
                     found[kind].append(known[key][1])
             return outputs(model, {kind: its for kind, its in found.items() if its})
 
         ids = [self._shrunk(question, known) for question in batch]
-        everything, found = [*range(len(batch))], [[known[key][0] for key in question.keys] for question in batch]
+        everything, found = (
+            [*range(len(batch))],
+            [[known[key][0] for key in question.keys] for question in batch],
+        )
         seen = all(visual_slots(row, model.config).any() for row in ids)
-        if self.session.reuse == "prefix" and seen and beams == 1:  # generate() repeats no cache for its beams
-            inputs, rows, behind = prefixed(model, ids, [tuple(q.keys) for q in batch], given, self.padding)
+        if (
+            self.session.reuse == "prefix" and seen and beams == 1
+        ):  # generate() repeats no cache for its beams
+            inputs, rows, behind = prefixed(
+                model, ids, [tuple(q.keys) for q in batch], given, self.padding
+            )
             given(everything)  # tells whoever traces of all prompts
             return _Read(inputs, found, rows, behind)
         ids, mask = left_padded(ids, self.padding)
         inputs = {"input_ids": self._placed(ids), "attention_mask": self._placed(mask)}
         return _Read({**inputs, **given(everything)}, found, None, [0] * len(batch))
 
-    def _shrunk(self, question: Question, known: dict[str, tuple[Picture, Encoded]]) -> torch.Tensor:
+    def _shrunk(
+        self, question: Question, known: dict[str, tuple[Picture, Encoded]]
+    ) -> torch.Tensor:
         """(L): the ids of a prompt, with as many placeholders as are left of its pictures."""
         before: dict[str, list[Picture]] = {}
         left: dict[str, list[int]] = {}
@@ -193,7 +234,9 @@ class Answering:
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:
         """On the device, numbers in its dtype."""
-        return x.to(self.model.device, self.model.dtype if x.is_floating_point() else None)
+        return x.to(
+            self.model.device, self.model.dtype if x.is_floating_point() else None
+        )
 
 
 @contextmanager
@@ -205,8 +248,13 @@ def answering(session) -> Iterator[Answering]:
         stack.enter_context(_applied(session, model))
         if session.config.runner.compile:
             stack.enter_context(compiled(model, session.method))
-        prefills, told = stack.enter_context(ledger(model)), stack.enter_context(trace(model))
-        yield Answering(session, prefills, told, stack.enter_context(watching_logits(model)))
+        prefills, told = (
+            stack.enter_context(ledger(model)),
+            stack.enter_context(trace(model)),
+        )
+        yield Answering(
+            session, prefills, told, stack.enter_context(watching_logits(model))
+        )
 
 
 def _applied(session, model):

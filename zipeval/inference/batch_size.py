@@ -23,7 +23,10 @@ class BatchSize:
     """
 
     def __init__(self, asked: int | str, device: str):
-        self.device, self.growing = device, asked == "auto" and device.startswith("cuda")
+        self.device, self.growing = (
+            device,
+            asked == "auto" and device.startswith("cuda"),
+        )
         self.now = FIRST if asked == "auto" else asked
 
     def halve(self) -> None:
@@ -38,7 +41,10 @@ class BatchSize:
                 "model.quantization=4bit, or where there is more memory; finished tasks are kept."
             )
         self.now, self.growing = self.now // 2, False
-        print(f"{self.device} ran out of memory: batch_size={self.now} from here on.", file=sys.stderr)
+        print(
+            f"{self.device} ran out of memory: batch_size={self.now} from here on.",
+            file=sys.stderr,
+        )
         torch.cuda.empty_cache()
 
     def answered(self, prompts: int) -> None:

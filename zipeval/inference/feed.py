@@ -34,7 +34,10 @@ from zipeval.media import picture_hash
 AHEAD = 64  # questions that the workers are ahead, together
 MOST_WORKERS = 8
 NOT_FOR_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-NAMES = ("imageId", "video")  # columns that name a picture which another data set, or a file, holds
+NAMES = (
+    "imageId",
+    "video",
+)  # columns that name a picture which another data set, or a file, holds
 
 
 @dataclass
@@ -68,7 +71,14 @@ class Question:
         for kind in self.kinds:
             row, seen[kind] = seen[kind], seen[kind] + 1
             names = (*PIXELS[kind], *(("image_sizes",) if kind == "image" else ()))
-            yield kind, {name: self.inputs[name][row : row + 1] for name in names if name in self.inputs}
+            yield (
+                kind,
+                {
+                    name: self.inputs[name][row : row + 1]
+                    for name in names
+                    if name in self.inputs
+                },
+            )
 
 
 @dataclass(frozen=True)
@@ -91,12 +101,27 @@ class _Fault:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
         message = " ".join(str(error).split())
-        return cls(number, f"{type(error).__name__}: {message} ({place})", traceback.format_exc())
+        return cls(
+            number,
+            f"{type(error).__name__}: {message} ({place})",
+            traceback.format_exc(),
+        )
 
 
 class _Questions(Dataset):
-    def __init__(self, session, messages: Callable[[int], list[dict]], numbers: list[int], keyed: bool):
-        self.session, self.messages, self.numbers, self.keyed = session, messages, numbers, keyed
+    def __init__(
+        self,
+        session,
+        messages: Callable[[int], list[dict]],
+        numbers: list[int],
+        keyed: bool,
+    ):
+        self.session, self.messages, self.numbers, self.keyed = (
+            session,
+            messages,
+            numbers,
+            keyed,
+        )
 
     def __len__(self):
         return len(self.numbers)
@@ -115,7 +140,12 @@ class _Questions(Dataset):
             messages = self.session.decoded(self.messages(number))
         except MediaError as error:
             return Question(number, error=str(error))
-        pictures = [part for message in messages for part in message["content"] if part["type"] in PIXELS]
+        pictures = [
+            part
+            for message in messages
+            for part in message["content"]
+            if part["type"] in PIXELS
+        ]
         question = Question(
             number,
             inputs=dict(self.session.inputs([messages])),
@@ -131,9 +161,19 @@ def processes(session, prompts: int) -> int:
     """How many prepare so many prompts: `runner.workers`, or what suits them and the machine."""
     if session.config.runner.workers is not None:
         return session.config.runner.workers
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of torchrun on this machine
-    return min(MOST_WORKERS, max(1, cores // here - 1)) if prompts > AHEAD and cores > 1 else 0
+    cores = (
+        len(psutil.Process().cpu_affinity())
+        if hasattr(psutil.Process, "cpu_affinity")
+        else os.cpu_count() or 1
+    )
+    here = int(
+        os.environ.get("LOCAL_WORLD_SIZE", 1)
+    )  # processes of torchrun on this machine
+    return (
+        min(MOST_WORKERS, max(1, cores // here - 1))
+        if prompts > AHEAD and cores > 1
+        else 0
+    )
 
 
 def feed(
@@ -155,7 +195,9 @@ def feed(
         RunError: if a question cannot be prepared, or a worker was killed.
     """
     workers = processes(session, len(numbers))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers complain in every worker
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # or tokenizers complain in every worker
     with _lifeline() as begin_worker:
         loader = DataLoader(
             _Questions(session, messages, numbers, keyed),
@@ -175,7 +217,9 @@ def feed(
             if isinstance(question, _Fault):
                 print(question.trace, end="", file=sys.stderr, flush=True)
                 sample = name(question.number)
-                raise RunError(f"{sample} could not be prepared: {question.reason}. Its traceback is above.")
+                raise RunError(
+                    f"{sample} could not be prepared: {question.reason}. Its traceback is above."
+                )
             yield question
 
 
@@ -187,7 +231,9 @@ def _received(prepared: Iterator, workers: int) -> Iterator:
     """
     try:
         yield from prepared
-    except RuntimeError as error:  # the loader's own: what is wrong with a question comes as a value
+    except (
+        RuntimeError
+    ) as error:  # the loader's own: what is wrong with a question comes as a value
         if "DataLoader worker" not in str(error):
             raise
         raise RunError(
@@ -205,7 +251,9 @@ def _lifeline() -> Iterator[Callable[[int], None]]:
     would end it before it waits for it, and an exception keeps the loader, which would ask it to end, in its traceback.
     """
     worker_end, owner_end = multiprocessing.Pipe(duplex=False)
-    atexit.register(owner_end.close)  # behind multiprocessing's own registration, and so before its handler
+    atexit.register(
+        owner_end.close
+    )  # behind multiprocessing's own registration, and so before its handler
     try:
         yield partial(_begin_worker, worker_end, owner_end)
     finally:
@@ -243,7 +291,9 @@ def same_picture(dataset) -> Callable[[int], Hashable]:
     from datasets import Features, Image
 
     def holds_images(feature) -> bool:
-        inner = getattr(feature, "feature", None) or (feature[0] if isinstance(feature, list) else None)
+        inner = getattr(feature, "feature", None) or (
+            feature[0] if isinstance(feature, list) else None
+        )
         return isinstance(feature, Image) or (inner is not None and holds_images(inner))
 
     features = Features(getattr(dataset, "features", None) or {})
@@ -252,7 +302,9 @@ def same_picture(dataset) -> Callable[[int], Hashable]:
     if not columns:
         return lambda document: document
     raw = dataset.select_columns(columns).with_format("arrow")
-    return lambda document: hashlib.blake2b(pickle.dumps(raw[document].to_pylist())).digest()
+    return lambda document: hashlib.blake2b(
+        pickle.dumps(raw[document].to_pylist())
+    ).digest()
 
 
 def together(groups: list[Hashable], lengths: list[int]) -> list[int]:
@@ -263,11 +315,20 @@ def together(groups: list[Hashable], lengths: list[int]) -> list[int]:
     longest: dict[Hashable, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
-    place = {group: number for number, group in enumerate(sorted(longest, key=lambda g: -longest[g]))}
+    place = {
+        group: number
+        for number, group in enumerate(sorted(longest, key=lambda g: -longest[g]))
+    }
     return sorted(range(len(groups)), key=lambda i: (place[groups[i]], -lengths[i]))
 
 
 def collate(questions: list[Question], padding: int) -> dict[str, torch.Tensor]:
     """The processor's inputs of several prompts, as it would make them of all together: left-padded."""
-    ids, mask = left_padded([question.inputs["input_ids"][0] for question in questions], padding)
-    return {"input_ids": ids, "attention_mask": mask, **joined([question.inputs for question in questions])}
+    ids, mask = left_padded(
+        [question.inputs["input_ids"][0] for question in questions], padding
+    )
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        **joined([question.inputs for question in questions]),
+    }

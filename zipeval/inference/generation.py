@@ -33,7 +33,9 @@ class Numbers:
     whole: bool = False
 
     def __contains__(self, number: float) -> bool:
-        return self.low <= number <= self.high and (number.is_integer() or not self.whole)
+        return self.low <= number <= self.high and (
+            number.is_integer() or not self.whole
+        )
 
 
 COUNT = Numbers("an integer from 1 on", 1, whole=True)
@@ -55,7 +57,10 @@ SAMPLING = {
 # Heeded only where there are several beams.
 BEAMS = {"length_penalty": Numbers("a number", -sys.float_info.max)}
 # These look at the prompt, and so at the padding in front of it where prompts of several lengths share a batch.
-PENALTIES = {"repetition_penalty": Numbers("a number above 0", math.ulp(0)), "no_repeat_ngram_size": COUNT_OR_NONE}
+PENALTIES = {
+    "repetition_penalty": Numbers("a number above 0", math.ulp(0)),
+    "no_repeat_ngram_size": COUNT_OR_NONE,
+}
 NUMBERS = {
     **dict.fromkeys(MAX_LENGTH, COUNT),
     **dict.fromkeys(MIN_LENGTH, COUNT_OR_NONE),
@@ -67,7 +72,9 @@ NUMBERS = {
 }
 FLAGS = ("do_sample", "early_stopping")
 # Settings of other models that are decided on elsewhere here, with the reason.
-SET_ASIDE = {"image_aspect_ratio": "model.image_aspect= of the run says how images are prepared"}
+SET_ASIDE = {
+    "image_aspect_ratio": "model.image_aspect= of the run says how images are prepared"
+}
 KNOWN = (*NUMBERS, *FLAGS, *STOPS, *SET_ASIDE)
 HISTORY = "history"  # of a conversation: see zipeval/inference/conversing.py
 
@@ -116,7 +123,12 @@ class Generation:
 
     def record(self) -> dict[str, Any]:
         """Return what a record states of it, for JSON."""
-        return {**self.arguments, "seed": self.seed, "until": self.stops, "without_effect": self.without_effect}
+        return {
+            **self.arguments,
+            "seed": self.seed,
+            "until": self.stops,
+            "without_effect": self.without_effect,
+        }
 
     def notes(self) -> list[str]:
         """Describe the settings whose author may take them for effective."""
@@ -127,7 +139,9 @@ class Generation:
         ]
 
 
-def resolve(settings: Mapping[str, Any], task: str | None = None, conversation: bool = False) -> Generation:
+def resolve(
+    settings: Mapping[str, Any], task: str | None = None, conversation: bool = False
+) -> Generation:
     """Return how a task's answers are generated.
 
     Answers are sampled where `do_sample` is true and the temperature is not 0, or where the task gives a temperature
@@ -147,7 +161,12 @@ def resolve(settings: Mapping[str, Any], task: str | None = None, conversation: 
     sampled = flags.get("do_sample", bool(temperature)) and temperature != 0
     beams = numbers.get("num_beams", 1)
 
-    arguments = {**checked.lengths(), "num_beams": beams, "do_sample": sampled, **_among(PENALTIES, numbers)}
+    arguments = {
+        **checked.lengths(),
+        "num_beams": beams,
+        "do_sample": sampled,
+        **_among(PENALTIES, numbers),
+    }
     # None keeps transformers from taking the checkpoint's own.
     arguments |= dict.fromkeys(("temperature", "top_p", "top_k"))
     reasons = dict(SET_ASIDE)
@@ -178,13 +197,21 @@ class _Checked:
         UsageError: for a setting that is not, named with its task and its value.
     """
 
-    def __init__(self, settings: Mapping[str, Any], task: str | None, conversation: bool):
+    def __init__(
+        self, settings: Mapping[str, Any], task: str | None, conversation: bool
+    ):
         self.task = task
-        self.settings = {name: value for name, value in settings.items() if value is not None}
+        self.settings = {
+            name: value for name, value in settings.items() if value is not None
+        }
         known = (*KNOWN, HISTORY) if conversation else KNOWN
         for name in (name for name in self.settings if name not in known):
-            self.refuse(name, f"zipeval passes on no such setting. It knows {', '.join(known)}")
-        self.numbers = {name: self._number(name) for name in _among(NUMBERS, self.settings)}
+            self.refuse(
+                name, f"zipeval passes on no such setting. It knows {', '.join(known)}"
+            )
+        self.numbers = {
+            name: self._number(name) for name in _among(NUMBERS, self.settings)
+        }
         self.flags = {name: self._flag(name) for name in _among(FLAGS, self.settings)}
 
     def refuse(self, name: str, reason: str) -> NoReturn:
@@ -212,7 +239,9 @@ class _Checked:
 
     def lengths(self) -> dict[str, float]:
         """Return how many tokens an answer has, at most and at least, as arguments of `generate`."""
-        most = min(_among(MAX_LENGTH, self.numbers).values(), default=DEFAULT_NEW_TOKENS)
+        most = min(
+            _among(MAX_LENGTH, self.numbers).values(), default=DEFAULT_NEW_TOKENS
+        )
         minima = _among(MIN_LENGTH, self.numbers)
         for name, number in minima.items():
             if number > most:
@@ -224,8 +253,12 @@ class _Checked:
         """Return the texts that end an answer, under whatever name."""
         stops: list[str] = []
         for name, value in _among(STOPS, self.settings).items():
-            texts = [value] if isinstance(value, str) else value  # a text by itself is one stop, and no list of letters
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            texts = (
+                [value] if isinstance(value, str) else value
+            )  # a text by itself is one stop, and no list of letters
+            if not isinstance(texts, list) or not all(
+                isinstance(text, str) for text in texts
+            ):
                 self.refuse(name, "it has to be a text or a list of texts")
             stops += texts
         return [stop for stop in dict.fromkeys(stops) if stop]
@@ -233,7 +266,10 @@ class _Checked:
     def without_effect(self, reasons: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """Return the settings that change no answer, with their value and why."""
         names = _among(reasons, self.settings)
-        return {name: {"value": value, "reason": reasons[name]} for name, value in names.items()}
+        return {
+            name: {"value": value, "reason": reasons[name]}
+            for name, value in names.items()
+        }
 
 
 def _among(names: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:

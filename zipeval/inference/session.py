@@ -37,12 +37,16 @@ class Session:
         self._afford()
         self._check_aspect()
         found = self.checkpoint
-        self.shape = Shape(found.visual_tokens, found.visual_tokens, found.layers, self._grids())
+        self.shape = Shape(
+            found.visual_tokens, found.visual_tokens, found.layers, self._grids()
+        )
         self.method = methods.build(config.method, config.budget, self.shape)
         self._check_it_reduces()
         self._check_budget()
         self.questions = {
-            task: videoqa.questions(task, config.data.videos) for task in config.tasks if task in videoqa.SETS
+            task: videoqa.questions(task, config.data.videos)
+            for task in config.tasks
+            if task in videoqa.SETS
         }
         stack.load(stack.DEVICE)
         self.placement = place(config.model)
@@ -70,7 +74,11 @@ class Session:
     def _check_it_reduces(self) -> None:
         """A setting beyond what is there would silently be vanilla under another name; tokens= all of them says so."""
         available = self.checkpoint.visual_tokens
-        asked = {k: v for k, v in self.config.method.items() if k not in ("name", "_target_", "seed")}
+        asked = {
+            k: v
+            for k, v in self.config.method.items()
+            if k not in ("name", "_target_", "seed")
+        }
         if asked and not self.reduces and self.config.tokens != available:
             settings = ", ".join(f"{k}={v}" for k, v in asked.items() if v is not None)
             raise UsageError(
@@ -81,7 +89,9 @@ class Session:
     def _check_budget(self) -> None:
         """What the method's settings come to is what was asked for; whether it keeps to them is measured later."""
         tokens, entering = self.config.tokens, self.entering([self.shape.picture])
-        reached = {"mean": fmean(entering), "final": entering[-1]}.get(self.config.budget)
+        reached = {"mean": fmean(entering), "final": entering[-1]}.get(
+            self.config.budget
+        )
         if None not in (tokens, reached) and abs(reached - tokens) > 1:
             raise BudgetError(
                 f"method={self.config.method['name']}: its settings for tokens={tokens} budget={self.config.budget} "
@@ -103,7 +113,10 @@ class Session:
     @cached_property
     def reduces(self) -> bool:
         """Whether the method removes anything of the model's largest picture."""
-        return self.entering([self.shape.picture]) != [self.checkpoint.visual_tokens] * self.shape.layers
+        return (
+            self.entering([self.shape.picture])
+            != [self.checkpoint.visual_tokens] * self.shape.layers
+        )
 
     @cached_property
     def reuse(self) -> str:
@@ -116,7 +129,11 @@ class Session:
     @cached_property
     def resolved(self) -> dict:
         """What `auto`, the paths of weights and the budget came to."""
-        found = {**asdict(self.placement), "fingerprint": self.checkpoint.fingerprint, "method": repr(self.method)}
+        found = {
+            **asdict(self.placement),
+            "fingerprint": self.checkpoint.fingerprint,
+            "method": repr(self.method),
+        }
         return found | ({} if self.projector is None else {"projector": self.projector})
 
     @cached_property
@@ -141,9 +158,14 @@ class Session:
         """
         if task not in PROTOCOLS:
             return self.run_id
-        name, former = (run_id(self.config, self.resolved, judged=True, port=port) for port in (False, True))
+        name, former = (
+            run_id(self.config, self.resolved, judged=True, port=port)
+            for port in (False, True)
+        )
         results = Path(self.config.results).expanduser()
-        has_begun = {run: any((results / run).glob(f"{task}.*json*")) for run in (name, former)}
+        has_begun = {
+            run: any((results / run).glob(f"{task}.*json*")) for run in (name, former)
+        }
         return former if has_begun[former] and not has_begun[name] else name
 
     def task_hash(self, task: str, folder: Path) -> str:
@@ -157,12 +179,16 @@ class Session:
             UsageError: if it does not load.
         """
         if task not in self._data:
-            self._data[task] = data_identity.identify(task, folder, *self._data_settings(task))
+            self._data[task] = data_identity.identify(
+                task, folder, *self._data_settings(task)
+            )
         return self._data[task]
 
     def known_data_identity(self, task: str, folder: Path) -> DataIdentity | None:
         """Return the same for a record that is finished: without a download, and so None where the data is not here."""
-        return self._data.get(task) or data_identity.known(task, folder, *self._data_settings(task))
+        return self._data.get(task) or data_identity.known(
+            task, folder, *self._data_settings(task)
+        )
 
     def _data_settings(self, task: str) -> tuple:
         return self.config.data, self.questions.get(task), self.config.limit
@@ -181,31 +207,61 @@ class Session:
         """
         from zipeval import media
 
-        config, family, (_, processor) = self.config.model, models.family(self.config.model), self.load()
-        background = tuple(int(mean * 255) for mean in processor.image_processor.image_mean)
+        config, family, (_, processor) = (
+            self.config.model,
+            models.family(self.config.model),
+            self.load(),
+        )
+        background = tuple(
+            int(mean * 255) for mean in processor.image_processor.image_mean
+        )
 
         def decode(part: dict) -> dict:
             if part["type"] == "text":
                 for kind in family.MEDIA:
                     if f"<{kind}>" in part["text"]:
-                        raise MediaError(f"its text holds <{kind}>, which the processor takes for one")
+                        raise MediaError(
+                            f"its text holds <{kind}>, which the processor takes for one"
+                        )
                 return part
             if part["type"] not in family.MEDIA:
                 takes = ", ".join(family.MEDIA)
-                raise UsageError(f"model={config.name}: it takes text and {takes}, a task gave it {part['type']}.")
+                raise UsageError(
+                    f"model={config.name}: it takes text and {takes}, a task gave it {part['type']}."
+                )
             if part["type"] == "video":
-                if isinstance(part["url"], dict) or part.get("start_time") or part.get("end_time"):
-                    raise UsageError(f"model={config.name}: it takes whole videos, a task gave it a part of one.")
+                if (
+                    isinstance(part["url"], dict)
+                    or part.get("start_time")
+                    or part.get("end_time")
+                ):
+                    raise UsageError(
+                        f"model={config.name}: it takes whole videos, a task gave it a part of one."
+                    )
                 return {**part, "url": media.frames(part["url"], family.FRAMES)}
-            return {**part, "url": media.rgb(part["url"], config.image_aspect, background)}
+            return {
+                **part,
+                "url": media.rgb(part["url"], config.image_aspect, background),
+            }
 
-        return [{**message, "content": [decode(part) for part in message["content"]]} for message in messages]
+        return [
+            {**message, "content": [decode(part) for part in message["content"]]}
+            for message in messages
+        ]
 
     def inputs(self, conversations: list[list[dict]]):
         """Decoded chat messages -> the processor's batch, on the host."""
         _, processor = self.load()
-        parts = [part for messages in conversations for message in messages for part in message["content"]]
-        given = {f"{kind}s": [part["url"] for part in parts if part["type"] == kind] for kind in ("image", "video")}
+        parts = [
+            part
+            for messages in conversations
+            for message in messages
+            for part in message["content"]
+        ]
+        given = {
+            f"{kind}s": [part["url"] for part in parts if part["type"] == kind]
+            for kind in ("image", "video")
+        }
         texts = [self.text(messages) for messages in conversations]
         given = {name: found for name, found in given.items() if found}
         return processor(text=texts, **given, padding=True, return_tensors="pt")
@@ -224,7 +280,9 @@ class Session:
 
         images = self.load()[1].image_processor
         first = pixels.flatten(0, -4)[0] if pixels.ndim > 3 else pixels
-        return media.jpeg(first.float().cpu().numpy(), images.image_mean, images.image_std)
+        return media.jpeg(
+            first.float().cpu().numpy(), images.image_mean, images.image_std
+        )
 
     def decode(self, ids) -> list[str]:
         return self.load()[1].batch_decode(ids, skip_special_tokens=True)

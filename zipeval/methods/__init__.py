@@ -25,12 +25,18 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
     Raises:
         UsageError: if the class refuses its options.
     """
-    options = {k: v for k, v in method.items() if k not in ("name", "_target_") and v is not None}
+    options = {
+        k: v
+        for k, v in method.items()
+        if k not in ("name", "_target_") and v is not None
+    }
     module, _, name = method["_target_"].rpartition(".")
     try:
         cls = getattr(import_module(module), name)
         made = (
-            cls.for_budget(options.pop("tokens"), budget, shape, **options) if "tokens" in options else cls(**options)
+            cls.for_budget(options.pop("tokens"), budget, shape, **options)
+            if "tokens" in options
+            else cls(**options)
         )
         if hasattr(made, "check"):
             made.check(shape.layers)
@@ -41,12 +47,19 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
             "`zipeval run --help` shows its settings."
         ) from error
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"method={method['name']}: {error}. `zipeval run --help` shows its settings.") from error
+        raise UsageError(
+            f"method={method['name']}: {error}. `zipeval run --help` shows its settings."
+        ) from error
 
 
 def modules(method: dict[str, Any]) -> tuple[str, ...]:
     """Those that hold the classes of a config's `method` node, and of the methods that it is made of."""
-    inner = [name for option in method.values() if isinstance(option, dict) for name in modules(option)]
+    inner = [
+        name
+        for option in method.values()
+        if isinstance(option, dict)
+        for name in modules(option)
+    ]
     return (method["_target_"].rpartition(".")[0], *inner)
 
 

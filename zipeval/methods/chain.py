@@ -29,11 +29,15 @@ class Chain:
 
     def __post_init__(self):
         if isinstance(self.first, dict):
-            raise ValueError("give tokens=, the visual tokens that the second one leaves")
+            raise ValueError(
+                "give tokens=, the visual tokens that the second one leaves"
+            )
         for name, kind in (("first", VisionMethod), ("second", DecoderMethod)):
             method = getattr(self, name)
             if not isinstance(method, kind):
-                raise ValueError(f"{name}={type(method).__name__}: the {name} one has to be a {kind.__name__}")
+                raise ValueError(
+                    f"{name}={type(method).__name__}: the {name} one has to be a {kind.__name__}"
+                )
 
     @classmethod
     def for_budget(
@@ -55,19 +59,29 @@ class Chain:
                 f"of={of}: a projector is tuned for as many tokens as method.first.tokens says. Set of=null"
             )
         if of is not None and first.get("tokens"):
-            first = {**first, "tokens": shape.crops * shape.published(first["tokens"], of * shape.crops)}
+            first = {
+                **first,
+                "tokens": shape.crops
+                * shape.published(first["tokens"], of * shape.crops),
+            }
         if not 1 <= (first.get("tokens") or 0) <= shape.entering:
             raise ValueError(
                 f"first.tokens={first.get('tokens')}: give method.first.tokens=, the visual tokens that the first one "
                 f"leaves, from {tokens} to {shape.entering}"
             )
         if second.get("tokens") != tokens:
-            raise ValueError(f"second.tokens={second.get('tokens')}: what the second one leaves is set by tokens=")
+            raise ValueError(
+                f"second.tokens={second.get('tokens')}: what the second one leaves is set by tokens="
+            )
         before = build(first, budget, shape)
         left = before.left_of(shape.picture)
         if left <= tokens < shape.entering:
-            raise ValueError(f"tokens={tokens}: the second one gets {left} and removes nothing")
-        behind = replace(shape, entering=left, grids=tuple((crops, 0) for crops, _ in shape.grids))
+            raise ValueError(
+                f"tokens={tokens}: the second one gets {left} and removes nothing"
+            )
+        behind = replace(
+            shape, entering=left, grids=tuple((crops, 0) for crops, _ in shape.grids)
+        )
         return cls(before, build(second, budget, behind))
 
     @contextmanager
@@ -84,4 +98,7 @@ class Chain:
 
     def entering(self, images: list[Picture], depth: int) -> list[int]:
         """Visual tokens that enter each of `depth` layers, of a prompt with these images."""
-        return self.second.entering([replace(image, tokens=self.first.left_of(image)) for image in images], depth)
+        return self.second.entering(
+            [replace(image, tokens=self.first.left_of(image)) for image in images],
+            depth,
+        )

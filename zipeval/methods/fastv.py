@@ -38,7 +38,9 @@ class FastV(DecoderMethod):
         if (self.keep is None) == (self.ratio is None):
             raise ValueError(ONE)
         if self.ratio is not None and not 0 <= self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio}: the share of visual tokens that is dropped, from 0 to 1")
+            raise ValueError(
+                f"ratio={self.ratio}: the share of visual tokens that is dropped, from 0 to 1"
+            )
         for name, least in (("keep", 0), ("K", 1)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= least):
@@ -59,9 +61,13 @@ class FastV(DecoderMethod):
 
         if budget == "paper" and tokens != shape.entering:
             if usual != K:
-                raise ValueError(f"K={K}: published is K={usual}. Choose budget=mean or budget=final")
+                raise ValueError(
+                    f"K={K}: published is K={usual}. Choose budget=mean or budget=final"
+                )
             return keeping(shape.published(published(PUBLISHED, tokens, shape)))
-        return search(lambda share: keeping(round(share * shape.entering)), tokens, budget, shape)
+        return search(
+            lambda share: keeping(round(share * shape.entering)), tokens, budget, shape
+        )
 
     @property
     def asked(self) -> int | None:
@@ -74,15 +80,24 @@ class FastV(DecoderMethod):
         return [visual] * self.K + [self._count(visual)] * (depth - self.K)
 
     def reduce(self, layer: int, prompts: Prompts) -> Kept:
-        score = self._mean(prompts) if self.score == "mean" else prompts.attention(prompts.last_rows()).mean(1)[:, 0]
+        score = (
+            self._mean(prompts)
+            if self.score == "mean"
+            else prompts.attention(prompts.last_rows()).mean(1)[:, 0]
+        )
         return Kept(keep_best(score, prompts, [self._count(n) for n in prompts.counts]))
 
     def _count(self, visual: int) -> int:
-        return min(visual, self.keep if self.ratio is None else round(visual * (1 - self.ratio)))
+        return min(
+            visual,
+            self.keep if self.ratio is None else round(visual * (1 - self.ratio)),
+        )
 
     @staticmethod
     def _mean(prompts: Prompts) -> torch.Tensor:
         """(B, L): attention received, averaged over heads and over the rows of all tokens."""
         valid = prompts.valid
         rows = torch.arange(valid.shape[1], device=valid.device).expand(len(valid), -1)
-        return prompts.received(rows, valid[..., None]).mean(1) / valid.sum(1, keepdim=True)
+        return prompts.received(rows, valid[..., None]).mean(1) / valid.sum(
+            1, keepdim=True
+        )

@@ -34,7 +34,11 @@ class Pool(VisionMethod):
             return crops.everything()
         side = round(patches.shape[1] ** 0.5)
         image = patches.mT.unflatten(2, (side, side))
-        pooled = torch.nn.functional.adaptive_avg_pool2d(image, grid(self.tokens, side)).flatten(2).mT
+        pooled = (
+            torch.nn.functional.adaptive_avg_pool2d(image, grid(self.tokens, side))
+            .flatten(2)
+            .mT
+        )
         return Reduced(pooled, pooled.new_zeros(len(pooled), 0).long())
 
 
@@ -47,4 +51,6 @@ def grid(tokens: int, side: int) -> tuple[int, int]:
     for height in range(int(tokens**0.5), 0, -1):
         if tokens % height == 0 and tokens // height <= side:
             return height, tokens // height
-    raise ValueError(f"tokens={tokens} is no height x width within {side} x {side}; choose a product, such as {side}")
+    raise ValueError(
+        f"tokens={tokens} is no height x width within {side} x {side}; choose a product, such as {side}"
+    )

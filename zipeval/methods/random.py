@@ -26,10 +26,15 @@ class Random(VisionMethod):
     def reduce(self, crops: Crops) -> Reduced:
         patches = crops.hidden.shape[1] - crops.prefix
         chosen = [self._choose(image, patches) for image in crops.pixels.float()]
-        kept = torch.stack(chosen).to(crops.hidden.device, non_blocking=True) + crops.prefix
+        kept = (
+            torch.stack(chosen).to(crops.hidden.device, non_blocking=True)
+            + crops.prefix
+        )
         return Reduced(take(crops.hidden, kept), kept)
 
     def _choose(self, image: torch.Tensor, patches: int) -> torch.Tensor:
         """(tokens,) ascending."""
-        generator = torch.Generator().manual_seed(crc32(image.numpy().tobytes(), self.seed))
+        generator = torch.Generator().manual_seed(
+            crc32(image.numpy().tobytes(), self.seed)
+        )
         return torch.randperm(patches, generator=generator)[: self.tokens].sort().values

@@ -64,7 +64,9 @@ class SparseVLM(Staged):
     def reduce(self, layer: int, prompts: Prompts) -> Kept:
         score, counts = self.score(prompts), self.kept(layer, prompts)
         kept = keep_best(score, prompts, counts)
-        dropped = [here - count for here, count in zip(prompts.counts, counts, strict=True)]
+        dropped = [
+            here - count for here, count in zip(prompts.counts, counts, strict=True)
+        ]
         if self.version == 2 or not any(dropped):
             return Kept(kept)
         score = score.masked_fill(kept | ~prompts.visual, float("-inf"))
@@ -84,7 +86,9 @@ class SparseVLM(Staged):
             received = take(received, look.topk(min(self.heads, look.shape[1])).indices)
         return received.mean(1) / rates.sum(1, keepdim=True)
 
-    def _recycle(self, layer: int, prompts: Prompts, score: torch.Tensor, dropped: list[int]):
+    def _recycle(
+        self, layer: int, prompts: Prompts, score: torch.Tensor, dropped: list[int]
+    ):
         """What is made of the best rated ones of `dropped[b]` tokens, those with a score (B, L) above -inf."""
         sizes = [_recycled(number) if number else 0 for number in dropped]
         best = score.argsort(dim=1, descending=True, stable=True)[:, : max(sizes)]
@@ -93,13 +97,20 @@ class SparseVLM(Staged):
             for size, prompt in zip(sizes, prompts.given.read, strict=True)
         ]
         noise = (
-            torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True).to(score.device, non_blocking=True) * self.noise
+            torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True).to(
+                score.device, non_blocking=True
+            )
+            * self.noise
         )
-        return density_peaks.merge(take(prompts.hidden, best), sizes, [*map(self.merged, dropped)], noise)
+        return density_peaks.merge(
+            take(prompts.hidden, best), sizes, [*map(self.merged, dropped)], noise
+        )
 
     def _generator(self, prompt: Read, layer: int) -> torch.Generator:
         """Seeded by the prompt's own ids and the layer, whatever stands beside it in the batch."""
-        return torch.Generator().manual_seed(crc32(prompt.ids.tobytes(), self.seed + layer))
+        return torch.Generator().manual_seed(
+            crc32(prompt.ids.tobytes(), self.seed + layer)
+        )
 
     def _draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(count, generator=generator)
@@ -122,18 +133,32 @@ def raters(prompts: Prompts) -> torch.Tensor:
     given = prompts.given
     behind = [prompt.behind if prompt.visual else 1 for prompt in given.read]
     if min(behind) == 0:
-        raise ValueError("input_ids: a prompt ends in an image; SparseVLM needs text behind it that rates")
+        raise ValueError(
+            "input_ids: a prompt ends in an image; SparseVLM needs text behind it that rates"
+        )
     slots = torch.arange(-max(behind), 0, device=given.ids.device)
     text = slots >= -on_device(behind, given.ids.device)[:, None]
-    embedded = given.embedded.float()  # its products may be larger than float16 can hold
+    embedded = (
+        given.embedded.float()
+    )  # its products may be larger than float16 can hold
     similarity = embedded @ embedded[:, -max(behind) :].mT
-    shares = similarity.masked_fill(~text[:, None], float("-inf")).softmax(2).masked_fill(~given.visual[..., None], 0)
+    shares = (
+        similarity.masked_fill(~text[:, None], float("-inf"))
+        .softmax(2)
+        .masked_fill(~given.visual[..., None], 0)
+    )
     relevance = _mean(shares, given.visual.sum(1, keepdim=True))
-    rates = text & (relevance > _mean(relevance.masked_fill(~text, 0), text.sum(1))[:, None])
-    nobody = ~rates.any(1, keepdim=True)  # nothing stands out, as in a single token of text
+    rates = text & (
+        relevance > _mean(relevance.masked_fill(~text, 0), text.sum(1))[:, None]
+    )
+    nobody = ~rates.any(
+        1, keepdim=True
+    )  # nothing stands out, as in a single token of text
     return rates | (nobody & (slots == -1))
 
 
 def _mean(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """Of `count` entries of x (B, n, ...) along its second dimension, all others 0; rounded as `x.mean(1)` is."""
-    return (x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)) / count.clamp(min=1)).to(x.dtype)
+    return (
+        x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)) / count.clamp(min=1)
+    ).to(x.dtype)

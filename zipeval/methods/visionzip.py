@@ -42,16 +42,26 @@ class VisionZip(VisionMethod):
     def __post_init__(self):
         for name in ("tokens", "dominant", "contextual"):
             if not isinstance(value := getattr(self, name), int | None):
-                raise ValueError(f"{name}={value!r}: a whole number of visual tokens, such as tokens=64")
+                raise ValueError(
+                    f"{name}={value!r}: a whole number of visual tokens, such as tokens=64"
+                )
         split = self.split()
         if min(split) < 0 or split[0] < 1:
-            raise ValueError(f"dominant={split[0]}, contextual={split[1]}: the CLS token alone makes dominant=1")
+            raise ValueError(
+                f"dominant={split[0]}, contextual={split[1]}: the CLS token alone makes dominant=1"
+            )
         if self.tokens not in (None, sum(split)):
-            raise ValueError(f"tokens={self.tokens} is not dominant + contextual = {split[0]} + {split[1]}")
+            raise ValueError(
+                f"tokens={self.tokens} is not dominant + contextual = {split[0]} + {split[1]}"
+            )
 
     @classmethod
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> VisionZip:
-        if budget == "paper" and tokens != shape.entering and not {"dominant", "contextual"} & options.keys():
+        if (
+            budget == "paper"
+            and tokens != shape.entering
+            and not {"dominant", "contextual"} & options.keys()
+        ):
             of, splits = PUBLISHED.get(shape.crops, (PAPER_TOKENS, {}))
             published(splits, tokens, shape, of)
         return super().for_budget(tokens, budget, shape, **options)
@@ -69,7 +79,9 @@ class VisionZip(VisionMethod):
         if tokens is None and None in (dominant, contextual):
             raise ValueError("tokens: give tokens=, or both dominant= and contextual=")
         if contextual is None:
-            contextual = int(tokens * 10 / 64 + 0.5) if dominant is None else tokens - dominant
+            contextual = (
+                int(tokens * 10 / 64 + 0.5) if dominant is None else tokens - dominant
+            )
         return (tokens - contextual if dominant is None else dominant), contextual
 
     def reduce(self, crops: Crops) -> Reduced:
@@ -78,11 +90,15 @@ class VisionZip(VisionMethod):
             return crops.everything()
         score = crops.attention().sum(1)
         top = score.topk(dominant - crops.prefix).indices + crops.prefix
-        is_dominant = torch.zeros_like(crops.hidden[..., 0], dtype=torch.bool).scatter(1, top, True)
+        is_dominant = torch.zeros_like(crops.hidden[..., 0], dtype=torch.bool).scatter(
+            1, top, True
+        )
         is_dominant[:, : crops.prefix] = True
         order = is_dominant.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         kept, rest = order[:, :dominant], order[:, dominant:]
-        merged = merge(take(crops.hidden, rest), take(crops.mean_keys(), rest), contextual)
+        merged = merge(
+            take(crops.hidden, rest), take(crops.mean_keys(), rest), contextual
+        )
         at = rest[:, targets(rest.shape[1], contextual)]
         return Reduced(torch.cat([take(crops.hidden, kept), merged], 1), kept, at)
 
@@ -111,4 +127,6 @@ def merge(hidden: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
     joined = nearest[..., None] == torch.arange(count, device=keys.device)
     joined[:, chosen] = False  # a target joins nobody
     size = joined.sum(1).clamp(min=1)[..., None]
-    return hidden[:, chosen] + joined.to(hidden.dtype).mT @ hidden / size.to(hidden.dtype)
+    return hidden[:, chosen] + joined.to(hidden.dtype).mT @ hidden / size.to(
+        hidden.dtype
+    )

@@ -20,5 +20,7 @@ class WithoutTop(VisionMethod):
 
     def reduce(self, crops: Crops) -> Reduced:
         score = crops.attention().sum(1)  # VisionZip's
-        kept = score.topk(self.tokens, largest=False).indices.sort().values + crops.prefix
+        kept = (
+            score.topk(self.tokens, largest=False).indices.sort().values + crops.prefix
+        )
         return Reduced(take(crops.hidden, kept), kept)

@@ -82,13 +82,17 @@ def find(config: ModelConfig) -> Checkpoint:
         _read_json(path / name, where)
     weights = _weights(path, where)
     if not weights:
-        raise UsageError(f"{where}: no *.safetensors in {path}. Convert the weights, or {fetch(config)}.")
+        raise UsageError(
+            f"{where}: no *.safetensors in {path}. Convert the weights, or {fetch(config)}."
+        )
     sizes = [_check_safetensors(file, where, config) for file in weights]
     parameters, quantizable = map(sum, zip(*sizes, strict=True))
     settings = _of_family(settings, config, path, where)
     return Checkpoint(
         path=path,
-        revision=None if config.path or config.embedded else path.name,  # of a snapshot in the cache its commit
+        revision=None
+        if config.path or config.embedded
+        else path.name,  # of a snapshot in the cache its commit
         visual_tokens=its.visual_tokens(settings),
         layers=its.decoder_layers(settings),
         grids=its.grids(settings),
@@ -128,7 +132,9 @@ def size(config: ModelConfig) -> dict:
         where = f"model.path={config.path}" if config.path else f"model={config.name}"
         return _of_family(_read_json(path / "config.json", where), config, path, where)
     if config.name not in its.SIZES:
-        raise UsageError(f"model={config.name}: its size is not known. Set model.path=DIR, where its config.json is.")
+        raise UsageError(
+            f"model={config.name}: its size is not known. Set model.path=DIR, where its config.json is."
+        )
     return its.SIZES[config.name]
 
 
@@ -143,7 +149,8 @@ def sketch(config: ModelConfig) -> Checkpoint:
         grids=its.grids(settings),
         parameters=0,
         quantizable=0,
-        without_file="random-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
+        without_file="random-"
+        + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
     )
 
 
@@ -156,13 +163,18 @@ def draw(config: ModelConfig, placement: Placement, seed: int):
     import torch
 
     model_class, settings = family(config).model_class(), size(config)
-    made = [model_class.config_class.from_dict(settings) for _ in range(2)]  # a model changes its own
+    made = [
+        model_class.config_class.from_dict(settings) for _ in range(2)
+    ]  # a model changes its own
     with torch.device("meta"):
         parameters = sum(p.numel() for p in model_class(made[0]).parameters())
     check_memory(replace(sketch(config), parameters=parameters), placement)
     with torch.random.fork_rng(), torch.device(placement.device):
         torch.manual_seed(seed)
-        options = {"dtype": getattr(torch, placement.dtype), "attn_implementation": placement.attn_implementation}
+        options = {
+            "dtype": getattr(torch, placement.dtype),
+            "attn_implementation": placement.attn_implementation,
+        }
         return model_class._from_config(made[1], **options).eval()
 
 
@@ -188,19 +200,28 @@ def _weights(path: Path, where: str) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if not index.exists():
         return sorted(path.glob("*.safetensors"))
-    return [path / name for name in sorted(set(_read_json(index, where).get("weight_map", {}).values()))]
+    return [
+        path / name
+        for name in sorted(set(_read_json(index, where).get("weight_map", {}).values()))
+    ]
 
 
 def _directory(config: ModelConfig) -> Path:
     if config.path:
         path = Path(config.path).expanduser()
         if not path.is_dir():
-            raise UsageError(f"model.path={config.path}: no such directory. Give one with a config.json.")
+            raise UsageError(
+                f"model.path={config.path}: no such directory. Give one with a config.json."
+            )
         return path
     if config.embedded:
         return EMBEDDED / config.embedded
     if not config.hub:
-        remedy = getattr(family(config), "NO_WEIGHTS", "Set model.hub=ORGANISATION/NAME or model.path=DIR.")
+        remedy = getattr(
+            family(config),
+            "NO_WEIGHTS",
+            "Set model.hub=ORGANISATION/NAME or model.path=DIR.",
+        )
         raise UsageError(f"model={config.name}: it names no weights. {remedy}")
     return snapshot(config)
 
@@ -212,9 +233,13 @@ def _read_json(path: Path, where: str) -> dict:
             raise ValueError(f"it holds a {type(content).__name__}, not an object")
         return content
     except FileNotFoundError:
-        raise UsageError(f"{where}: {path} is missing. Give a directory in the Hugging Face layout.") from None
+        raise UsageError(
+            f"{where}: {path} is missing. Give a directory in the Hugging Face layout."
+        ) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{where}: {path} cannot be read ({error}). Fetch it again.") from error
+        raise UsageError(
+            f"{where}: {path} cannot be read ({error}). Fetch it again."
+        ) from error
 
 
 def _check_safetensors(path: Path, where: str, config: ModelConfig) -> tuple[int, int]:
@@ -234,10 +259,23 @@ def _check_safetensors(path: Path, where: str, config: ModelConfig) -> tuple[int
         expected, actual = 8 + length + max(ends, default=0), path.stat().st_size
         if actual != expected:
             raise ValueError(f"it has {actual} bytes and should have {expected}")
-        matrices = [k for k, v in header.items() if ".layers." in k and "vision" not in k and len(v["shape"]) == 2]
+        matrices = [
+            k
+            for k, v in header.items()
+            if ".layers." in k and "vision" not in k and len(v["shape"]) == 2
+        ]
         return sum(sizes.values()), sum(sizes[k] for k in matrices)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{where}: {path} is damaged: {error}. To mend it, {fetch(config)}.") from error
+    except (
+        OSError,
+        ValueError,
+        struct.error,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise UsageError(
+            f"{where}: {path} is damaged: {error}. To mend it, {fetch(config)}."
+        ) from error
 
 
 def family(config: ModelConfig):
@@ -269,12 +307,16 @@ def load(family: str, checkpoint: Checkpoint, placement: Placement):
     if not any(key[:-1] == place for key in _loaded):
         if _loaded:  # before the next one takes its place: two do not fit
             _clear()
-        check_memory(checkpoint, placement)  # before the fingerprint reads weights that do not fit
+        check_memory(
+            checkpoint, placement
+        )  # before the fingerprint reads weights that do not fit
     key = (*place, checkpoint.fingerprint)
     if key not in _loaded:
         if _loaded:  # what lies there has changed
             _clear()
-        _loaded[key] = import_module(f"zipeval.models.{family}").load(checkpoint.path, placement)
+        _loaded[key] = import_module(f"zipeval.models.{family}").load(
+            checkpoint.path, placement
+        )
     return _loaded[key]
 
 

@@ -9,11 +9,26 @@ from zipeval.utils import content_hash
 from zipeval.utils.progress import progress
 
 # Weights, configurations, tokenizers, processors, chat templates, and code that comes with them.
-IDENTITY = (".safetensors", ".json", ".jinja", ".py", ".txt", ".model", ".tiktoken", ".bpe", ".vocab")
+IDENTITY = (
+    ".safetensors",
+    ".json",
+    ".jinja",
+    ".py",
+    ".txt",
+    ".model",
+    ".tiktoken",
+    ".bpe",
+    ".vocab",
+)
 TEMPLATES = "additional_chat_templates"  # a folder, as transformers writes it
 # What is told about a checkpoint, and what its training left: no answer depends on it.
 ABOUT = ("readme", "license", "notice", "use_policy", "requirements")
-TRAINING = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+TRAINING = (
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+)
 LARGE = 1 << 30  # bytes: from here on it takes long enough to show how far it is
 
 
@@ -39,7 +54,10 @@ def fingerprint(path: Path, weights: Sequence[Path] = ()) -> str:
     Raises:
         OSError: if a file cannot be read.
     """
-    files = {file.relative_to(path).as_posix(): file for file in [*identity_files(path), *weights]}
+    files = {
+        file.relative_to(path).as_posix(): file
+        for file in [*identity_files(path), *weights]
+    }
     size = content_hash.unknown_bytes(files.values())
     if size < LARGE:
         digests = content_hash.digests(files.values())

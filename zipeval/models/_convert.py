@@ -27,18 +27,32 @@ from transformers import (
 from zipeval.checkpoints.prompts import VICUNA_V1
 from zipeval.errors import UsageError
 from zipeval.models import mini_gemini as family
-from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
+from zipeval.models._mini_gemini import (
+    MiniGeminiConfig,
+    MiniGeminiForConditionalGeneration,
+)
 
 SHARD = "5GB"
-DECODERS = {"mgm": LlamaConfig, "mini_gemini": LlamaConfig, "mgm_gemma": GemmaConfig, "mini_gemini_gemma": GemmaConfig}
+DECODERS = {
+    "mgm": LlamaConfig,
+    "mini_gemini": LlamaConfig,
+    "mgm_gemma": GemmaConfig,
+    "mini_gemini_gemma": GemmaConfig,
+}
 KNOWN = {
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_feature": "patch",
     "mm_use_im_start_end": False,
     "image_aspect_ratio": "pad",
 }
-CLIP, CONVNEXT = "model.vision_tower.vision_tower.vision_model.", "model.vision_tower_aux.vision_"
-TOWERS = {"vision_tower": ("vision_model", CLIP), "vision_tower_aux": (r"visual\.trunk", CONVNEXT)}
+CLIP, CONVNEXT = (
+    "model.vision_tower.vision_tower.vision_model.",
+    "model.vision_tower_aux.vision_",
+)
+TOWERS = {
+    "vision_tower": ("vision_model", CLIP),
+    "vision_tower_aux": (r"visual\.trunk", CONVNEXT),
+}
 NAMES = {  # beginnings of our names and of official ones
     "model.vision_tower.": CLIP,
     "model.vision_tower_aux.embeddings.patch_embeddings.": f"{CONVNEXT}stem.0.",
@@ -122,9 +136,16 @@ def mini_gemini(source: Path, target: Path, **towers: Path) -> str:
         made = Path(beside, target.name)
         config.save_pretrained(made)
         processor.save_pretrained(made)
-        file = made / "tokenizer_config.json"  # `legacy` (see _processor) is a setting that transformers does not save
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"legacy": True}, indent=2))
-        special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+        file = (
+            made / "tokenizer_config.json"
+        )  # `legacy` (see _processor) is a setting that transformers does not save
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"legacy": True}, indent=2)
+        )
+        special = {
+            f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id")
+            for kind in ("bos", "eos", "pad")
+        }
         GenerationConfig(**special).save_pretrained(made)
         _write(stored, expected, config.text_config.vocab_size, made)
         made.rename(target)
@@ -137,7 +158,11 @@ def _model(config: MiniGeminiConfig) -> str:
         return "mini_gemini_2b"
     if config.image_grid > 1:
         return "mini_gemini_hd"
-    return "mini_gemini_13b" if config.text_config.num_hidden_layers == 40 else "mini_gemini"
+    return (
+        "mini_gemini_13b"
+        if config.text_config.num_hidden_layers == 40
+        else "mini_gemini"
+    )
 
 
 def official(name: str) -> str:
@@ -165,10 +190,14 @@ def _settings(source: Path) -> dict:
         )
     for name in ("image_size_aux", "image_grid"):
         if not isinstance(raw.get(name, 1), int):
-            raise UsageError(f"{source}: its config.json says {name}={raw[name]!r}, which is no whole number.")
+            raise UsageError(
+                f"{source}: its config.json says {name}={raw[name]!r}, which is no whole number."
+            )
     for name, value in {**KNOWN, "image_global": raw.get("image_grid", 1) > 1}.items():
         if raw.get(name, value) != value:
-            raise UsageError(f"{source}: its config.json says {name}={raw[name]!r}, and only {value!r} is known.")
+            raise UsageError(
+                f"{source}: its config.json says {name}={raw[name]!r}, and only {value!r} is known."
+            )
     return raw
 
 
@@ -176,15 +205,27 @@ def _tensors(source: Path, raw: dict, towers: dict[str, Path]) -> dict[str, Stor
     """All that are there, by their official names."""
     stored = _stored(source)
     for tower, (theirs, ours) in TOWERS.items():
-        present, directory = any(name.startswith(ours) for name in stored), towers.get(tower)
+        present, directory = (
+            any(name.startswith(ours) for name in stored),
+            towers.get(tower),
+        )
         if present and directory:
-            raise UsageError(f"{tower}={directory}: {source} has its own. Leave {tower}= out.")
+            raise UsageError(
+                f"{tower}={directory}: {source} has its own. Leave {tower}= out."
+            )
         if directory:
-            stored |= {re.sub(rf"^{theirs}\.", ours, name): tensor for name, tensor in _stored(directory).items()}
+            stored |= {
+                re.sub(rf"^{theirs}\.", ours, name): tensor
+                for name, tensor in _stored(directory).items()
+            }
         elif not present:
             original = raw.get(f"mm_{tower}")
-            raise UsageError(f"{source} is without {original}, as it was not trained. Fetch it too: {tower}=DIR.")
-    return {name: tensor for name, tensor in stored.items() if not UNUSED.fullmatch(name)}
+            raise UsageError(
+                f"{source} is without {original}, as it was not trained. Fetch it too: {tower}=DIR."
+            )
+    return {
+        name: tensor for name, tensor in stored.items() if not UNUSED.fullmatch(name)
+    }
 
 
 def _stored(directory: Path) -> dict[str, Stored]:
@@ -194,7 +235,8 @@ def _stored(directory: Path) -> dict[str, Stored]:
         try:
             with safe_open(file, "pt") as tensors:
                 found |= {
-                    name: Stored(file, name, tensors.get_slice(name).get_shape()) for name in list(tensors.keys())
+                    name: Stored(file, name, tensors.get_slice(name).get_shape())
+                    for name in list(tensors.keys())
                 }
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{file} is damaged: {error}. Fetch it again.") from error
@@ -206,7 +248,9 @@ def _stored(directory: Path) -> dict[str, Stored]:
             f"'{pickled}', weights_only=True).items()}}, '{pickled.with_suffix('.safetensors')}')\""
         )
     if not found:
-        raise UsageError(f"{directory}: no *.safetensors there. Give a directory with weights.")
+        raise UsageError(
+            f"{directory}: no *.safetensors there. Give a directory with weights."
+        )
     return found
 
 
@@ -214,11 +258,23 @@ def _config(source: Path, raw: dict, stored: dict[str, Stored]) -> MiniGeminiCon
     """Of what the official config.json says, and of the towers' shapes."""
 
     def count(beginning: str) -> int:
-        return len({name.removeprefix(beginning).partition(".")[0] for name in stored if name.startswith(beginning)})
+        return len(
+            {
+                name.removeprefix(beginning).partition(".")[0]
+                for name in stored
+                if name.startswith(beginning)
+            }
+        )
 
     text = DECODERS[raw["model_type"]]
-    known = {field.name for field in fields(text)} - {"architectures"} | {"rope_theta", "rope_scaling"}
-    stages = [f"{CONVNEXT}stages.{stage}.blocks." for stage in range(count(f"{CONVNEXT}stages."))]
+    known = {field.name for field in fields(text)} - {"architectures"} | {
+        "rope_theta",
+        "rope_scaling",
+    }
+    stages = [
+        f"{CONVNEXT}stages.{stage}.blocks."
+        for stage in range(count(f"{CONVNEXT}stages."))
+    ]
     try:
         width, _, patch, _ = stored[f"{CLIP}embeddings.patch_embedding.weight"].shape
         config = MiniGeminiConfig(
@@ -226,8 +282,13 @@ def _config(source: Path, raw: dict, stored: dict[str, Stored]) -> MiniGeminiCon
             vision_config=CLIPVisionConfig(
                 hidden_size=width,
                 patch_size=patch,
-                image_size=patch * isqrt(stored[f"{CLIP}embeddings.position_embedding.weight"].shape[0] - 1),
-                intermediate_size=stored[f"{CLIP}encoder.layers.0.mlp.fc1.weight"].shape[0],
+                image_size=patch
+                * isqrt(
+                    stored[f"{CLIP}embeddings.position_embedding.weight"].shape[0] - 1
+                ),
+                intermediate_size=stored[
+                    f"{CLIP}encoder.layers.0.mlp.fc1.weight"
+                ].shape[0],
                 num_hidden_layers=count(f"{CLIP}encoder.layers."),
                 num_attention_heads=width // 64,  # as in all of OpenAI's
             ),
@@ -243,20 +304,28 @@ def _config(source: Path, raw: dict, stored: dict[str, Stored]) -> MiniGeminiCon
             architectures=[MiniGeminiForConditionalGeneration.__name__],
         )
     except KeyError as error:
-        raise UsageError(f"{source}: 1 tensor or more is missing ({error.args[0]}). Fetch it again.") from error
+        raise UsageError(
+            f"{source}: 1 tensor or more is missing ({error.args[0]}). Fetch it again."
+        ) from error
     except ValueError as error:
-        raise UsageError(f"{source}: its config.json is not one of Mini-Gemini ({error}). Fetch it again.") from error
+        raise UsageError(
+            f"{source}: its config.json is not one of Mini-Gemini ({error}). Fetch it again."
+        ) from error
     config.image_seq_length = family.visual_tokens(config.to_dict())
     return config
 
 
-def _check(source: Path, stored: dict[str, Stored], expected: dict[str, torch.Tensor]) -> None:
+def _check(
+    source: Path, stored: dict[str, Stored], expected: dict[str, torch.Tensor]
+) -> None:
     """Raises UsageError unless every tensor of the model is there in its shape, and no other."""
     shapes = {official(name): list(tensor.shape) for name, tensor in expected.items()}
     problems = {
         "missing": shapes.keys() - stored.keys(),
         "unexpected": stored.keys() - shapes.keys(),
-        "of another shape": {n for n in shapes.keys() & stored.keys() if shapes[n] != stored[n].shape},
+        "of another shape": {
+            n for n in shapes.keys() & stored.keys() if shapes[n] != stored[n].shape
+        },
     }
     told = [
         f"{len(names)} {problem} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
@@ -264,7 +333,9 @@ def _check(source: Path, stored: dict[str, Stored], expected: dict[str, torch.Te
         if names
     ]
     if told:
-        raise UsageError(f"{source}: of its tensors and its towers', {'; '.join(told)}. Fetch them again.")
+        raise UsageError(
+            f"{source}: of its tensors and its towers', {'; '.join(told)}. Fetch them again."
+        )
 
 
 def _processor(source: Path, config: MiniGeminiConfig) -> LlavaProcessor:
@@ -272,7 +343,9 @@ def _processor(source: Path, config: MiniGeminiConfig) -> LlavaProcessor:
     space before it; `legacy` makes it do so behind every special token. Gemma's does not know it.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, config=config.text_config, local_files_only=True, legacy=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, config=config.text_config, local_files_only=True, legacy=True
+        )
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(
@@ -280,23 +353,44 @@ def _processor(source: Path, config: MiniGeminiConfig) -> LlavaProcessor:
             "tokenizer_config.json there: of llava-hf/llava-1.5-7b-hf for Vicuna, of google/gemma-2b-it for Gemma."
         ) from error
     tokenizer.add_tokens(["<image>"], special_tokens=True)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.pad_token = (
+        tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
+    )
     size = config.image_size_aux
-    images = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    images = CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
     template = GEMMA if isinstance(config.text_config, GemmaConfig) else VICUNA_V1
-    return LlavaProcessor(images, tokenizer, chat_template=template, **family.placeholders(config.to_dict()))
+    return LlavaProcessor(
+        images,
+        tokenizer,
+        chat_template=template,
+        **family.placeholders(config.to_dict()),
+    )
 
 
-def _write(stored: dict[str, Stored], expected: dict[str, torch.Tensor], rows: int, directory: Path) -> None:
+def _write(
+    stored: dict[str, Stored],
+    expected: dict[str, torch.Tensor],
+    rows: int,
+    directory: Path,
+) -> None:
     """Shards, of which one at a time is in memory; embeddings are grown to so many rows."""
     plan = split_torch_state_dict_into_shards(expected, max_shard_size=SHARD)
     for file, names in plan.filename_to_tensors.items():
         shard = {name: stored[official(name)].read() for name in names}
-        for name in shard.keys() & {"model.language_model.embed_tokens.weight", "lm_head.weight"}:
+        for name in shard.keys() & {
+            "model.language_model.embed_tokens.weight",
+            "lm_head.weight",
+        }:
             # The mean of the others: its logit is never the highest.
             mean = shard[name].float().mean(0).to(shard[name].dtype)
-            shard[name] = torch.cat([shard[name], mean.expand(rows - len(shard[name]), -1)])
+            shard[name] = torch.cat(
+                [shard[name], mean.expand(rows - len(shard[name]), -1)]
+            )
         save_file(shard, directory / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        (directory / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2)
+        )

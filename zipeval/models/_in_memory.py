@@ -15,14 +15,21 @@ from zipeval.errors import UsageError
 from zipeval.models import Checkpoint
 from zipeval.utils import content_hash
 
-LIBRARIES = ("torch", "transformers", "accelerate", "zipeval")  # whose code is in records, by version
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "zipeval",
+)  # whose code is in records, by version
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 NAME = re.compile(r"\w[\w.-]*")
 # Of a configuration, what no answer depends on: where it came from, and which release wrote it.
 ABOUT = ("_name_or_path", "transformers_version", "name_or_path")
 
 
-def describe(model, processor, name: str | None = None) -> tuple[ModelConfig, Checkpoint]:
+def describe(
+    model, processor, name: str | None = None
+) -> tuple[ModelConfig, Checkpoint]:
     """Return what a run has to know of a model and a processor that are loaded.
 
     Args:
@@ -83,15 +90,24 @@ def _family(kind: str):
 def _check(model, processor) -> None:
     """Raise UsageError for a model or a processor that would give other answers than its user expects."""
     if processor is None:
-        raise UsageError("processor: a model that is loaded needs its processor. Add processor=AutoProcessor....")
+        raise UsageError(
+            "processor: a model that is loaded needs its processor. Add processor=AutoProcessor...."
+        )
     for part in ("tokenizer", "image_processor"):
         if not hasattr(processor, part):
             kind = type(processor).__name__
-            raise UsageError(f"processor: {kind} has no {part}. Give the whole one, as AutoProcessor loads it.")
+            raise UsageError(
+                f"processor: {kind} has no {part}. Give the whole one, as AutoProcessor loads it."
+            )
     if model.training:
-        raise UsageError("model: it is in training mode, in which dropout changes answers. Call model.eval() first.")
+        raise UsageError(
+            "model: it is in training mode, in which dropout changes answers. Call model.eval() first."
+        )
     _check_code(model)
-    if getattr(model, "is_quantized", False) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+    if (
+        getattr(model, "is_quantized", False)
+        or len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    ):
         raise UsageError(
             "model: it is quantised or lies on several devices. Give its name or model.path instead, with "
             "model.quantization= or model.device_map=."
@@ -108,7 +124,10 @@ def _check_code(model) -> None:
         # What runs when the module is called: its class, its forward, and hooks around that.
         code = {"class": type(module), "forward": getattr(module, "forward", None)}
         for hooks in HOOKS:
-            code |= {f"hook {number}": hook for number, hook in vars(module).get(hooks, {}).items()}
+            code |= {
+                f"hook {number}": hook
+                for number, hook in vars(module).get(hooks, {}).items()
+            }
         for what, part in code.items():
             package = str(getattr(part, "__module__", None)).partition(".")[0]
             if package not in LIBRARIES:
@@ -160,7 +179,9 @@ def _tokenizer_text(tokenizer) -> str:
     """Return all that a tokenizer does to a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else _text(tokenizer.get_vocab())
-    return content + _text({name: str(token) for name, token in tokenizer.special_tokens_map.items()})
+    return content + _text(
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    )
 
 
 def _text(settings: dict[str, Any]) -> str:

@@ -52,7 +52,11 @@ class MiniGeminiConfig(LlavaConfig):
         if not isinstance(self.aux_config, ConvNextConfig):
             self.aux_config = ConvNextConfig(**(self.aux_config or {}))
         super().__post_init__(**kwargs)
-        tokens = self.image_grid * self.vision_config.image_size // self.vision_config.patch_size
+        tokens = (
+            self.image_grid
+            * self.vision_config.image_size
+            // self.vision_config.patch_size
+        )
         if self.image_size_aux % (tokens * self.aux_config.patch_size):
             raise ValueError(
                 f"image_size_aux={self.image_size_aux}: not a multiple of {tokens} tokens a side x "
@@ -76,7 +80,9 @@ class PatchInfoMining(nn.Module):
 
     def forward(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """tokens (N, P, D) in raster order, features (N, A, h, w) of the same images -> (N, P, D)."""
-        own = cut(features, isqrt(tokens.shape[1])).flatten(3).mT  # (N, P, features of a patch, A)
+        own = (
+            cut(features, isqrt(tokens.shape[1])).flatten(3).mT
+        )  # (N, P, features of a patch, A)
         keys = self.key(own).mT / tokens.shape[-1] ** 0.5
         logits = self.query(tokens)[:, :, None] @ keys
         return tokens + (logits.nan_to_num().softmax(-1) @ self.value(own))[:, :, 0]
@@ -106,7 +112,10 @@ class MiniGeminiModel(LlavaModel):
     """
 
     config_class = MiniGeminiConfig
-    _no_split_modules = ("ConvNextModel", "PatchInfoMining")  # what is computed of several of their parts
+    _no_split_modules = (
+        "ConvNextModel",
+        "PatchInfoMining",
+    )  # what is computed of several of their parts
 
     def __init__(self, config: MiniGeminiConfig):
         super().__init__(config)
@@ -114,9 +123,15 @@ class MiniGeminiModel(LlavaModel):
         scale = getattr(self.get_input_embeddings(), "scalar_embed_scale", 1.0)
         self.multi_modal_projector = Projector(config, scale)
         # It has no attention, and refuses to hear of any other than eager.
-        self.vision_tower_aux = AutoModel.from_config(config.aux_config, attn_implementation="eager")
-        self.vision_tower_aux.layernorm = nn.Identity()  # of the pooled features, which nobody asks for
-        self.patch_info_mining = PatchInfoMining(config.vision_config.hidden_size, sum(config.aux_config.hidden_sizes))
+        self.vision_tower_aux = AutoModel.from_config(
+            config.aux_config, attn_implementation="eager"
+        )
+        self.vision_tower_aux.layernorm = (
+            nn.Identity()
+        )  # of the pooled features, which nobody asks for
+        self.patch_info_mining = PatchInfoMining(
+            config.vision_config.hidden_size, sum(config.aux_config.hidden_sizes)
+        )
         self.post_init()
 
     @merge_with_config_defaults
@@ -135,10 +150,16 @@ class MiniGeminiModel(LlavaModel):
             ValueError: if CLS is to be kept: no part of the image is its own.
         """
         if vision_feature_select_strategy != "default":
-            raise ValueError(f"vision_feature_select_strategy={vision_feature_select_strategy!r}: CLS cannot be mined")
+            raise ValueError(
+                f"vision_feature_select_strategy={vision_feature_select_strategy!r}: CLS cannot be mined"
+            )
         kwargs |= hf_names.hidden_states_of(vision_feature_layer)
-        seen = self.vision_tower(self.low_resolution(pixel_values), return_dict=True, **kwargs)
-        tokens = seen.hidden_states[vision_feature_layer][:, 1:].unflatten(0, (-1, self.crops))
+        seen = self.vision_tower(
+            self.low_resolution(pixel_values), return_dict=True, **kwargs
+        )
+        tokens = seen.hidden_states[vision_feature_layer][:, 1:].unflatten(
+            0, (-1, self.crops)
+        )
         # One image after another: in high resolution, the features of a single one are up to 1 GB.
         mined = [
             self.patch_info_mining(rows, self.high_resolution(pixels[None]))
@@ -157,7 +178,9 @@ class MiniGeminiModel(LlavaModel):
     def high_resolution(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) -> (N * crops, A, h, w): what the stages of the ConvNeXt put out, side by side."""
         config = self.config.aux_config
-        stages = self.vision_tower_aux(pixels, output_hidden_states=True).hidden_states[-config.num_stages :]
+        stages = self.vision_tower_aux(pixels, output_hidden_states=True).hidden_states[
+            -config.num_stages :
+        ]
         large = torch.cat([_resized(stage, stages[0].shape[-1]) for stage in stages], 1)
         grid = self.config.image_grid
         return _with_tiles(_resized(large, large.shape[-1] // grid), large, grid)
@@ -182,15 +205,23 @@ def cut(images: torch.Tensor, grid: int) -> torch.Tensor:
 
 def _with_tiles(whole: torch.Tensor, large: torch.Tensor, grid: int) -> torch.Tensor:
     """whole (N, C, h, w) and large (N, C, grid * h, grid * w) -> (N * crops, C, h, w); nothing new where grid is 1."""
-    return whole if grid == 1 else torch.cat([whole[:, None], cut(large, grid)], 1).flatten(0, 1)
+    return (
+        whole
+        if grid == 1
+        else torch.cat([whole[:, None], cut(large, grid)], 1).flatten(0, 1)
+    )
 
 
 def _resized(images: torch.Tensor, side: int) -> torch.Tensor:
     """(N, C, h, h) -> (N, C, side, side) in the same dtype; in float32, as the official code does."""
     if images.shape[-1] == side:
         return images
-    return F.interpolate(images.float(), size=(side, side), mode="bilinear", align_corners=False).to(images.dtype)
+    return F.interpolate(
+        images.float(), size=(side, side), mode="bilinear", align_corners=False
+    ).to(images.dtype)
 
 
 AutoConfig.register(MODEL_TYPE, MiniGeminiConfig, exist_ok=True)
-AutoModelForImageTextToText.register(MiniGeminiConfig, MiniGeminiForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(
+    MiniGeminiConfig, MiniGeminiForConditionalGeneration, exist_ok=True
+)

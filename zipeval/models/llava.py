@@ -45,10 +45,19 @@ VICUNA_13B = VICUNA | {
 
 def sized(model_type: str, text: dict, **others) -> dict:
     """A config.json of these parts; `others` come on top."""
-    return {"model_type": model_type, "vision_config": CLIP, "text_config": text, "image_token_index": 32000, **others}
+    return {
+        "model_type": model_type,
+        "vision_config": CLIP,
+        "text_config": text,
+        "image_token_index": 32000,
+        **others,
+    }
 
 
-SIZES = {"llava15": sized(MODEL_TYPE, VICUNA), "llava15_13b": sized(MODEL_TYPE, VICUNA_13B)}
+SIZES = {
+    "llava15": sized(MODEL_TYPE, VICUNA),
+    "llava15_13b": sized(MODEL_TYPE, VICUNA_13B),
+}
 
 
 def visual_tokens(config: dict) -> int:
@@ -56,7 +65,9 @@ def visual_tokens(config: dict) -> int:
     vision = {"image_size": 336, "patch_size": 14, **config.get("vision_config", {})}
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     with_cls = vision.get("model_type", "clip_vision_model").startswith("clip")
-    return patches + (with_cls and config.get("vision_feature_select_strategy") == "full")
+    return patches + (
+        with_cls and config.get("vision_feature_select_strategy") == "full"
+    )
 
 
 def decoder_layers(config: dict) -> int:
@@ -80,7 +91,9 @@ def noise(config, count: int) -> dict:
     """What the processor makes of `count` pictures of the largest size, with noise in place of pixels."""
     import torch
 
-    side = getattr(config, "image_size_aux", config.vision_config.image_size)  # Mini-Gemini's are larger
+    side = getattr(
+        config, "image_size_aux", config.vision_config.image_size
+    )  # Mini-Gemini's are larger
     return {"pixel_values": torch.randn(count, 3, side, side)}
 
 
@@ -112,13 +125,17 @@ def load_stock(model_class, processor_class, path: Path, placement: Placement):
         processor = processor_class.from_pretrained(path, local_files_only=True)
     except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).split("\n")[0]
-        raise UsageError(f"{path}: transformers cannot load it ({reason}). Fetch the checkpoint again.") from error
+        raise UsageError(
+            f"{path}: transformers cannot load it ({reason}). Fetch the checkpoint again."
+        ) from error
     for problem in ("missing_keys", "mismatched_keys"):
         if report[problem]:
             names = ", ".join(sorted(map(str, report[problem]))[:3])
             count = len(report[problem])
             what = problem.removesuffix("_keys")
-            raise UsageError(f"{path}: {count} tensors are {what} ({names} ...). Fetch the checkpoint again.")
+            raise UsageError(
+                f"{path}: {count} tensors are {what} ({names} ...). Fetch the checkpoint again."
+            )
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
 
@@ -146,5 +163,7 @@ def _quantization(placement: Placement):
         load_in_4bit=placement.quantization == "4bit",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=getattr(torch, placement.dtype),
-        llm_int8_skip_modules=[r"(?!model\.language_model\.).*"],  # for both widths; matched from a name's start
+        llm_int8_skip_modules=[
+            r"(?!model\.language_model\.).*"
+        ],  # for both widths; matched from a name's start
     )

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 MODEL_TYPE = "llava_next"
 MEDIA = llava.MEDIA
 ASPECTS = ("anyres",)
-PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # transformers' default
+PINPOINTS = [
+    [336, 672],
+    [672, 336],
+    [672, 672],
+    [1008, 336],
+    [336, 1008],
+]  # transformers' default
 MISTRAL = llava.VICUNA | {
     "model_type": "mistral",
     "intermediate_size": 14336,
@@ -34,8 +40,14 @@ decoder_layers = llava.decoder_layers
 def grids(config: dict) -> tuple[tuple[int, int], ...]:
     """(crops, rows of patches in its tiles) that an image can have: it is seen whole and in the tiles of a grid."""
     vision = {"image_size": 336, "patch_size": 14, **config.get("vision_config", {})}
-    side, pinpoints = vision["image_size"], config.get("image_grid_pinpoints", PINPOINTS)
-    found = {(1 + (high // side) * (wide // side), high // vision["patch_size"]) for high, wide in pinpoints}
+    side, pinpoints = (
+        vision["image_size"],
+        config.get("image_grid_pinpoints", PINPOINTS),
+    )
+    found = {
+        (1 + (high // side) * (wide // side), high // vision["patch_size"])
+        for high, wide in pinpoints
+    }
     return tuple(sorted(found))
 
 
@@ -47,7 +59,9 @@ def visual_tokens(config: dict) -> int:
 def of_llava(config: dict) -> dict:
     """The config of the stand-in that is made of an embedded LLaVA's weights: the same grids in its crops."""
     side = config["vision_config"]["image_size"]
-    pinpoints = [[height // 336 * side, width // 336 * side] for height, width in PINPOINTS]
+    pinpoints = [
+        [height // 336 * side, width // 336 * side] for height, width in PINPOINTS
+    ]
     return {**config, "model_type": MODEL_TYPE, "image_grid_pinpoints": pinpoints}
 
 
@@ -77,20 +91,28 @@ def load(path: Path, placement: Placement):
 
     if json.loads((path / "config.json").read_text())["model_type"] == llava.MODEL_TYPE:
         return _load_stand_in(path, placement)
-    return llava.load_stock(LlavaNextForConditionalGeneration, LlavaNextProcessor, path, placement)
+    return llava.load_stock(
+        LlavaNextForConditionalGeneration, LlavaNextProcessor, path, placement
+    )
 
 
 def _load_stand_in(path: Path, placement: Placement):
     """LLaVA's weights and a row end of zeros; what it answers is in docs/tiny_llava.md."""
     import torch
-    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextImageProcessor
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+    )
     from transformers import LlavaNextProcessor as Processor
 
     source, its = llava.load(path, placement)
     config = LlavaNextConfig.from_dict(of_llava(source.config.to_dict()))
     row_end = torch.zeros(config.text_config.hidden_size)
     weights = {**source.state_dict(), "model.image_newline": row_end}
-    model = llava.stand_in(LlavaNextForConditionalGeneration, config, source, weights, placement)
+    model = llava.stand_in(
+        LlavaNextForConditionalGeneration, config, source, weights, placement
+    )
     images = its.image_processor
     processor = Processor(
         LlavaNextImageProcessor(

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 MODEL_TYPE = "mini_gemini"
 MEDIA, ASPECTS = llava.MEDIA, llava.ASPECTS
 NO_WEIGHTS = "Make them of the official checkpoint with `zipeval convert mini_gemini SRC DST`, then set model.path=DST."
-CONVNEXT = {"model_type": "convnext", "depths": [3, 3, 27, 3], "hidden_sizes": [192, 384, 768, 1536]}
-VICUNA, VICUNA_13B = ({**text, "vocab_size": 32001} for text in (llava.VICUNA, llava.VICUNA_13B))
+CONVNEXT = {
+    "model_type": "convnext",
+    "depths": [3, 3, 27, 3],
+    "hidden_sizes": [192, 384, 768, 1536],
+}
+VICUNA, VICUNA_13B = (
+    {**text, "vocab_size": 32001} for text in (llava.VICUNA, llava.VICUNA_13B)
+)
 GEMMA = {
     "model_type": "gemma",
     "hidden_size": 2048,
@@ -32,11 +38,22 @@ GEMMA = {
     "max_position_embeddings": 8192,
 }
 SIZES = {
-    "mini_gemini": llava.sized(MODEL_TYPE, VICUNA, aux_config=CONVNEXT, image_size_aux=768),
-    "mini_gemini_13b": llava.sized(MODEL_TYPE, VICUNA_13B, aux_config=CONVNEXT, image_size_aux=768),
-    "mini_gemini_hd": llava.sized(MODEL_TYPE, VICUNA, aux_config=CONVNEXT, image_size_aux=1536, image_grid=2),
+    "mini_gemini": llava.sized(
+        MODEL_TYPE, VICUNA, aux_config=CONVNEXT, image_size_aux=768
+    ),
+    "mini_gemini_13b": llava.sized(
+        MODEL_TYPE, VICUNA_13B, aux_config=CONVNEXT, image_size_aux=768
+    ),
+    "mini_gemini_hd": llava.sized(
+        MODEL_TYPE, VICUNA, aux_config=CONVNEXT, image_size_aux=1536, image_grid=2
+    ),
     "mini_gemini_2b": llava.sized(
-        MODEL_TYPE, GEMMA, aux_config=CONVNEXT, image_size_aux=768, image_token_index=256000, tie_word_embeddings=True
+        MODEL_TYPE,
+        GEMMA,
+        aux_config=CONVNEXT,
+        image_size_aux=768,
+        image_token_index=256000,
+        tie_word_embeddings=True,
     ),
 }
 
@@ -60,7 +77,11 @@ def placeholders(config: dict) -> dict:
     """
     patches = llava.visual_tokens(config)
     tiles = config["image_grid"] ** 2
-    across = config["image_grid"] * config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
+    across = (
+        config["image_grid"]
+        * config["vision_config"]["image_size"]
+        // config["vision_config"]["patch_size"]
+    )
     return {
         "patch_size": config["image_size_aux"] // across,
         "num_additional_image_tokens": visual_tokens(config) - tiles * patches + 1,
@@ -70,9 +91,19 @@ def placeholders(config: dict) -> dict:
 
 def of_llava(config: dict) -> dict:
     """The config of the stand-in that is made of an embedded LLaVA's weights: twice the resolution, a tiny ConvNeXt."""
-    aux = {"model_type": "convnext", "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 16, 32]}
+    aux = {
+        "model_type": "convnext",
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [8, 16, 16, 32],
+    }
     size = 2 * config["vision_config"]["image_size"]
-    return {**config, "model_type": MODEL_TYPE, "aux_config": aux, "image_size_aux": size, "image_grid": 1}
+    return {
+        **config,
+        "model_type": MODEL_TYPE,
+        "aux_config": aux,
+        "image_size_aux": size,
+        "image_grid": 1,
+    }
 
 
 def model_class():
@@ -90,7 +121,9 @@ def load(path: Path, placement: Placement):
 
     if json.loads((path / "config.json").read_text())["model_type"] == llava.MODEL_TYPE:
         return _load_stand_in(path, placement)
-    return llava.load_stock(MiniGeminiForConditionalGeneration, LlavaProcessor, path, placement)
+    return llava.load_stock(
+        MiniGeminiForConditionalGeneration, LlavaProcessor, path, placement
+    )
 
 
 def _load_stand_in(path: Path, placement: Placement):
@@ -98,14 +131,23 @@ def _load_stand_in(path: Path, placement: Placement):
     import torch
     from transformers import CLIPImageProcessor, LlavaProcessor
 
-    from zipeval.models._mini_gemini import MiniGeminiConfig, MiniGeminiForConditionalGeneration
+    from zipeval.models._mini_gemini import (
+        MiniGeminiConfig,
+        MiniGeminiForConditionalGeneration,
+    )
 
     source, its = llava.load(path, placement)
     settings = of_llava(source.config.to_dict())
     config = MiniGeminiConfig.from_dict(settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = llava.stand_in(MiniGeminiForConditionalGeneration, config, source, source.state_dict(), placement)
+        model = llava.stand_in(
+            MiniGeminiForConditionalGeneration,
+            config,
+            source,
+            source.state_dict(),
+            placement,
+        )
     for nothing in model.model.patch_info_mining.value[1].parameters():
         torch.nn.init.zeros_(nothing)
     images, size = its.image_processor, config.image_size_aux

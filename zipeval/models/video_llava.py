@@ -17,7 +17,10 @@ ASPECTS = llava.ASPECTS
 FRAMES = 8  # of a video, as it was trained and is evaluated
 SIZES = {
     "video_llava": llava.sized(
-        MODEL_TYPE, llava.VICUNA, vision_config={**llava.CLIP, "image_size": 224}, video_token_index=32001
+        MODEL_TYPE,
+        llava.VICUNA,
+        vision_config={**llava.CLIP, "image_size": 224},
+        video_token_index=32001,
     )
 }
 
@@ -42,7 +45,10 @@ def of_llava(config: dict) -> dict:
         "image_seq_length": config["image_seq_length"],
         "video_seq_length": FRAMES * (config["image_seq_length"] + 1),
     }
-    tokens = {"video_token_index": text["vocab_size"], "text_config": {**text, "vocab_size": text["vocab_size"] + 1}}
+    tokens = {
+        "video_token_index": text["vocab_size"],
+        "text_config": {**text, "vocab_size": text["vocab_size"] + 1},
+    }
     return {**config, "model_type": MODEL_TYPE, **size, **tokens}
 
 
@@ -67,7 +73,9 @@ def load(path: Path, placement: Placement):
 
     if json.loads((path / "config.json").read_text())["model_type"] == llava.MODEL_TYPE:
         return _load_stand_in(path, placement)
-    return llava.load_stock(VideoLlavaForConditionalGeneration, VideoLlavaProcessor, path, placement)
+    return llava.load_stock(
+        VideoLlavaForConditionalGeneration, VideoLlavaProcessor, path, placement
+    )
 
 
 def _load_stand_in(path: Path, placement: Placement):
@@ -86,12 +94,19 @@ def _load_stand_in(path: Path, placement: Placement):
     weights = {}
     for name, weight in source.state_dict().items():
         if name in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
-            weight = torch.cat([weight, weight.mean(0, keepdim=True)])  # the mean of all logits is never the largest
+            weight = torch.cat(
+                [weight, weight.mean(0, keepdim=True)]
+            )  # the mean of all logits is never the largest
         for tower in ("image_tower", "video_tower"):
             weights[name.replace("vision_tower", tower)] = weight
-    model = llava.stand_in(VideoLlavaForConditionalGeneration, config, source, weights, placement)
+    model = llava.stand_in(
+        VideoLlavaForConditionalGeneration, config, source, weights, placement
+    )
     images = its.image_processor
-    seen = {name: getattr(images, name) for name in ("size", "crop_size", "image_mean", "image_std")}
+    seen = {
+        name: getattr(images, name)
+        for name in ("size", "crop_size", "image_mean", "image_std")
+    }
     its.tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]})
     processor = VideoLlavaProcessor(
         VideoLlavaImageProcessor(**seen),

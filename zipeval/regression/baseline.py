@@ -39,10 +39,20 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)
 WIDTH = 2  # characters of base64, of 6 bits each
 VISUAL = ("mean", "final", "entering")
-COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")  # of a record's `prefill`
+COSTS = (
+    "prompt_tokens",
+    "kv_entries",
+    "flops_formula",
+    "flops_exact",
+)  # of a record's `prefill`
 MEASURED = {*(f"visual tokens, {name}" for name in VISUAL), *COSTS}
 CODED = ("answers", "left", "counts")
-LATER = ("higher_is_better", "from_samples", "counts", "digests")  # fields that schema 1 has not
+LATER = (
+    "higher_is_better",
+    "from_samples",
+    "counts",
+    "digests",
+)  # fields that schema 1 has not
 FIELDS = {"of", "same", "git", "metric", "score", "measured", "scores", *CODED, *LATER}
 DIGEST = ("logit", "logsumexp")
 WAITS = "answers have no verdict. The command that made it asks the judge for those."
@@ -57,7 +67,9 @@ def write(results: str, out: Path) -> int:
     """
     found = records.read_all(results)
     if not found:
-        raise UsageError(f"results={results}: no records. `zipeval run` makes them; results=DIR looks elsewhere.")
+        raise UsageError(
+            f"results={results}: no records. `zipeval run` makes them; results=DIR looks elsewhere."
+        )
     lines = [_line(record) for record in found]
     for i, record in enumerate(found):
         for other in found[:i]:
@@ -71,7 +83,9 @@ def write(results: str, out: Path) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         records.atomic_write(out, content)
     except OSError as error:
-        raise UsageError(f"out={out}: cannot be written ({error.strerror}). Choose another out=FILE.") from error
+        raise UsageError(
+            f"out={out}: cannot be written ({error.strerror}). Choose another out=FILE."
+        ) from error
     return len(found)
 
 
@@ -80,9 +94,16 @@ def _line(record: dict[str, Any]) -> str:
     in_order = samples(record)
     disagreement = scored_samples.score_disagreement(record, in_order)
     if disagreement:
-        raise UsageError(f"{disagreement}. Move both away and {records.again(Path(record['path']))}.")
+        raise UsageError(
+            f"{disagreement}. Move both away and {records.again(Path(record['path']))}."
+        )
     try:
-        return json.dumps(entry(record, in_order), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return json.dumps(
+            entry(record, in_order),
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
+        )
     except ValueError as error:
         raise UsageError(
             f"{record['path']}: it holds a number that is not finite, which nothing can be compared with. "
@@ -117,25 +138,42 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _check(line: dict[str, Any]) -> None:
     """Raise ValueError where a line of a baseline is not whole, or contradicts itself."""
     if line.keys() != FIELDS:
-        raise ValueError(f"a record lacks or has too many of {', '.join(sorted(line.keys() ^ FIELDS))}")
+        raise ValueError(
+            f"a record lacks or has too many of {', '.join(sorted(line.keys() ^ FIELDS))}"
+        )
     name = " ".join(str(part) for part in line["of"].values() if part is not None)
     different = line["measured"].keys() ^ MEASURED
     if different:
-        raise ValueError(f"`measured` of {name} lacks or has too many of {', '.join(sorted(different))}")
+        raise ValueError(
+            f"`measured` of {name} lacks or has too many of {', '.join(sorted(different))}"
+        )
     for key, measured in line["measured"].items():
         numbers = measured if isinstance(measured, list) else [measured]
-        if not numbers or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
+        if not numbers or not all(
+            isinstance(number, Real) and math.isfinite(number) for number in numbers
+        ):
             raise ValueError(f"`measured` of {name}: {key} is {measured}")
-    line["same"]["judge"] = judge_identity(line["same"].get("judge"))  # earlier ones have the port of its server
-    line["same"].setdefault("projector", None)  # of which earlier ones do not tell: they have none
-    lengths = {len(line["scores"]), *(len(line[key]) / WIDTH for key in CODED if line[key] is not None)}
+    line["same"]["judge"] = judge_identity(
+        line["same"].get("judge")
+    )  # earlier ones have the port of its server
+    line["same"].setdefault(
+        "projector", None
+    )  # of which earlier ones do not tell: they have none
+    lengths = {
+        len(line["scores"]),
+        *(len(line[key]) / WIDTH for key in CODED if line[key] is not None),
+    }
     if line["digests"] is not None:
         lengths.add(len(digests(line)))
     if len(lengths) != 1 or not line["scores"]:
-        raise ValueError(f"{' or '.join(('scores', *CODED, 'digests'))} of {name} are cut short")
+        raise ValueError(
+            f"{' or '.join(('scores', *CODED, 'digests'))} of {name} are cut short"
+        )
     # Other tasks' scores need what their samples have beside their scores: the gate checks those.
     if line["of"]["task"] not in stats.STATISTICS:
-        disagreement = score_disagreement(line, [{"score": score} for score in line["scores"]])
+        disagreement = score_disagreement(
+            line, [{"score": score} for score in line["scores"]]
+        )
         if disagreement:
             raise ValueError(disagreement)
 
@@ -147,7 +185,9 @@ def score_disagreement(line: dict[str, Any], samples: list[dict[str, Any]]) -> s
         samples: with the line's scores, and what else their task's number is made of.
     """
     task, score = line["of"]["task"], line["score"]
-    follows = task in BENCHMARKS if line["from_samples"] is None else line["from_samples"]
+    follows = (
+        task in BENCHMARKS if line["from_samples"] is None else line["from_samples"]
+    )
     if not follows or score is None or stats.agrees(task, samples, score):
         return ""
     name = " ".join(str(part) for part in line["of"].values() if part is not None)
@@ -156,7 +196,9 @@ def score_disagreement(line: dict[str, Any], samples: list[dict[str, Any]]) -> s
 
 def digests(line: dict[str, Any]) -> np.ndarray:
     """Return the digests of a line, (samples, 2)."""
-    return np.frombuffer(base64.b64decode(line["digests"]), "<f4").reshape(-1, len(DIGEST))
+    return np.frombuffer(base64.b64decode(line["digests"]), "<f4").reshape(
+        -1, len(DIGEST)
+    )
 
 
 def _refused(constant: str) -> None:
@@ -169,12 +211,18 @@ def samples(record: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         UsageError: if they changed since, or are not there.
     """
-    return sorted(records.read_samples(Path(record["path"]).parent, record), key=lambda s: s["doc_id"])
+    return sorted(
+        records.read_samples(Path(record["path"]).parent, record),
+        key=lambda s: s["doc_id"],
+    )
 
 
 def _digests(its: list[dict[str, Any]]) -> str:
     """Return the digests of samples as a baseline holds them."""
-    numbers = [[sample.get("digest", {}).get(name, math.nan) for name in DIGEST] for sample in its]
+    numbers = [
+        [sample.get("digest", {}).get(name, math.nan) for name in DIGEST]
+        for sample in its
+    ]
     return base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
 
 
@@ -190,7 +238,10 @@ def entry(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
     if records.incomplete(record):
         raise UsageError(f"{record['path']}: {WAITS}")
     visual = record["visual_tokens"]
-    reduces, counted = any("kept" in sample for sample in its), any("visual_tokens" in sample for sample in its)
+    reduces, counted = (
+        any("kept" in sample for sample in its),
+        any("visual_tokens" in sample for sample in its),
+    )
     return {
         "of": of(record),
         "same": _same(record, its),
@@ -199,19 +250,31 @@ def entry(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
         "higher_is_better": record.get("higher_is_better", True),
         "from_samples": record.get("from_samples"),
         "score": record["score"],
-        "measured": {f"visual tokens, {name}": visual[name] for name in VISUAL} | record["prefill"],
+        "measured": {f"visual tokens, {name}": visual[name] for name in VISUAL}
+        | record["prefill"],
         "scores": [_short(sample["score"]) for sample in its],
         "answers": _codes(_answer(sample) for sample in its),
-        "left": _codes((sample.get("kept"), sample.get("merged")) for sample in its) if reduces else None,
-        "counts": _codes(sample.get("visual_tokens") for sample in its) if counted else None,
-        "digests": _digests(its) if any(sample.get("digest") for sample in its) else None,
+        "left": _codes((sample.get("kept"), sample.get("merged")) for sample in its)
+        if reduces
+        else None,
+        "counts": _codes(sample.get("visual_tokens") for sample in its)
+        if counted
+        else None,
+        "digests": _digests(its)
+        if any(sample.get("digest") for sample in its)
+        else None,
     }
 
 
 def of(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a record is of: a row and a column of a model's table."""
     label, tokens = tables.key(record)
-    return {"model": record["config"]["model"]["name"], "method": label, "tokens": tokens, "task": record["task"]}
+    return {
+        "model": record["config"]["model"]["name"],
+        "method": label,
+        "tokens": tokens,
+        "task": record["task"],
+    }
 
 
 def _same(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
@@ -226,20 +289,33 @@ def _same(record: dict[str, Any], its: list[dict[str, Any]]) -> dict[str, Any]:
         "limit": config["limit"],
         "questions": hashlib.sha256(asked.encode()).hexdigest()[:16],
         "device": resolved["device"].partition(":")[0],
-        **{name: resolved[name] for name in ("dtype", "attn_implementation", "quantization", "device_map")},
-        **{name: config["model"][name] for name in ("family", "prompt", "image_aspect")},
+        **{
+            name: resolved[name]
+            for name in ("dtype", "attn_implementation", "quantization", "device_map")
+        },
+        **{
+            name: config["model"][name] for name in ("family", "prompt", "image_aspect")
+        },
         "judge": judge_identity(config.get("judge")),
     }
 
 
 def _answer(sample: dict[str, Any]) -> str | list[str]:
     """Return an answer; of a conversation also the later ones with a fresh selection, which some metrics are of."""
-    return [sample["prediction"], sample["fresh"]] if "fresh" in sample else sample["prediction"]
+    return (
+        [sample["prediction"], sample["fresh"]]
+        if "fresh" in sample
+        else sample["prediction"]
+    )
 
 
 def _short(score: float | None) -> float | None:
     """1 instead of 1.0."""
-    return int(score) if score is not None and math.isfinite(score) and score == int(score) else score
+    return (
+        int(score)
+        if score is not None and math.isfinite(score) and score == int(score)
+        else score
+    )
 
 
 def _codes(values: Iterable[Any]) -> str:

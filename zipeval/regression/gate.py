@@ -44,11 +44,18 @@ FEWEST = 20  # samples of which one may: of fewer, one is too much
 # move by more than 1e-4, and the one that decides, the second of 100, by 2e-2.
 LOGITS = 1e-4
 EXACT = ("cpu", "float32")  # device and dtype in which logits are compared
-RANDOM = ("mmmu_val",)  # tasks in which another answer changes the scores of those behind it: they guess, with a seed
+RANDOM = (
+    "mmmu_val",
+)  # tasks in which another answer changes the scores of those behind it: they guess, with a seed
 SCORE = 1e-9  # of a sample; less is a sum in another order
 SIGNIFICANT = 0.01  # p of a drop: a gate of many records is not to be red by chance
 FEW = 3  # samples that are shown
-SAYS = {"fingerprint": "weights", "task_hash": "task", "data_hash": "data", "limit": "samples"}  # others by their name
+SAYS = {
+    "fingerprint": "weights",
+    "task_hash": "task",
+    "data_hash": "data",
+    "limit": "samples",
+}  # others by their name
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,9 @@ class Verdict:
     lines: list[str]
 
 
-def check(against: Path, results: str, max_drop: float, allow_other_code: bool = False) -> list[Verdict]:
+def check(
+    against: Path, results: str, max_drop: float, allow_other_code: bool = False
+) -> list[Verdict]:
     """Return a verdict on every record of the baseline, then on records that it does not have.
 
     Args:
@@ -85,8 +94,13 @@ def check(against: Path, results: str, max_drop: float, allow_other_code: bool =
     verdicts = []
     for entry in entries:
         candidates = [record for record in found if baseline.of(record) == entry["of"]]
-        verdicts.append(_verdict(entry, candidates, results, max_drop, allow_other_code))
-    return verdicts + [Verdict(_name(baseline.of(record)), NEW, [f"{record['path']} is not in it"]) for record in new]
+        verdicts.append(
+            _verdict(entry, candidates, results, max_drop, allow_other_code)
+        )
+    return verdicts + [
+        Verdict(_name(baseline.of(record)), NEW, [f"{record['path']} is not in it"])
+        for record in new
+    ]
 
 
 def conclude(verdicts: list[Verdict], against: Path, results: str) -> None:
@@ -99,20 +113,29 @@ def conclude(verdicts: list[Verdict], against: Path, results: str) -> None:
         RunError: where a record has regressed.
         UsageError: where none has, but some cannot be compared.
     """
-    regressed, incomparable = (sum(v.outcome == outcome for v in verdicts) for outcome in (REGRESSED, INCOMPARABLE))
+    regressed, incomparable = (
+        sum(v.outcome == outcome for v in verdicts)
+        for outcome in (REGRESSED, INCOMPARABLE)
+    )
     if regressed:
-        command = shlex.join(["zipeval", "baseline", f"results={results}", f"out={against}"])
+        command = shlex.join(
+            ["zipeval", "baseline", f"results={results}", f"out={against}"]
+        )
         raise RunError(
             f"against={against}: {_count(regressed)} regressed. Where that is meant, `{command}` makes these records "
             "the new baseline."
         )
     if incomparable:
-        raise UsageError(f"against={against}: {_count(incomparable)} cannot be compared, see above.")
+        raise UsageError(
+            f"against={against}: {_count(incomparable)} cannot be compared, see above."
+        )
 
 
 def text(verdicts: list[Verdict]) -> str:
     """Return verdicts as a person reads them."""
-    return "\n".join("\n    ".join([f"{v.outcome:<15} {v.name}", *v.lines]) for v in verdicts)
+    return "\n".join(
+        "\n    ".join([f"{v.outcome:<15} {v.name}", *v.lines]) for v in verdicts
+    )
 
 
 def annotations(verdicts: list[Verdict]) -> str:
@@ -120,8 +143,13 @@ def annotations(verdicts: list[Verdict]) -> str:
     lines = []
     for verdict in verdicts:
         if verdict.outcome in (REGRESSED, INCOMPARABLE):
-            title, message = _escaped(f"{verdict.outcome} {verdict.name}"), _escaped("\n".join(verdict.lines))
-            lines.append(f"::error title={title.replace(':', '%3A').replace(',', '%2C')}::{message}")
+            title, message = (
+                _escaped(f"{verdict.outcome} {verdict.name}"),
+                _escaped("\n".join(verdict.lines)),
+            )
+            lines.append(
+                f"::error title={title.replace(':', '%3A').replace(',', '%2C')}::{message}"
+            )
     return "\n".join(lines)
 
 
@@ -134,21 +162,35 @@ def write_junit(verdicts: list[Verdict], path: Path) -> None:
     elements = {REGRESSED: "failure", INCOMPARABLE: "error", NEW: "skipped"}
     counts = {
         name: str(sum(v.outcome == outcome for v in verdicts))
-        for outcome, name in ((REGRESSED, "failures"), (INCOMPARABLE, "errors"), (NEW, "skipped"))
+        for outcome, name in (
+            (REGRESSED, "failures"),
+            (INCOMPARABLE, "errors"),
+            (NEW, "skipped"),
+        )
     }
-    suite = ElementTree.Element("testsuite", name="zipeval check", tests=str(len(verdicts)), **counts)
+    suite = ElementTree.Element(
+        "testsuite", name="zipeval check", tests=str(len(verdicts)), **counts
+    )
     for verdict in verdicts:
-        case = ElementTree.SubElement(suite, "testcase", classname="zipeval.check", name=verdict.name)
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="zipeval.check", name=verdict.name
+        )
         if verdict.outcome in elements:
-            case = ElementTree.SubElement(case, elements[verdict.outcome], message=verdict.lines[0])
+            case = ElementTree.SubElement(
+                case, elements[verdict.outcome], message=verdict.lines[0]
+            )
         else:
             case = ElementTree.SubElement(case, "system-out")
         case.text = "\n".join(verdict.lines)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        records.atomic_write(path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+        records.atomic_write(
+            path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+        )
     except OSError as error:
-        raise UsageError(f"junit={path}: cannot be written ({error.strerror}). Choose another --junit FILE.") from error
+        raise UsageError(
+            f"junit={path}: cannot be written ({error.strerror}). Choose another --junit FILE."
+        ) from error
 
 
 def _verdict(
@@ -178,11 +220,14 @@ def _verdict(
     if not candidates:
         identity, limit = entry["of"], entry["same"]["limit"]
         method = identity["method"].split()[0]
-        options = {"model": identity["model"], "method": method, "tokens": identity["tokens"], "limit": limit}
+        options = {
+            "model": identity["model"],
+            "method": method,
+            "tokens": identity["tokens"],
+            "limit": limit,
+        }
         settings = " ".join(f"{k}={v}" for k, v in options.items() if v is not None)
-        refusal = (
-            f"results={results}: no record of it. Make it: `zipeval run {settings} tasks=[{identity['task']}] ...`"
-        )
+        refusal = f"results={results}: no record of it. Make it: `zipeval run {settings} tasks=[{identity['task']}] ...`"
     return Verdict(name, INCOMPARABLE, [refusal])
 
 
@@ -206,32 +251,61 @@ def _compare(
     if len(entry["scores"]) != len(samples):
         line = f"the baseline has {len(entry['scores'])} samples of it, and {record['path']} has {len(samples)}"
         return Verdict(name, INCOMPARABLE, [line])
-    before = [{**sample, "score": score} for sample, score in zip(samples, entry["scores"], strict=True)]
+    before = [
+        {**sample, "score": score}
+        for sample, score in zip(samples, entry["scores"], strict=True)
+    ]
     # A judge's verdicts on LLaVA-Bench's references are of the record alone, so that the baseline's cannot be checked.
-    contradiction = "" if entry["of"]["task"] in PROTOCOLS else baseline.score_disagreement(entry, before)
+    contradiction = (
+        ""
+        if entry["of"]["task"] in PROTOCOLS
+        else baseline.score_disagreement(entry, before)
+    )
     if contradiction:
-        return Verdict(name, INCOMPARABLE, [f"the baseline contradicts itself: {contradiction}. Write a new one"])
+        return Verdict(
+            name,
+            INCOMPARABLE,
+            [f"the baseline contradicts itself: {contradiction}. Write a new one"],
+        )
     reasons, notes = _compared(entry, now, samples, max_drop)
     contradiction = score_disagreement(record, samples)
     if contradiction and not reasons:
         again = records.again(Path(record["path"]))
-        return Verdict(name, INCOMPARABLE, [f"{contradiction}. Move both away and {again}"])
+        return Verdict(
+            name, INCOMPARABLE, [f"{contradiction}. Move both away and {again}"]
+        )
     reasons += [contradiction] if contradiction else []
-    notes += [f"made by other code than this zipeval: {', '.join(other_code)}"] if other_code else []
+    notes += (
+        [f"made by other code than this zipeval: {', '.join(other_code)}"]
+        if other_code
+        else []
+    )
     return Verdict(name, REGRESSED if reasons else PASSED, reasons + notes)
 
 
 def _other_code(record: dict[str, Any]) -> list[str]:
     """Return in words what of the code and the packages that made a record is not what is installed."""
-    foreign = [name for name in modules(record["config"]["method"]) if not f"{name}.".startswith("zipeval.")]
+    foreign = [
+        name
+        for name in modules(record["config"]["method"])
+        if not f"{name}.".startswith("zipeval.")
+    ]
     for name in foreign:
         try:
             import_module(name)
         except ImportError as error:
             return [f"code that is not here ({error})"]
-    unchanged = {name: record[name] for name in ("task_hash", "data_hash")}  # they are compared with the baseline's
-    installed = {**unchanged, "code": records.code(tuple(foreign)), "versions": _versions()}
-    return records.changes({**record, "versions": record.get("versions", {})}, installed)
+    unchanged = {
+        name: record[name] for name in ("task_hash", "data_hash")
+    }  # they are compared with the baseline's
+    installed = {
+        **unchanged,
+        "code": records.code(tuple(foreign)),
+        "versions": _versions(),
+    }
+    return records.changes(
+        {**record, "versions": record.get("versions", {})}, installed
+    )
 
 
 @cache
@@ -251,22 +325,45 @@ def _others(then: dict[str, Any], now: dict[str, Any], path: str) -> str:
 
 
 def _compared(
-    then: dict[str, Any], now: dict[str, Any], samples: list[dict[str, Any]], max_drop: float
+    then: dict[str, Any],
+    now: dict[str, Any],
+    samples: list[dict[str, Any]],
+    max_drop: float,
 ) -> tuple[list[str], list[str]]:
     """Return why a record has regressed and what else there is to say, of two records of the same questions."""
     reasons, notes = _score(then, now, samples, max_drop)
     for name, before in then["measured"].items():
         after = now["measured"][name]
-        if np.shape(before) != np.shape(after) or not np.allclose(before, after, rtol=TOLERANCE, atol=0):
+        if np.shape(before) != np.shape(after) or not np.allclose(
+            before, after, rtol=TOLERANCE, atol=0
+        ):
             reasons.append(f"{name}: {_numbers(before)} -> {_numbers(after)}")
     count, allowed = len(samples), allowed_changes(len(samples))
     changes = [
-        ("another answer", _changed(then["answers"], now["answers"], count).sum(), allowed),
-        ("other tokens left", _changed(then["left"], now["left"], count).sum(), allowed),
-        ("another score of the same answer", _rescored(then, now).sum(), _allowed_rescoring(then["of"]["task"], count)),
+        (
+            "another answer",
+            _changed(then["answers"], now["answers"], count).sum(),
+            allowed,
+        ),
+        (
+            "other tokens left",
+            _changed(then["left"], now["left"], count).sum(),
+            allowed,
+        ),
+        (
+            "another score of the same answer",
+            _rescored(then, now).sum(),
+            _allowed_rescoring(then["of"]["task"], count),
+        ),
     ]
     if then["counts"] is not None:  # baselines of before have none
-        changes.append(("other counts of tokens", _changed(then["counts"], now["counts"], count).sum(), allowed))
+        changes.append(
+            (
+                "other counts of tokens",
+                _changed(then["counts"], now["counts"], count).sum(),
+                allowed,
+            )
+        )
     moved, remark = _moved(then, now)
     changes.append(("other logits", moved, allowed))
     for what, changed, tolerated in changes:
@@ -279,7 +376,10 @@ def _compared(
         if then[name] != now[name] and then[name] is not None:
             reasons.append(f"{name}: {then[name]} -> {now[name]}")
     if reasons or notes:
-        notes += [*_flips(then, samples), f"zipeval's commit: {_commit(then['git'])} -> {_commit(now['git'])}"]
+        notes += [
+            *_flips(then, samples),
+            f"zipeval's commit: {_commit(then['git'])} -> {_commit(now['git'])}",
+        ]
     return reasons, [*notes, *remark]
 
 
@@ -291,13 +391,17 @@ def allowed_changes(samples: int) -> int:
 def _allowed_rescoring(task: str, samples: int) -> int:
     """Return how many answers may have another score than the same answer had: none, but for judges and guesses."""
     if task in PROTOCOLS:
-        return samples // 2  # a judge may change its mind, and is another one if it does so about most
+        return (
+            samples // 2
+        )  # a judge may change its mind, and is another one if it does so about most
     return allowed_changes(samples) if task in RANDOM else 0
 
 
 def _rescored(then: dict[str, Any], now: dict[str, Any]) -> np.ndarray:
     """Return for every sample whether its answer is the same and its score is not."""
-    old, new = (np.array(entry["scores"], float) for entry in (then, now))  # None becomes nan
+    old, new = (
+        np.array(entry["scores"], float) for entry in (then, now)
+    )  # None becomes nan
     equal = np.isclose(old, new, rtol=SCORE, atol=SCORE, equal_nan=True)
     return ~equal & ~_changed(then["answers"], now["answers"], len(old))
 
@@ -305,24 +409,36 @@ def _rescored(then: dict[str, Any], now: dict[str, Any]) -> np.ndarray:
 def _moved(then: dict[str, Any], now: dict[str, Any]) -> tuple[int, list[str]]:
     """Return in how many samples the logits are others, and a remark where they are not compared."""
     if then["digests"] is None:
-        return 0, [] if now["digests"] is None else ["the baseline has no logits to compare: write a new one"]
+        return 0, [] if now["digests"] is None else [
+            "the baseline has no logits to compare: write a new one"
+        ]
     device, dtype = then["same"]["device"], then["same"]["dtype"]
     if (device, dtype) != EXACT:
-        return 0, [f"logits are not compared in {dtype} on {device}, where rounding moves them"]
+        return 0, [
+            f"logits are not compared in {dtype} on {device}, where rounding moves them"
+        ]
     if now["digests"] is None:  # what makes records now keeps them
         return len(now["scores"]), []
     old, new = baseline.digests(then), baseline.digests(now)
-    return int((~np.isclose(old, new, rtol=0, atol=LOGITS, equal_nan=True)).any(1).sum()), []
+    return int(
+        (~np.isclose(old, new, rtol=0, atol=LOGITS, equal_nan=True)).any(1).sum()
+    ), []
 
 
-def _score(then: dict, now: dict, samples: list[dict], max_drop: float) -> tuple[list[str], list[str]]:
+def _score(
+    then: dict, now: dict, samples: list[dict], max_drop: float
+) -> tuple[list[str], list[str]]:
     """Return likewise what there is to say of their scores, of which some tasks have none."""
     old, new = then["score"], now["score"]
     if old is None or new is None:
         return ([] if old is new else [f"score: {old} -> {new}"]), []
     line = f"{then['metric']} {old:.4g} -> {new:.4g}"
     # A baseline has none of these: a comparison with one means nothing.
-    odd = [s["doc_id"] for s in samples if s["score"] is not None and not math.isfinite(s["score"])]
+    odd = [
+        s["doc_id"]
+        for s in samples
+        if s["score"] is not None and not math.isfinite(s["score"])
+    ]
     if odd or not math.isfinite(new):
         where = f" in {len(odd)} samples, the first doc_id {odd[0]}" if odd else ""
         return [f"{line}: not a finite number{where}"], []
@@ -332,28 +448,44 @@ def _score(then: dict, now: dict, samples: list[dict], max_drop: float) -> tuple
     if (new > old) == higher:
         return [], [f"{line}, better"]
     # Of a judge's verdicts on LLaVA-Bench's references, the new ones stand for both.
-    before = [{**sample, "score": score} for sample, score in zip(samples, then["scores"], strict=True)]
+    before = [
+        {**sample, "score": score}
+        for sample, score in zip(samples, then["scores"], strict=True)
+    ]
     task = then["of"]["task"]
     p = stats.compare(task, samples, before, resamples=0).p
     surely = not stats.tied(task, samples, before) and (p is None or p < SIGNIFICANT)
-    worse = round(100 * abs(old - new) / abs(old), stats.DIGITS) if old else float("inf")
-    line += f", {worse:.3g}% {'lower' if higher else 'higher'}" + (f", p = {p:.2g}" if p is not None else "")
+    worse = (
+        round(100 * abs(old - new) / abs(old), stats.DIGITS) if old else float("inf")
+    )
+    line += f", {worse:.3g}% {'lower' if higher else 'higher'}" + (
+        f", p = {p:.2g}" if p is not None else ""
+    )
     if worse > max_drop > 0 and not surely and _is_of_one_sample(then, samples):
         return [], [f"{line}: one sample's, which may change"]
     if worse > max_drop or surely:
-        return [f"{line}: {f'more than max_drop={max_drop:g}' if worse > max_drop else 'significant'}"], []
+        return [
+            f"{line}: {f'more than max_drop={max_drop:g}' if worse > max_drop else 'significant'}"
+        ], []
     return [], [line]
 
 
 def _is_of_one_sample(then: dict[str, Any], samples: list[dict[str, Any]]) -> bool:
     """Return whether a single sample made a score worse, of so few that it weighs more than 1%."""
-    changed = sum(sample["score"] != score for sample, score in zip(samples, then["scores"], strict=True))
+    changed = sum(
+        sample["score"] != score
+        for sample, score in zip(samples, then["scores"], strict=True)
+    )
     return changed == 1 and FEWEST <= len(samples) < ONE_IN
 
 
 def _is_higher_better(then: dict[str, Any], now: dict[str, Any]) -> bool:
     """Return whether more is better; baselines of schema 1 do not say."""
-    return now["higher_is_better"] if then["higher_is_better"] is None else then["higher_is_better"]
+    return (
+        now["higher_is_better"]
+        if then["higher_is_better"] is None
+        else then["higher_is_better"]
+    )
 
 
 def _changed(then: str | None, now: str | None, count: int) -> np.ndarray:
@@ -361,7 +493,13 @@ def _changed(then: str | None, now: str | None, count: int) -> np.ndarray:
     if None in (then, now):
         return np.full(count, then is not now)
     width = baseline.WIDTH
-    return np.array([then[i : i + width] != now[i : i + width] for i in range(0, width * count, width)], bool)
+    return np.array(
+        [
+            then[i : i + width] != now[i : i + width]
+            for i in range(0, width * count, width)
+        ],
+        bool,
+    )
 
 
 def _flips(then: dict[str, Any], samples: list[dict[str, Any]]) -> list[str]:
@@ -369,18 +507,30 @@ def _flips(then: dict[str, Any], samples: list[dict[str, Any]]) -> list[str]:
     lines, better = [], -1 if then["higher_is_better"] is False else 1
     for name, sign in (("lost", -better), ("gained", better)):
         pairs = zip(samples, then["scores"], strict=True)
-        moved = [(s, was) for s, was in pairs if None not in (s["score"], was) and sign * (s["score"] - was) > 0]
+        moved = [
+            (s, was)
+            for s, was in pairs
+            if None not in (s["score"], was) and sign * (s["score"] - was) > 0
+        ]
         lines.append(f"{len(moved)} samples {name}")
         for sample, was in moved[:FEW]:
-            answer, target = (ascii(sample[key])[:80] for key in ("prediction", "target"))
+            answer, target = (
+                ascii(sample[key])[:80] for key in ("prediction", "target")
+            )
             scores = f"score {was:g} -> {sample['score']:g}"
-            lines.append(f"  doc_id {sample['doc_id']}: {scores}, answers {answer}, target {target}")
+            lines.append(
+                f"  doc_id {sample['doc_id']}: {scores}, answers {answer}, target {target}"
+            )
     return lines
 
 
 def _commit(git: dict[str, Any] | None) -> str:
     """Return the commit of a record's `git`, which is None where an installed wheel made it."""
-    return f"{git['revision'][:10]}{' with changes' if git['dirty'] else ''}" if git else "unknown"
+    return (
+        f"{git['revision'][:10]}{' with changes' if git['dirty'] else ''}"
+        if git
+        else "unknown"
+    )
 
 
 def _name(its: dict[str, Any]) -> str:

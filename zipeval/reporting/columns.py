@@ -32,7 +32,9 @@ def choose(names: Sequence[str], headings: Iterable[str]) -> list[str]:
     for name in names:
         matching = _matching(name, headings)
         if not matching:
-            raise UsageError(f"columns={name}: no such column.{did_you_mean(name, headings)}")
+            raise UsageError(
+                f"columns={name}: no such column.{did_you_mean(name, headings)}"
+            )
         chosen += matching
     return list(dict.fromkeys(chosen))
 
@@ -42,7 +44,9 @@ def _matching(name: str, headings: list[str]) -> list[str]:
     wanted = BENCHMARKS[name].column if name in BENCHMARKS else name
     # `GQA` is the column of this name, even where there is `GQA (turns)` too: so exact names come first.
     for comparable in (str, _without_case, _without_ending):
-        matching = [heading for heading in headings if comparable(heading) == comparable(wanted)]
+        matching = [
+            heading for heading in headings if comparable(heading) == comparable(wanted)
+        ]
         if matching:
             return matching
     return []
@@ -64,7 +68,11 @@ def with_columns(tables: list[Table], columns: list[str]) -> list[Table]:
 
     An average is of all columns of its table, so that it is left out where some are.
     """
-    return [_with_columns(table, columns) for table in tables if not {*columns}.isdisjoint(table.columns)]
+    return [
+        _with_columns(table, columns)
+        for table in tables
+        if not {*columns}.isdisjoint(table.columns)
+    ]
 
 
 def _with_columns(table: Table, columns: list[str]) -> Table:
@@ -78,14 +86,19 @@ def _with_columns(table: Table, columns: list[str]) -> Table:
         rows.append(replace(row, cells=cells, average=None, average_comparison=None))
     # A note begins with what it is about: the row and the column.
     hidden = tuple(f" {name}" for name in {*table.columns, "average"} - {*shown})
-    notes = [note for note in table.notes if not note.partition(":")[0].endswith(hidden)]
+    notes = [
+        note for note in table.notes if not note.partition(":")[0].endswith(hidden)
+    ]
     if has_average(table):
         notes.append(NO_AVERAGE.format(len(table.columns)))
     return replace(table, columns=shown, rows=rows, notes=notes)
 
 
 def chosen_tables(
-    results: str, columns: Sequence[str] | None = None, task: str | None = None, **options: Any
+    results: str,
+    columns: Sequence[str] | None = None,
+    task: str | None = None,
+    **options: Any,
 ) -> list[Table]:
     """Return the tables of a directory of records, with the columns that are asked for.
 
@@ -107,9 +120,13 @@ def chosen_tables(
     made = tables(results, columns=chosen, **options)
     if chosen is None or {*chosen} == {*known}:
         return made
-    return [replace(table, notes=[*table.notes, *_average_notes(table)]) for table in made]
+    return [
+        replace(table, notes=[*table.notes, *_average_notes(table)]) for table in made
+    ]
 
 
 def _average_notes(table: Table) -> list[str]:
     """Say that an average is not of all benchmarks that there are."""
-    return [f"average: of {', '.join(table.columns)} only."] if has_average(table) else []
+    return (
+        [f"average: of {', '.join(table.columns)} only."] if has_average(table) else []
+    )

@@ -11,13 +11,24 @@ import pandas as pd
 from zipeval.errors import UsageError
 from zipeval.reporting import remarks
 from zipeval.reporting.scored_samples import kind_of_question, read_scored
-from zipeval.reporting.tables import Cell, Record, Row, Table, bound_among, heading, is_higher_better, key
+from zipeval.reporting.tables import (
+    Cell,
+    Record,
+    Row,
+    Table,
+    bound_among,
+    heading,
+    is_higher_better,
+    key,
+)
 
 WHOLE = "Int64"  # whole numbers of which some are missing
 YES_OR_NO = "boolean"  # True, False or missing
 TYPES = {
     **dict.fromkeys(("tokens", "lost", "gained"), WHOLE),
-    **dict.fromkeys(("mean", "final", "flops", "score", "percent", "low", "high", "p"), "float64"),
+    **dict.fromkeys(
+        ("mean", "final", "flops", "score", "percent", "low", "high", "p"), "float64"
+    ),
 }
 STATISTICS = ("low", "high", "lost", "gained", "p")
 OF_A_METHOD = ("mean", "final", "flops")
@@ -63,7 +74,9 @@ def records_frame(records: Sequence[Record]) -> pd.DataFrame:
         "run_id",
         "path",
     ]
-    return pd.DataFrame(rows, columns=columns).astype({"tokens": WHOLE, "score": "float64"})
+    return pd.DataFrame(rows, columns=columns).astype(
+        {"tokens": WHOLE, "score": "float64"}
+    )
 
 
 RUN = ("model", "method", "tokens", "benchmark")
@@ -76,7 +89,9 @@ def _run(record: Record) -> dict[str, Any]:
     return dict(zip(RUN, (name, method, tokens, heading(record)), strict=True))
 
 
-def samples_frame(records: Sequence[Record], candidates: Sequence[Record]) -> pd.DataFrame:
+def samples_frame(
+    records: Sequence[Record], candidates: Sequence[Record]
+) -> pd.DataFrame:
     """Return a row for each question of each record.
 
     Columns: model, method and its options, tokens (visual tokens that were asked for), benchmark, doc_id (number of the
@@ -95,19 +110,29 @@ def samples_frame(records: Sequence[Record], candidates: Sequence[Record]) -> pd
 
     def samples_of(record: Record) -> list[dict[str, Any]]:
         if record["path"] not in read:
-            read[record["path"]] = [_brief(record, sample) for sample in read_scored(record)]
+            read[record["path"]] = [
+                _brief(record, sample) for sample in read_scored(record)
+            ]
         return read[record["path"]]
 
     rows = []
     for record in records:
         bound = bound_among(record, candidates)
         samples = samples_of(record)
-        of_bound = {} if bound is None else {sample["doc_id"]: sample for sample in samples_of(bound)}
+        of_bound = (
+            {}
+            if bound is None
+            else {sample["doc_id"]: sample for sample in samples_of(bound)}
+        )
         if bound is not None:
             _check_same_questions(record, samples, bound, of_bound)
         for sample in samples:
             beside = of_bound.get(sample["doc_id"])
-            rows.append(_run(record) | sample | _against_bound(sample, beside, is_higher_better(record)))
+            rows.append(
+                _run(record)
+                | sample
+                | _against_bound(sample, beside, is_higher_better(record))
+            )
     types = {
         "tokens": WHOLE,
         "score": "float64",
@@ -121,7 +146,17 @@ def samples_frame(records: Sequence[Record], candidates: Sequence[Record]) -> pd
 
 SAMPLE_COLUMNS = (
     *RUN,
-    *("doc_id", "question", "choices", "target", "prediction", "score", "bound_score", "lost", "gained"),
+    *(
+        "doc_id",
+        "question",
+        "choices",
+        "target",
+        "prediction",
+        "score",
+        "bound_score",
+        "lost",
+        "gained",
+    ),
     *("kind", "visual_tokens", "prompt_tokens", "latency", "error", "task", "run_id"),
 )
 
@@ -148,17 +183,24 @@ def _brief(record: Record, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_questions(
-    record: Record, samples: list[dict[str, Any]], bound: Record, of_bound: dict[int, dict[str, Any]]
+    record: Record,
+    samples: list[dict[str, Any]],
+    bound: Record,
+    of_bound: dict[int, dict[str, Any]],
 ) -> None:
     """Raise UsageError where a run and its upper bound were asked other questions."""
     asked = {sample["doc_id"]: sample["question_hash"] for sample in samples}
-    if asked != {doc_id: sample["question_hash"] for doc_id, sample in of_bound.items()}:
+    if asked != {
+        doc_id: sample["question_hash"] for doc_id, sample in of_bound.items()
+    }:
         raise UsageError(
             f"{record['path']} and {bound['path']} are about other questions. Move one of them away and run it again."
         )
 
 
-def _against_bound(sample: dict[str, Any], beside: dict[str, Any] | None, higher_is_better: bool) -> dict[str, Any]:
+def _against_bound(
+    sample: dict[str, Any], beside: dict[str, Any] | None, higher_is_better: bool
+) -> dict[str, Any]:
     """Return the upper bound's score, and whether it is better or worse than a sample's."""
     if beside is None:
         return {"bound_score": None, "lost": None, "gained": None}
@@ -186,11 +228,18 @@ def cells_frame(tables: Iterable[Table]) -> pd.DataFrame:
 
 def _cells(table: Table, row: Row) -> Iterator[dict[str, Any]]:
     """Yield the numbers of a row. An average is one too; what is missing or not a number is None."""
-    head = {"table": table.about, "kind": row.kind, "method": row.label, "tokens": row.tokens}
+    head = {
+        "table": table.about,
+        "kind": row.kind,
+        "method": row.label,
+        "tokens": row.tokens,
+    }
     head |= {name: _finite(getattr(row, name)) for name in OF_A_METHOD}
     cells = dict(row.cells)
     if row.average is not None:
-        cells["average"] = Cell(None, row.average, comparison=row.average_comparison, remarks=row.remarks)
+        cells["average"] = Cell(
+            None, row.average, comparison=row.average_comparison, remarks=row.remarks
+        )
     for name, cell in cells.items():
         yield {
             **head,
@@ -198,7 +247,10 @@ def _cells(table: Table, row: Row) -> Iterator[dict[str, Any]]:
             "higher_is_better": cell.higher_is_better,
             "score": _finite(cell.score),
             "percent": _finite(cell.percent),
-            **{part: _finite(getattr(cell.comparison, part, None)) for part in STATISTICS},
+            **{
+                part: _finite(getattr(cell.comparison, part, None))
+                for part in STATISTICS
+            },
             "tied": cell.tied,
             "run_id": cell.record["run_id"] if cell.record else None,
             "status": remarks.status(cell.remarks),

@@ -133,7 +133,11 @@ def _tabular(table: Table, names: dict[str, str], layout: Layout) -> list[str]:
     columns = texts(table)
     headings = ["method", *columns]
     begin, end = _environment(layout, len(columns))
-    lines = [begin, r"\toprule", _line([_heading(name, layout.size) for name in headings])]
+    lines = [
+        begin,
+        r"\toprule",
+        _line([_heading(name, layout.size) for name in headings]),
+    ]
     for section in sections(table):
         lines += [r"\midrule", _section_line(section, len(headings)), r"\midrule"]
         for row in section.rows:
@@ -146,7 +150,10 @@ def _environment(layout: Layout, count: int) -> tuple[str, str]:
     """Return the line that begins a table with so many columns of numbers, and the one that ends it."""
     columns = rf"l*{{{count}}}{{c}}@{{}}"
     if layout.width > FULL_WIDTH:
-        return rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{@{{}}{columns}}}", r"\end{tabular}}"
+        return (
+            rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{@{{}}{columns}}}",
+            r"\end{tabular}}",
+        )
     # A table that takes most of the width takes all of it.
     if layout.width > FULL_WIDTH / 2:
         spread = rf"@{{\extracolsep{{\fill}}}}{columns}"
@@ -164,7 +171,10 @@ def _section_line(section: Section, width: int) -> str:
 def _row_lines(label: str, cells: list[CellText], layout: Layout) -> list[str]:
     """Return a row's scores, and below them the line or lines of its percentages, in smaller type."""
     columns = [_cell_lines(cell, layout) for cell in cells]
-    lines = [_line(cells_of_line) for cells_of_line in zip_longest([_escaped(label)], *columns, fillvalue="")]
+    lines = [
+        _line(cells_of_line)
+        for cells_of_line in zip_longest([_escaped(label)], *columns, fillvalue="")
+    ]
     # The lines of a method stand closer to each other than methods do.
     return [*(line + "[-1pt]" for line in lines[:-1]), lines[-1] + "[2pt]"]
 
@@ -188,21 +198,36 @@ def _caption(table: Table, names: dict[str, str]) -> str:
     """Return what the table is, of which model in which setting, and what its numbers and signs are."""
     bound = names.get(table.bound, table.bound)
     about = f"Visual-token reduction: {table.about}."
-    return _escaped(" ".join([about, *explanations(replace(table, bound=bound), PRINTED), *footnotes(table)]))
+    return _escaped(
+        " ".join(
+            [
+                about,
+                *explanations(replace(table, bound=bound), PRINTED),
+                *footnotes(table),
+            ]
+        )
+    )
 
 
 def _remarks(table: Table, names: dict[str, str]) -> list[str]:
     """Return a printed paragraph with what the marks of a table mean and where they stand."""
     sentences: list[str] = []
     for row in table.rows:
-        label = " ".join(str(part) for part in (names[row.label], row.tokens) if part is not None)
+        label = " ".join(
+            str(part) for part in (names[row.label], row.tokens) if part is not None
+        )
         for column, cell in row.cells.items():
             sentences += _remark_sentences(f"{label}, {column}", cell)
     if not sentences:
         return []
     # A difference has the remarks of the row that it is of.
     printed = "\n".join(dict.fromkeys(sentences))
-    return ["", r"\smallskip\noindent\parbox{\textwidth}{\footnotesize\raggedright " + printed + "}"]
+    return [
+        "",
+        r"\smallskip\noindent\parbox{\textwidth}{\footnotesize\raggedright "
+        + printed
+        + "}",
+    ]
 
 
 def _remark_sentences(place: str, cell: Cell) -> Iterator[str]:
@@ -248,7 +273,9 @@ def _heading_lines(name: str, size: Size) -> list[str]:
 
 def _heading(name: str, size: Size) -> str:
     lines = [_escaped(line) for line in _heading_lines(name, size)]
-    return rf"\shortstack{{{(chr(92) * 2).join(lines)}}}" if len(lines) > 1 else lines[0]
+    return (
+        rf"\shortstack{{{(chr(92) * 2).join(lines)}}}" if len(lines) > 1 else lines[0]
+    )
 
 
 def _fitting(table: Table, names: dict[str, str]) -> Layout:
@@ -262,13 +289,17 @@ def _fitting(table: Table, names: dict[str, str]) -> Layout:
     return Layout(SIZES[-1], True, width)
 
 
-def _width(table: Table, names: dict[str, str], size: Size, interval_below: bool) -> float:
+def _width(
+    table: Table, names: dict[str, str], size: Size, interval_below: bool
+) -> float:
     """Return about how wide the table is, in points."""
     columns = texts(table)
     width = max(map(_digits, names.values())) * size.score_digit
     for name, text in columns.items():
         heading = max(map(_digits, _heading_lines(name, size))) * size.score_digit
-        numbers = max(_cell_width(text(row), size, interval_below) for row in table.rows)
+        numbers = max(
+            _cell_width(text(row), size, interval_below) for row in table.rows
+        )
         width += max(heading, numbers)
     return width + 2 * size.gap * len(columns)
 
@@ -276,7 +307,9 @@ def _width(table: Table, names: dict[str, str], size: Size, interval_below: bool
 def _cell_width(cell: CellText, size: Size, interval_below: bool) -> float:
     score, *shares = map(_digits, cell.lines(interval_below))
     # The first line is in the type of scores, and all below it is smaller.
-    width = max(score * size.score_digit, *(share * size.share_digit for share in shares), 0.0)
+    width = max(
+        score * size.score_digit, *(share * size.share_digit for share in shares), 0.0
+    )
     return width * BOLD if TIED in cell.marks else width
 
 

@@ -61,10 +61,24 @@ def check(name: str | None) -> None:
 
 def log(results: Path, paths: list[Path]) -> None:
     """Log the records of a run; where that fails, say so in a line and go on."""
-    command = [sys.executable, "-m", "zipeval.reporting.logger", str(results), *map(str, paths)]
+    command = [
+        sys.executable,
+        "-m",
+        "zipeval.reporting.logger",
+        str(results),
+        *map(str, paths),
+    ]
     try:
-        with TemporaryFile("w+", encoding="utf-8", errors="replace") as out:  # a pipe wandb's service would hold open
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=DEADLINE)
+        with TemporaryFile(
+            "w+", encoding="utf-8", errors="replace"
+        ) as out:  # a pipe wandb's service would hold open
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                timeout=DEADLINE,
+            )
             out.seek(0)
             said = (out.read().strip().splitlines() or ["no reason given"])[-1]
         if done.returncode == 0:
@@ -88,9 +102,16 @@ def send(results: str, found: list[dict]) -> str:
     import wandb
 
     run_id = identity(found)
-    of_this_process = {"console": "off", "disable_code": True, "disable_git": True, "x_disable_stats": True}
+    of_this_process = {
+        "console": "off",
+        "disable_code": True,
+        "disable_git": True,
+        "x_disable_stats": True,
+    }
     settings = wandb.Settings(**of_this_process)
-    run = wandb.init(id=run_id, name=run_id, resume="allow", config=_config(found), settings=settings)
+    run = wandb.init(
+        id=run_id, name=run_id, resume="allow", config=_config(found), settings=settings
+    )
     try:
         table, lacking = table_of(results, found), ""
     except UsageError as error:
@@ -108,8 +129,13 @@ def identity(found: list[dict]) -> str:
 
 def _config(found: list[dict]) -> dict:
     """The configuration as it was resolved, and by task what else the records say of their making."""
-    config = {name: value for record in found for name, value in record["config"].items()}
-    provenance = {record["task"]: {name: record.get(name) for name in PROVENANCE} for record in found}
+    config = {
+        name: value for record in found for name, value in record["config"].items()
+    }
+    provenance = {
+        record["task"]: {name: record.get(name) for name in PROVENANCE}
+        for record in found
+    }
     return {**config, "resolved": found[0]["resolved"], "tasks": provenance}
 
 
@@ -122,7 +148,10 @@ def table_of(results: str, found: list[dict]) -> Table:
     ours = {record["path"] for record in found}
 
     def shared(table: Table) -> int:
-        return len(ours & {cell.record["path"] for row in table.rows for cell in row.cells.values()})
+        return len(
+            ours
+            & {cell.record["path"] for row in table.rows for cell in row.cells.values()}
+        )
 
     return max(tables(results, model=found[0]["config"]["model"]["name"]), key=shared)
 
@@ -134,13 +163,29 @@ def _metrics(found: list[dict], table: Table | None) -> dict[str, float]:
     metrics = {}
     for record in found:
         visual = record["visual_tokens"]
-        of_task = {f"metrics/{name}": value for name, value in record["metrics"].items()}
-        of_task |= {"score": record["score"], "percent": percentages.get(record["path"])}
-        of_task |= {name: record.get(name, 0) for name in ("failed", "unscored", "overflowed")}
+        of_task = {
+            f"metrics/{name}": value for name, value in record["metrics"].items()
+        }
+        of_task |= {
+            "score": record["score"],
+            "percent": percentages.get(record["path"]),
+        }
+        of_task |= {
+            name: record.get(name, 0) for name in ("failed", "unscored", "overflowed")
+        }
         of_task |= {"seconds": record["seconds"]}
-        of_task |= {"visual_tokens/mean": visual["mean"], "visual_tokens/final": visual["final"]}
-        of_task |= {f"prefill/{name}": value for name, value in record["prefill"].items()}
-        metrics |= {f"{record['task']}/{name}": value for name, value in of_task.items() if value is not None}
+        of_task |= {
+            "visual_tokens/mean": visual["mean"],
+            "visual_tokens/final": visual["final"],
+        }
+        of_task |= {
+            f"prefill/{name}": value for name, value in record["prefill"].items()
+        }
+        metrics |= {
+            f"{record['task']}/{name}": value
+            for name, value in of_task.items()
+            if value is not None
+        }
     return metrics
 
 
@@ -154,15 +199,29 @@ def in_wandb(table: Table | None) -> dict:
         return {}
     drawn = plots(table, [None] * len(table.rows))
     counts = ["method", "tokens", "mean", "final", "flops"]
-    headings = [*counts, *(heading for name in table.columns for heading in (name, f"{name} %")), "average %"]
-    averages = [row.cells[table.columns[0]].percent if len(table.columns) == 1 else row.average for row in table.rows]
+    headings = [
+        *counts,
+        *(heading for name in table.columns for heading in (name, f"{name} %")),
+        "average %",
+    ]
+    averages = [
+        row.cells[table.columns[0]].percent if len(table.columns) == 1 else row.average
+        for row in table.rows
+    ]
     lines = list(zip(table.rows, averages, strict=True))
-    rows = [[*_counts(row), *_scores(row, table.columns), average] for row, average in lines]
+    rows = [
+        [*_counts(row), *_scores(row, table.columns), average] for row, average in lines
+    ]
     points = [[*_counts(row), average] for row, average in lines if average is not None]
     return {
         "table": wandb.Table(columns=headings, data=rows),
-        "accuracy_against_tokens": wandb.Table(columns=[*counts, "average %"], data=points),
-        **{f"plots/{plot.name}": wandb.Image(_picture(plot.figure), caption=plot.about) for plot in drawn},
+        "accuracy_against_tokens": wandb.Table(
+            columns=[*counts, "average %"], data=points
+        ),
+        **{
+            f"plots/{plot.name}": wandb.Image(_picture(plot.figure), caption=plot.about)
+            for plot in drawn
+        },
     }
 
 
@@ -178,7 +237,11 @@ def _counts(row: Row) -> list:
 
 def _scores(row: Row, columns: list[str]) -> list[float | None]:
     cells = [row.cells.get(name) for name in columns]
-    return [number for cell in cells for number in ((cell.score, cell.percent) if cell else (None, None))]
+    return [
+        number
+        for cell in cells
+        for number in ((cell.score, cell.percent) if cell else (None, None))
+    ]
 
 
 if __name__ == "__main__":

@@ -60,7 +60,9 @@ def method_styles(labels: Iterable[str]) -> dict[str, MethodStyle]:
         style = _style_of(label)
         taken = {*styles.values()}
         if style in taken:
-            style = next((other for other in _neighbours(style) if other not in taken), style)
+            style = next(
+                (other for other in _neighbours(style) if other not in taken), style
+            )
         styles[label] = style
     return styles
 
@@ -68,7 +70,9 @@ def method_styles(labels: Iterable[str]) -> dict[str, MethodStyle]:
 def _style_of(label: str) -> MethodStyle:
     """Return a method's own style; of a variant the colour of its method and another marker."""
     name, _, options = label.partition(" ")
-    style = STYLES.get(name) or MethodStyle(_pick(COLOURS, name), _pick(MARKERS, f"marker of {name}"))
+    style = STYLES.get(name) or MethodStyle(
+        _pick(COLOURS, name), _pick(MARKERS, f"marker of {name}")
+    )
     if not options:
         return style
     others = [marker for marker in MARKERS if marker != style.marker]

@@ -12,12 +12,25 @@ import zipeval.published
 from zipeval.config.schema import UPPER_BOUND
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.reporting.columns import choose, with_columns
-from zipeval.reporting.tables import DIFFERENCE, PUBLISHED, Cell, Row, Table, headings, key, tables
+from zipeval.reporting.tables import (
+    DIFFERENCE,
+    PUBLISHED,
+    Cell,
+    Row,
+    Table,
+    headings,
+    key,
+    tables,
+)
 from zipeval.results import speed_records
 
 SOURCE = Path(zipeval.published.__path__[0])
 CITATION = "VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467)"
-MODELS = {"table1": "llava15", "table2": "llava_next", "table3": "video_llava"}  # ours that the paper measured
+MODELS = {
+    "table1": "llava15",
+    "table2": "llava_next",
+    "table3": "video_llava",
+}  # ours that the paper measured
 SPEED = {"table4": "llava_next"}
 EXPERIMENTS = {  # of Table 5: our methods, the first of which percentages are of
     "sparsevlm_all_tokens": "sparsevlm",
@@ -49,14 +62,19 @@ def published(name: str) -> Table:
         UsageError: if there is none of this name.
     """
     if name not in TABLES:
-        raise UsageError(f"table=paper/{name}: no such table.{did_you_mean(name, TABLES)}")
+        raise UsageError(
+            f"table=paper/{name}: no such table.{did_you_mean(name, TABLES)}"
+        )
     if name == "table4":
         return _efficiency()
     return _misalignment() if name == "table5" else _scores(name)
 
 
 def measured(
-    name: str, results: str | None = None, statistics: bool = False, columns: Sequence[str] = ()
+    name: str,
+    results: str | None = None,
+    statistics: bool = False,
+    columns: Sequence[str] = (),
 ) -> list[Table]:
     """Records in a table's layout, with the published rows and, of scores, the differences from them.
 
@@ -74,10 +92,14 @@ def measured(
     results = results or RESULTS
     if name in MODELS:
         chosen = choose(columns, printed.columns) or printed.columns
-        found = tables(results, model=MODELS[name], columns=chosen, statistics=statistics)
+        found = tables(
+            results, model=MODELS[name], columns=chosen, statistics=statistics
+        )
         return with_columns([_beside(table, printed) for table in found], chosen)
     # These experiments may be on other benchmarks than the paper's.
-    chosen = choose(columns, [*headings(results), *printed.columns]) if columns else None
+    chosen = (
+        choose(columns, [*headings(results), *printed.columns]) if columns else None
+    )
     made = _experiments(printed, results, statistics, chosen)
     return with_columns(made, chosen) if chosen else made
 
@@ -85,7 +107,11 @@ def measured(
 def _speeds(printed: Table, model: str, results: str) -> list[Table]:
     """One for every record of `zipeval bench` and batch size, without differences: the devices are not the same."""
     paths = sorted(Path(results).expanduser().glob("*.json"))
-    found = [record for path in paths if (record := speed_records.read(path))["model"]["name"] == model]
+    found = [
+        record
+        for path in paths
+        if (record := speed_records.read(path))["model"]["name"] == model
+    ]
     if not found:
         raise UsageError(
             f"results={results}: no measurements of model={model}. Make them with `zipeval bench model={model} "
@@ -96,11 +122,30 @@ def _speeds(printed: Table, model: str, results: str) -> list[Table]:
     for record in found:
         for batch in record["settings"]["batch"]:
             rows = [row for row in record["rows"] if row["batch"] == batch]
-            notes = [f"{key(row)[0]}: {row['failed']}." for row in rows if "failed" in row]
-            notes += [OURS.format(record["settings"]["new_tokens"]), f"{printed.about}."]
+            notes = [
+                f"{key(row)[0]}: {row['failed']}." for row in rows if "failed" in row
+            ]
+            notes += [
+                OURS.format(record["settings"]["new_tokens"]),
+                f"{printed.about}.",
+            ]
             ours = [_speed(record, row) for row in rows if row["rounds"]]
-            columns = ["prefill_ms", "prefill_speedup", "answer_ms", "answer_speedup", "total_time_s", "total_speedup"]
-            made.append(Table(f"{speed_records.about(record)}, batch {batch}", columns, ours + theirs, notes))
+            columns = [
+                "prefill_ms",
+                "prefill_speedup",
+                "answer_ms",
+                "answer_speedup",
+                "total_time_s",
+                "total_speedup",
+            ]
+            made.append(
+                Table(
+                    f"{speed_records.about(record)}, batch {batch}",
+                    columns,
+                    ours + theirs,
+                    notes,
+                )
+            )
     return made
 
 
@@ -109,41 +154,90 @@ def _speed(record: dict, row: dict) -> Row:
     bound, cells = speed_records.vanilla_of(record, row), {}
     for name, of in (("prefill", speed_records.first), ("answer", speed_records.total)):
         cells[f"{name}_ms"] = Cell(median(map(of, row["rounds"])), None, record)
-        cells[f"{name}_speedup"] = Cell(speed_records.speed_up(record, row, of), None, record)
+        cells[f"{name}_speedup"] = Cell(
+            speed_records.speed_up(record, row, of), None, record
+        )
     mean, final = (row["visual_tokens"][name] for name in ("mean", "final"))
-    share = row["flops"]["decoder"] / bound["flops"]["decoder"] if "flops" in bound else None
+    share = (
+        row["flops"]["decoder"] / bound["flops"]["decoder"]
+        if "flops" in bound
+        else None
+    )
     return Row(label, tokens, cells, mean=mean, final=final, flops=share)
 
 
 def _beside(table: Table, printed: Table) -> Table:
-    if table.columns != printed.columns:  # of other benchmarks, an average is not to be compared with the printed one
-        table = replace(table, rows=[replace(row, average=None, average_comparison=None) for row in table.rows])
+    if (
+        table.columns != printed.columns
+    ):  # of other benchmarks, an average is not to be compared with the printed one
+        table = replace(
+            table,
+            rows=[
+                replace(row, average=None, average_comparison=None)
+                for row in table.rows
+            ],
+        )
     theirs = {(row.label, row.tokens): row for row in printed.rows}
     theirs[UPPER_BOUND, None] = printed.rows[0]
-    rows = list(table.rows) + [replace(row, label=f"{row.label} (published)") for row in printed.rows]
-    rows += [_difference(row, theirs[key]) for row in table.rows if (key := (row.label, row.tokens)) in theirs]
-    return replace(table, columns=printed.columns, rows=rows, notes=[*table.notes, f"Published: {CITATION}."])
+    rows = list(table.rows) + [
+        replace(row, label=f"{row.label} (published)") for row in printed.rows
+    ]
+    rows += [
+        _difference(row, theirs[key])
+        for row in table.rows
+        if (key := (row.label, row.tokens)) in theirs
+    ]
+    return replace(
+        table,
+        columns=printed.columns,
+        rows=rows,
+        notes=[*table.notes, f"Published: {CITATION}."],
+    )
 
 
-def _experiments(printed: Table, results: str, statistics: bool, columns: list[str] | None) -> list[Table]:
+def _experiments(
+    printed: Table, results: str, statistics: bool, columns: list[str] | None
+) -> list[Table]:
     """One for every model and budget of the experiments, on all their benchmarks: what is compared is a change."""
     theirs = {(EXPERIMENTS[row.label], row.tokens): row for row in printed.rows}
-    shown = [replace(row, label=f"{name} (published)") for (name, _), row in theirs.items()]
+    shown = [
+        replace(row, label=f"{name} (published)") for (name, _), row in theirs.items()
+    ]
     made = []
-    for table in tables(results, columns=columns, statistics=statistics, methods=[*EXPERIMENTS.values()]):
-        configs = [next(iter(row.cells.values())).record["config"] for row in table.rows]
-        if len({config["method"]["name"] for config in configs}) < 2:  # SparseVLM alone: nobody experimented
+    for table in tables(
+        results, columns=columns, statistics=statistics, methods=[*EXPERIMENTS.values()]
+    ):
+        configs = [
+            next(iter(row.cells.values())).record["config"] for row in table.rows
+        ]
+        if (
+            len({config["method"]["name"] for config in configs}) < 2
+        ):  # SparseVLM alone: nobody experimented
             continue
         rows = [*table.rows, *shown]
         for row, config in zip(table.rows, configs, strict=True):
             key = config["method"]["name"], row.tokens
-            same = config["model"]["name"] == "llava15" and row.label == AS_PUBLISHED[key[0]].format(row.tokens)
+            same = config["model"]["name"] == "llava15" and row.label == AS_PUBLISHED[
+                key[0]
+            ].format(row.tokens)
             if same and key in theirs and row.cells.keys() & printed.columns:
                 rows.append(_difference(row, theirs[key]))
-        columns = [*table.columns, *(name for name in printed.columns if name not in table.columns)]
-        made.append(replace(table, columns=columns, rows=rows, notes=[*table.notes, f"{printed.about}."]))
+        columns = [
+            *table.columns,
+            *(name for name in printed.columns if name not in table.columns),
+        ]
+        made.append(
+            replace(
+                table,
+                columns=columns,
+                rows=rows,
+                notes=[*table.notes, f"{printed.about}."],
+            )
+        )
     if not made:
-        raise UsageError(f"results={results}: no experiments. `zipeval run -m +experiment=misalignment` makes them.")
+        raise UsageError(
+            f"results={results}: no experiments. `zipeval run -m +experiment=misalignment` makes them."
+        )
     return made
 
 
@@ -161,12 +255,22 @@ def _difference(ours: Row, theirs: Row) -> Row:
         if name in theirs.cells
     }
     label = f"{ours.label}: difference"
-    return Row(label, ours.tokens, cells, average=minus(ours.average, theirs.average), kind=DIFFERENCE)
+    return Row(
+        label,
+        ours.tokens,
+        cells,
+        average=minus(ours.average, theirs.average),
+        kind=DIFFERENCE,
+    )
 
 
 def _scores(name: str) -> Table:
     lines, averages = _of(name, "scores.csv"), _of(name, "averages.csv")
-    bound = {line["benchmark"]: float(line["score"]) for line in lines if line["method"] == UPPER_BOUND}
+    bound = {
+        line["benchmark"]: float(line["score"])
+        for line in lines
+        if line["method"] == UPPER_BOUND
+    }
     rows, notes = [], []
     for printed in averages:
         method, tokens = printed["method"], int(printed["visual_tokens"])
@@ -177,9 +281,16 @@ def _scores(name: str) -> Table:
                 column, score = line["benchmark"], float(line["score"])
                 cells[column] = Cell(score, 100 * score / bound[column])
                 of = f"{score:g} is {{:.1f}}% of {bound[column]:g}"
-                notes += _disagreement(f"{row} {column}", of, cells[column].percent, line["percent_of_upper_bound"])
+                notes += _disagreement(
+                    f"{row} {column}",
+                    of,
+                    cells[column].percent,
+                    line["percent_of_upper_bound"],
+                )
         average = fmean(cell.percent for cell in cells.values())
-        notes += _disagreement(f"{row} average", "it is {:.1f}%", average, printed["average_percent"])
+        notes += _disagreement(
+            f"{row} average", "it is {:.1f}%", average, printed["average_percent"]
+        )
         rows.append(Row(method, tokens, cells, average=average, kind=PUBLISHED))
     return Table(_about(name, lines), list(bound), rows, notes)
 
@@ -191,12 +302,24 @@ def _efficiency() -> Table:
     for line in lines:
         row = f"{line['method']} {line['visual_tokens']}"
         numbers = {name: float(line[name]) for name in ("total_time_s", "prefill_ms")}
-        for what, name in (("total_speedup", "total_time_s"), ("prefill_speedup", "prefill_ms")):
+        for what, name in (
+            ("total_speedup", "total_time_s"),
+            ("prefill_speedup", "prefill_ms"),
+        ):
             numbers[what] = float(lines[0][name]) / numbers[name]
-            notes += _disagreement(f"{row} {what}", "it is {:.1f}", numbers[what], line[what], unit="")
+            notes += _disagreement(
+                f"{row} {what}", "it is {:.1f}", numbers[what], line[what], unit=""
+            )
         cells = {name: Cell(number, None) for name, number in numbers.items()}
-        rows.append(Row(line["method"], int(line["visual_tokens"]), cells, kind=PUBLISHED))
-    return Table(f"{_about('table4', lines)}, {lines[0]['benchmark']}, {lines[0]['gpu']}", list(numbers), rows, notes)
+        rows.append(
+            Row(line["method"], int(line["visual_tokens"]), cells, kind=PUBLISHED)
+        )
+    return Table(
+        f"{_about('table4', lines)}, {lines[0]['benchmark']}, {lines[0]['gpu']}",
+        list(numbers),
+        rows,
+        notes,
+    )
 
 
 def _misalignment() -> Table:
@@ -206,12 +329,24 @@ def _misalignment() -> Table:
     rows, notes = [], []
     for line in lines:
         cell = Cell(float(line["score"]), 100 * float(line["score"]) / bound)
-        rows.append(Row(line["experiment"], int(line["visual_tokens"]), {column: cell}, kind=PUBLISHED))
+        rows.append(
+            Row(
+                line["experiment"],
+                int(line["visual_tokens"]),
+                {column: cell},
+                kind=PUBLISHED,
+            )
+        )
         if line["change_percent"]:
             notes += _disagreement(
-                line["experiment"], "the change is {:.1f}%", cell.percent - 100, line["change_percent"]
+                line["experiment"],
+                "the change is {:.1f}%",
+                cell.percent - 100,
+                line["change_percent"],
             )
-    return Table(_about("table5", lines), [column], rows, notes, bound=lines[0]["experiment"])
+    return Table(
+        _about("table5", lines), [column], rows, notes, bound=lines[0]["experiment"]
+    )
 
 
 def _of(name: str, file: str) -> list[dict[str, str]]:
@@ -223,6 +358,8 @@ def _about(name: str, lines: list[dict[str, str]]) -> str:
     return f"{lines[0]['model']}, published: {CITATION}, Table {name[-1]}"
 
 
-def _disagreement(where: str, said: str, value: float, printed: str, unit: str = "%") -> Iterator[str]:
+def _disagreement(
+    where: str, said: str, value: float, printed: str, unit: str = "%"
+) -> Iterator[str]:
     if abs(value - float(printed)) > ROUNDING:
         yield f"{where}: {said.format(value)}, printed {printed}{unit}."

@@ -5,7 +5,9 @@ from __future__ import annotations
 from math import nan
 
 
-def percent_of_bound(score: float, bound: float, higher_is_better: bool = True) -> float:
+def percent_of_bound(
+    score: float, bound: float, higher_is_better: bool = True
+) -> float:
     """Return which part of the upper bound is left, in percent.
 
     Where lower is better it is the bound's share of the score: twice the error is 50%. A ratio says nothing about

@@ -34,16 +34,34 @@ CLOSE = 0.01  # inches that a size may differ by
 FITTINGS = 6  # of a layout; two are enough where labels do not change
 HATCHES = ("", "////", "....", "xxxx")
 PAPER = "#ffffff"
-UNDATED = {".pdf": "CreationDate", ".svg": "Date", ".png": "Software"}  # what would differ from file to file
+UNDATED = {
+    ".pdf": "CreationDate",
+    ".svg": "Date",
+    ".png": "Software",
+}  # what would differ from file to file
 LEGEND_WIDTH, LABEL_WIDTH = 48, 36  # letters that fit below, and on the left
 PANEL_WIDTH = 28  # letters below a panel
 KEY_WIDTH = 60  # letters of what marks mean, below a plot
-MARK = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7, "color": INK}  # beside a point
+MARK = {
+    "xytext": (3, 3),
+    "textcoords": "offset points",
+    "fontsize": 7,
+    "color": INK,
+}  # beside a point
 STYLE = {
     "font.size": 8,
     "font.family": "DejaVu Sans",  # matplotlib brings it
     "text.parse_math": False,  # names are text, also where they hold a dollar sign
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK),
+    **dict.fromkeys(
+        (
+            "text.color",
+            "axes.labelcolor",
+            "xtick.color",
+            "ytick.color",
+            "axes.edgecolor",
+        ),
+        INK,
+    ),
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
@@ -77,11 +95,15 @@ class Plot:
         """
         path = Path(path)
         if path.suffix not in UNDATED:
-            raise UsageError(f"{path}: a plot's file ends in one of {', '.join(UNDATED)}. Choose one of these.")
+            raise UsageError(
+                f"{path}: a plot's file ends in one of {', '.join(UNDATED)}. Choose one of these."
+            )
         try:
             save(self.figure, path)
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror}). Name a file elsewhere.") from error
+            raise UsageError(
+                f"{path}: cannot be written ({error.strerror}). Name a file elsewhere."
+            ) from error
 
     def _repr_png_(self) -> bytes:
         """Return what a notebook shows."""
@@ -98,12 +120,20 @@ def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
         table: with statistics, for intervals.
         seconds: per sample, of every row.
     """
-    of = table.columns[0] if len(table.columns) == 1 else f"average of {len(table.columns)}"
+    of = (
+        table.columns[0]
+        if len(table.columns) == 1
+        else f"average of {len(table.columns)}"
+    )
     percent = _percent_label(of)
     tokens = [row.mean for row in table.rows]
     drawn = [
         ("tokens", tokens, TOKENS),
-        ("time", seconds, "seconds per sample in this run, at its batch size\n(not a benchmark)"),
+        (
+            "time",
+            seconds,
+            "seconds per sample in this run, at its batch size\n(not a benchmark)",
+        ),
     ]
     found = [
         Plot(name, f"{_line(percent)}, against {_line(label)}", figure)
@@ -111,12 +141,27 @@ def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
         if (figure := tradeoff(table, values, label, percent))
     ]
     if figure := curves(table):
-        found.append(Plot("curves", f"Every benchmark's own metric, against {TOKENS}", figure))
+        found.append(
+            Plot("curves", f"Every benchmark's own metric, against {TOKENS}", figure)
+        )
     for number, column in enumerate(table.columns, 1):
         if figure := bars(table, column):
-            found.append(Plot(f"bars-{number}-{column}", f"{_line(_percent_label(column))}, by budget", figure, column))
-    key = remarks.key(r for row in table.rows for cell in row.cells.values() for r in cell.remarks)
-    return [replace(plot, about=f"{plot.about}; {key}") for plot in found] if key else found
+            found.append(
+                Plot(
+                    f"bars-{number}-{column}",
+                    f"{_line(_percent_label(column))}, by budget",
+                    figure,
+                    column,
+                )
+            )
+    key = remarks.key(
+        r for row in table.rows for cell in row.cells.values() for r in cell.remarks
+    )
+    return (
+        [replace(plot, about=f"{plot.about}; {key}") for plot in found]
+        if key
+        else found
+    )
 
 
 def table_plots(table: Table) -> list[Plot]:
@@ -128,11 +173,15 @@ def table_plots(table: Table) -> list[Plot]:
     seconds = {}
     for row in table.rows:
         for cell in row.cells.values():
-            seconds[cell.record["path"]] = seconds_per_sample(cell.record, read_scored(cell.record, positions=False))
+            seconds[cell.record["path"]] = seconds_per_sample(
+                cell.record, read_scored(cell.record, positions=False)
+            )
     return plots(table, seconds_of_rows(table, seconds))
 
 
-def seconds_of_rows(table: Table, seconds: dict[str, float | None]) -> list[float | None]:
+def seconds_of_rows(
+    table: Table, seconds: dict[str, float | None]
+) -> list[float | None]:
     """Return for each row the mean of the benchmarks' seconds per sample.
 
     It is None where one is missing, since they do not take the same time.
@@ -148,7 +197,9 @@ def seconds_of_rows(table: Table, seconds: dict[str, float | None]) -> list[floa
     return means
 
 
-def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: str) -> Figure | None:
+def tradeoff(
+    table: Table, values: list[float | None], x_label: str, y_label: str
+) -> Figure | None:
     """A line for each method over its budgets, 95% intervals, and the Pareto front behind; None without a method."""
     points, noted = [], []
     for row, x in zip(table.rows, values, strict=True):
@@ -162,9 +213,21 @@ def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: st
         figure, axes = _figure()
         best = front([(x, percent) for _, x, percent, _ in points])
         # A band below the lines, and a ring around each method that no other one beats.
-        ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 0.8}
+        ring = {
+            "marker": "o",
+            "markersize": 9,
+            "markerfacecolor": "none",
+            "markeredgewidth": 0.8,
+        }
         axes.step(
-            *zip(*best, strict=True), where="post", color=INK, alpha=0.35, linewidth=2.5, label=FRONT, zorder=1, **ring
+            *zip(*best, strict=True),
+            where="post",
+            color=INK,
+            alpha=0.35,
+            linewidth=2.5,
+            label=FRONT,
+            zorder=1,
+            **ring,
         )
         axes.axhline(100, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
         for label, style in styles(table).items():
@@ -173,7 +236,9 @@ def tradeoff(table: Table, values: list[float | None], x_label: str, y_label: st
                 continue
             x, y, interval = zip(*of_label, strict=True)
             errors = list(zip(*interval, strict=True))
-            axes.errorbar(x, y, errors, label=_legend_text(label), **_line_options(style))
+            axes.errorbar(
+                x, y, errors, label=_legend_text(label), **_line_options(style)
+            )
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
         _mark(axes, noted)
         _grid(axes)
@@ -229,14 +294,21 @@ def _curve(axes, table: Table, column: str) -> None:
                 points.append((row.mean, cell.score, *_score_errors(cell, bound)))
                 noted.append((row.mean, cell.score, cell.remarks))
         # Also without a point: the legend is the first panel's.
-        x, y, *errors = zip(*sorted(points), strict=True) if points else ((), (), (), ())
+        x, y, *errors = (
+            zip(*sorted(points), strict=True) if points else ((), (), (), ())
+        )
         axes.errorbar(x, y, errors, label=_legend_text(label), **_line_options(style))
     if bound is not None:
         axes.axhline(bound, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
     known = next((its for its in BENCHMARKS.values() if its.column == column), None)
     scale = f" x {known.scale:g}" if known and known.scale != 1 else ""
-    direction = "" if table.rows[0].cells[column].higher_is_better else "\n(lower is better)"
-    axes.set(ylabel=(known.metric if known else "score") + scale + direction, xlabel=fill(TOKENS, PANEL_WIDTH))
+    direction = (
+        "" if table.rows[0].cells[column].higher_is_better else "\n(lower is better)"
+    )
+    axes.set(
+        ylabel=(known.metric if known else "score") + scale + direction,
+        xlabel=fill(TOKENS, PANEL_WIDTH),
+    )
     _mark(axes, noted, PANEL_WIDTH)
     axes.set_title(fill(column, PANEL_WIDTH - 6), fontsize=8)
     axes.set_xlim(0, None)
@@ -245,12 +317,21 @@ def _curve(axes, table: Table, column: str) -> None:
 
 def bars(table: Table, column: str) -> Figure | None:
     """Draw how far every method at every budget is from the upper bound, with 95% intervals; None without a method."""
-    style = {label: kind for label, kind in styles(table).items() if label != UPPER_BOUND}
+    style = {
+        label: kind for label, kind in styles(table).items() if label != UPPER_BOUND
+    }
     groups = [
-        {row.label: value for row in group if row.label in style and (value := _percent(row.cells.get(column)))}
+        {
+            row.label: value
+            for row in group
+            if row.label in style and (value := _percent(row.cells.get(column)))
+        }
         for group in table.groups()
     ]
-    about = [{row.label: row.cells[column].remarks for row in g if column in row.cells} for g in table.groups()]
+    about = [
+        {row.label: row.cells[column].remarks for row in g if column in row.cells}
+        for g in table.groups()
+    ]
     about = [of_group for of_group, group in zip(about, groups, strict=True) if group]
     noted = []
     names = [budget(group[0]) for group in table.groups()]
@@ -265,8 +346,14 @@ def bars(table: Table, column: str) -> Figure | None:
             has = [place for place, (_, group) in enumerate(shown) if label in group]
             values = [shown[place][1][label] for place in has]
             x = [place + (i - (len(style) - 1) / 2) * width for place in has]
-            noted += [(at, value[0], about[place][label]) for at, value, place in zip(x, values, has, strict=True)]
-            heights, errors = [percent - 100 for percent, _ in values], list(zip(*(e for _, e in values), strict=True))
+            noted += [
+                (at, value[0], about[place][label])
+                for at, value, place in zip(x, values, has, strict=True)
+            ]
+            heights, errors = (
+                [percent - 100 for percent, _ in values],
+                list(zip(*(e for _, e in values), strict=True)),
+            )
             error = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.5}
             # Bars have no markers, so that methods of one colour differ by what fills them.
             look = {
@@ -275,7 +362,11 @@ def bars(table: Table, column: str) -> Figure | None:
                 "edgecolor": PAPER,
             }
             colours.append(kind.colour)
-            named = {"label": _legend_text(label), "yerr": errors or None, "error_kw": error}
+            named = {
+                "label": _legend_text(label),
+                "yerr": errors or None,
+                "error_kw": error,
+            }
             axes.bar(x, heights, width * 0.9, 100, linewidth=0, **look, **named)
         axes.axhline(100, color=INK, linewidth=0.8)
         axes.set(ylabel=_percent_label(column), xticks=range(len(shown)))
@@ -329,7 +420,9 @@ def save(figure: Figure, path: Path) -> None:
     """
     undated = {UNDATED[path.suffix]: None}
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": path.stem}):
-        figure.savefig(path, transparent=path.suffix != ".png", metadata=undated, dpi=200)
+        figure.savefig(
+            path, transparent=path.suffix != ".png", metadata=undated, dpi=200
+        )
 
 
 def inline(plot: Plot, prefix: str, colours: dict[str, str]) -> str:
@@ -339,8 +432,12 @@ def inline(plot: Plot, prefix: str, colours: dict[str, str]) -> str:
         colours: what replaces some of its colours, such as INK -> a variable of the page's style sheet.
     """
     text = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": prefix}):
-        plot.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    with matplotlib.rc_context(
+        {**STYLE, "svg.fonttype": "none", "svg.hashsalt": prefix}
+    ):
+        plot.figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None}
+        )
     root = ElementTree.fromstring(text.getvalue())
     replaced = {key.lower(): value for key, value in colours.items()}
     for parent in root.iter():
@@ -349,12 +446,16 @@ def inline(plot: Plot, prefix: str, colours: dict[str, str]) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.partition("}")[2]
-        element.attrib = {k.rpartition("}")[2]: _local(v, prefix) for k, v in element.attrib.items()}
+        element.attrib = {
+            k.rpartition("}")[2]: _local(v, prefix) for k, v in element.attrib.items()
+        }
         if "id" in element.attrib:
             element.attrib["id"] = f"{prefix}-{element.attrib['id']}"
         if "style" in element.attrib:
             element.attrib["style"] = re.sub(
-                r"#[0-9a-f]{6}", lambda found: replaced.get(found[0], found[0]), element.attrib["style"]
+                r"#[0-9a-f]{6}",
+                lambda found: replaced.get(found[0], found[0]),
+                element.attrib["style"],
             )
     del root.attrib["width"], root.attrib["height"], root.attrib["version"]
     root.attrib |= {"role": "img", "aria-label": plot.about}
@@ -372,14 +473,18 @@ def _figure():
     return figure, figure.add_subplot()
 
 
-def _finish(figure: Figure, panels, size: tuple[float, float], rows: int = 1, columns: int = 1) -> None:
+def _finish(
+    figure: Figure, panels, size: tuple[float, float], rows: int = 1, columns: int = 1
+) -> None:
     """Add a legend, and give the axes their size in inches."""
     _fit(figure, panels, size, rows, columns)
     _legend(figure, panels[0])  # fits the width that the figure has now
     _fit(figure, panels, size, rows, columns)
 
 
-def _fit(figure: Figure, panels, size: tuple[float, float], rows: int = 1, columns: int = 1) -> None:
+def _fit(
+    figure: Figure, panels, size: tuple[float, float], rows: int = 1, columns: int = 1
+) -> None:
     """Make a figure so large that its axes have a size in inches, with everything around them inside of the figure."""
     for _ in range(FITTINGS):
         figure.draw_without_rendering()  # where the layout puts the axes
@@ -393,14 +498,18 @@ def _fit(figure: Figure, panels, size: tuple[float, float], rows: int = 1, colum
         figure.set_size_inches(whole[0] + missing[0], whole[1] + missing[1])
 
 
-def _mark(axes, points: list[tuple[float, float, tuple[Remark, ...]]], width: int = KEY_WIDTH) -> None:
+def _mark(
+    axes, points: list[tuple[float, float, tuple[Remark, ...]]], width: int = KEY_WIDTH
+) -> None:
     """Write the marks of remarks beside points (x, y, remarks), and what they mean below the axis."""
     for x, y, about in points:
         if about:
             axes.annotate(remarks.marks(about), (x, y), **MARK)
     key = remarks.key(remark for *_, about in points for remark in about)
     if key:
-        axes.set_xlabel("\n".join(line for line in (axes.get_xlabel(), fill(key, width)) if line))
+        axes.set_xlabel(
+            "\n".join(line for line in (axes.get_xlabel(), fill(key, width)) if line)
+        )
 
 
 def _grid(axes) -> None:
@@ -412,7 +521,9 @@ def _legend(figure: Figure, axes) -> None:
     """Add a legend below the axes, with as many entries in a row as fit."""
     handles, labels = axes.get_legend_handles_labels()
     for columns in range(len(labels), 0, -1):
-        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6)
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, handlelength=1.6
+        )
         # Its size is known before the figure is drawn.
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
@@ -440,7 +551,9 @@ def _overall(table: Table, row: Row) -> tuple[float, tuple[float, float]] | None
 
 def _remarks(table: Table, row: Row) -> tuple[Remark, ...]:
     """Return what has to be said of a row's percentage over all benchmarks."""
-    return row.cells[table.columns[0]].remarks if len(table.columns) == 1 else row.remarks
+    return (
+        row.cells[table.columns[0]].remarks if len(table.columns) == 1 else row.remarks
+    )
 
 
 def _score_errors(cell: Cell, bound: float | None) -> tuple[float, float]:
@@ -463,4 +576,7 @@ def _percent(cell: Cell | None) -> tuple[float, tuple[float, float]] | None:
     found = cell.comparison
     if found is None or math.isnan(found.low):
         return cell.percent, (0.0, 0.0)
-    return cell.percent, (max(0.0, cell.percent - found.low), max(0.0, found.high - cell.percent))
+    return cell.percent, (
+        max(0.0, cell.percent - found.low),
+        max(0.0, found.high - cell.percent),
+    )

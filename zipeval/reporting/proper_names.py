@@ -22,7 +22,10 @@ LABEL = re.compile(r"(?P<method>[^ :]+)(?P<rest>.*)", re.DOTALL)
 def proper_labels(table: Table) -> dict[str, str]:
     """Return each label of a table with the method's proper name; options stay behind it."""
     names = _proper_names(table)
-    return {row.label: names[_method(row.label)] + LABEL.match(row.label)["rest"] for row in table.rows}
+    return {
+        row.label: names[_method(row.label)] + LABEL.match(row.label)["rest"]
+        for row in table.rows
+    }
 
 
 def footnotes(table: Table) -> list[str]:

@@ -8,7 +8,12 @@ from math import isnan
 from typing import Any
 
 Record = dict[str, Any]
-FAILED, UNJUDGED, OVERFLOWED, UNDEFINED = "failed", "unjudged", "overflowed", "undefined"
+FAILED, UNJUDGED, OVERFLOWED, UNDEFINED = (
+    "failed",
+    "unjudged",
+    "overflowed",
+    "undefined",
+)
 MARKS = {FAILED: "§", UNJUDGED: "¶", OVERFLOWED: "‖", UNDEFINED: "#"}
 LOWER = " ↓"  # behind the name of a metric of which less is better
 MEANINGS = {
@@ -39,21 +44,37 @@ def record_remarks(record: Record) -> tuple[Remark, ...]:
     texts = {
         FAILED: (record.get("failed"), f"of {total} samples failed and {rule}"),
         UNJUDGED: (record.get("unscored"), f"of {total} answers are unjudged"),
-        OVERFLOWED: (record.get("overflowed"), f"of {total} prompts are longer than the model's positions"),
+        OVERFLOWED: (
+            record.get("overflowed"),
+            f"of {total} prompts are longer than the model's positions",
+        ),
     }
-    return tuple(Remark(kind, f"{count} {text}") for kind, (count, text) in texts.items() if count)
+    return tuple(
+        Remark(kind, f"{count} {text}")
+        for kind, (count, text) in texts.items()
+        if count
+    )
 
 
 def bound_remarks(bound: Record) -> tuple[Remark, ...]:
     """Return what has to be said of percentages of an upper bound."""
-    return tuple(Remark(remark.kind, f"upper bound: {remark.text}") for remark in record_remarks(bound))
+    return tuple(
+        Remark(remark.kind, f"upper bound: {remark.text}")
+        for remark in record_remarks(bound)
+    )
 
 
-def undefined_remarks(percent: float, higher_is_better: bool, bound: float) -> tuple[Remark, ...]:
+def undefined_remarks(
+    percent: float, higher_is_better: bool, bound: float
+) -> tuple[Remark, ...]:
     """Return why there is no percentage; nothing where there is one, or where the table says itself that it is of 0."""
     if not isnan(percent) or (higher_is_better and bound == 0):
         return ()
-    reason = "the upper bound is below 0" if higher_is_better else "lower is better, and a score is not above 0"
+    reason = (
+        "the upper bound is below 0"
+        if higher_is_better
+        else "lower is better, and a score is not above 0"
+    )
     return (Remark(UNDEFINED, f"no percentage: {reason}"),)
 
 
@@ -66,7 +87,9 @@ def marks(remarks: Iterable[Remark]) -> str:
 def key(remarks: Iterable[Remark]) -> str:
     """Return what the marks of some remarks mean; nothing without any."""
     kinds = {remark.kind for remark in remarks}
-    return ", ".join(f"{mark} {MEANINGS[kind]}" for kind, mark in MARKS.items() if kind in kinds)
+    return ", ".join(
+        f"{mark} {MEANINGS[kind]}" for kind, mark in MARKS.items() if kind in kinds
+    )
 
 
 def status(remarks: Iterable[Remark]) -> str:

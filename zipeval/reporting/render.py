@@ -32,14 +32,19 @@ def grid(table: Table) -> tuple[list[str], list[list[list[str]]]]:
         lines = []
         for row in group:
             tokens = "all" if row.tokens is None else str(row.tokens)
-            lines.append([row.label, tokens, *(text(row).one_line for text in columns.values())])
+            lines.append(
+                [row.label, tokens, *(text(row).one_line for text in columns.values())]
+            )
         groups.append(lines)
     return ["method", "tokens", *columns], groups
 
 
 def markdown(tables: list[Table]) -> str:
     """Columns line up, the first one to the left."""
-    return "\n\n".join("\n".join([f"{table.about}\n", *grid_lines(table), "", *legend(table)]) for table in tables)
+    return "\n\n".join(
+        "\n".join([f"{table.about}\n", *grid_lines(table), "", *legend(table)])
+        for table in tables
+    )
 
 
 def grid_lines(table: Table) -> list[str]:
@@ -53,9 +58,19 @@ def aligned(lines: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = []
     for line in lines:
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ]
         rows.append("| " + " | ".join(cells) + " |")
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    rule = (
+        "|"
+        + "|".join(
+            "-" * (w + 2) if i == 0 else "-" * (w + 1) + ":"
+            for i, w in enumerate(widths)
+        )
+        + "|"
+    )
     return [rows[0], rule, *rows[1:]]
 
 
@@ -63,8 +78,13 @@ def html(tables: list[Table]) -> str:
     """One table element with a caption for each, and no more."""
     from jinja2 import Environment
 
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(HTML)
-    return "\n".join(template.render(table=table, grid=grid(table), legend=legend(table)) for table in tables)
+    template = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).from_string(HTML)
+    return "\n".join(
+        template.render(table=table, grid=grid(table), legend=legend(table))
+        for table in tables
+    )
 
 
 HTML = """\
@@ -104,4 +124,10 @@ def as_json(tables: list[Table]) -> str:
     return json.dumps(written, indent=2, ensure_ascii=False)
 
 
-FORMATS = {"markdown": markdown, "csv": as_csv, "latex": latex, "html": html, "json": as_json}
+FORMATS = {
+    "markdown": markdown,
+    "csv": as_csv,
+    "latex": latex,
+    "html": html,
+    "json": as_json,
+}

@@ -41,7 +41,11 @@ class Results:
     def _records(self) -> list[Record]:
         """Return the records, as they are now."""
         present = records.read_all(self.directory)
-        return [record for record in present if self.paths is None or record["path"] in self.paths]
+        return [
+            record
+            for record in present
+            if self.paths is None or record["path"] in self.paths
+        ]
 
     @property
     def records(self) -> pd.DataFrame:
@@ -85,13 +89,26 @@ class Results:
 
         return score_table(self._tables(task, columns, model, statistics), statistics)
 
-    def _tables(self, task: str | None, columns: list[str] | None, model: str | None, statistics: bool) -> list[Table]:
+    def _tables(
+        self,
+        task: str | None,
+        columns: list[str] | None,
+        model: str | None,
+        statistics: bool,
+    ) -> list[Table]:
         if self.paths is not None and not self._records:
-            raise UsageError(f"results={self.directory}: the records of these runs are gone. Evaluate them again.")
+            raise UsageError(
+                f"results={self.directory}: the records of these runs are gone. Evaluate them again."
+            )
         options = {"model": model, "statistics": statistics, "paths": self.paths}
         return chosen_tables(self.directory, columns, task, **options)
 
-    def plot(self, name: str = "tokens", columns: list[str] | None = None, model: str | None = None) -> Plot:
+    def plot(
+        self,
+        name: str = "tokens",
+        columns: list[str] | None = None,
+        model: str | None = None,
+    ) -> Plot:
         """Return a plot of percentages with 95% intervals, which a notebook shows; `.save("FILE.pdf")` writes it.
 
         Args:
@@ -107,12 +124,16 @@ class Results:
         shown = self._tables(None, columns, model, statistics=True)
         if len(shown) > 1:
             models = ", ".join(dict.fromkeys(table.about for table in shown))
-            raise UsageError(f"plot: there are {len(shown)} tables ({models}). Choose one with model=.")
+            raise UsageError(
+                f"plot: there are {len(shown)} tables ({models}). Choose one with model=."
+            )
         plots = {}
         for plot in table_plots(shown[0]):
             plots[plot.column or plot.name] = plot
         if name not in plots:
-            raise UsageError(f"plot: no such plot as {name}.{did_you_mean(name, plots)}")
+            raise UsageError(
+                f"plot: no such plot as {name}.{did_you_mean(name, plots)}"
+            )
         return plots[name]
 
 

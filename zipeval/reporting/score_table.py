@@ -64,7 +64,9 @@ def score_table(tables: Sequence[Table], statistics: bool = False) -> ScoreTable
             if not (benchmark == "average" and name == "score"):
                 wide[benchmark, name] = of_benchmark[name]
     order = pd.MultiIndex.from_tuples(rows, names=index)
-    table = ScoreTable({column: values.reindex(order) for column, values in wide.items()}, index=order)
+    table = ScoreTable(
+        {column: values.reindex(order) for column, values in wide.items()}, index=order
+    )
     table.columns = pd.MultiIndex.from_tuples(list(wide))
     table.tables = list(tables)
     return table

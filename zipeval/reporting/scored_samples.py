@@ -51,14 +51,19 @@ def check_score(record: Record, samples: list[dict[str, Any]]) -> None:
     """
     disagreement = score_disagreement(record, samples)
     if disagreement:
-        raise UsageError(f"{disagreement}. Move both away and {records.again(Path(record['path']))}.")
+        raise UsageError(
+            f"{disagreement}. Move both away and {records.again(Path(record['path']))}."
+        )
 
 
 def _count_disagreement(record: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     """Return in words how a record counts other samples, or failed ones, than there are; nothing where it does not."""
     counts = {
         "samples": (record["samples"]["count"], len(samples)),
-        "failed samples": (record.get("failed", 0), sum("error" in sample for sample in samples)),
+        "failed samples": (
+            record.get("failed", 0),
+            sum("error" in sample for sample in samples),
+        ),
     }
     for what, (written, counted) in counts.items():
         if written != counted:
@@ -73,7 +78,11 @@ def score_disagreement(record: Record, samples: list[dict[str, Any]]) -> str:
     """
     if counted := _count_disagreement(record, samples):
         return counted
-    if not is_checkable(record) or record["score"] is None or not isfinite(record["score"]):
+    if (
+        not is_checkable(record)
+        or record["score"] is None
+        or not isfinite(record["score"])
+    ):
         return ""
     from zipeval.reporting import stats
 
@@ -102,7 +111,9 @@ def follows_from_samples(record: Record, samples: list[dict[str, Any]]) -> bool:
     from zipeval.reporting import stats
 
     # A benchmark's was checked when it was read. Only of another task may the samples have another number.
-    return record["task"] in BENCHMARKS or stats.agrees(record["task"], samples, record["score"])
+    return record["task"] in BENCHMARKS or stats.agrees(
+        record["task"], samples, record["score"]
+    )
 
 
 def kind_of_question(record: Record, sample: dict[str, Any]) -> str:
@@ -115,13 +126,21 @@ def kind_of_question(record: Record, sample: dict[str, Any]) -> str:
     beginning = f"{record['metric']}_"
     scores = sample.get("scores") or {}
     names = [name for name in scores if name.startswith(beginning)]
-    return names[0].removeprefix(beginning) if len(names) == 1 and record["metric"] in scores else ""
+    return (
+        names[0].removeprefix(beginning)
+        if len(names) == 1 and record["metric"] in scores
+        else ""
+    )
 
 
 def seconds_per_sample(record: Record, samples: list[dict[str, Any]]) -> float | None:
     """Return the mean share of a sample in the seconds of its batch; None where samples have no time of their own."""
     # Where questions share what is computed of a picture a sample has no time of its own, and compiling takes minutes.
-    if record.get("reuse", "none") != "none" or record["config"].get("runner", {}).get("compile"):
+    if record.get("reuse", "none") != "none" or record["config"].get("runner", {}).get(
+        "compile"
+    ):
         return None
-    shares = [sample["latency"] / sample["batch"] for sample in samples if "latency" in sample]
+    shares = [
+        sample["latency"] / sample["batch"] for sample in samples if "latency" in sample
+    ]
     return fmean(shares) if shares else None

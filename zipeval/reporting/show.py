@@ -21,8 +21,28 @@ from zipeval.utils.console import add as _add
 from zipeval.utils.console import console as new_console
 from zipeval.utils.console import table as _table
 
-PROVENANCE = ("run_id", "model_revision", "git", "code", "machine", "versions", "resolved", "config")
-OF_SCORES = ("task", "score", "metric", "value", "samples", "failed", "unscored", "tokens", "mean", "final")
+PROVENANCE = (
+    "run_id",
+    "model_revision",
+    "git",
+    "code",
+    "machine",
+    "versions",
+    "resolved",
+    "config",
+)
+OF_SCORES = (
+    "task",
+    "score",
+    "metric",
+    "value",
+    "samples",
+    "failed",
+    "unscored",
+    "tokens",
+    "mean",
+    "final",
+)
 OF_TASKS = (
     "status",
     "started",
@@ -71,15 +91,30 @@ def show_sample(name: str, results: str, doc_id: int, task: str | None = None) -
     record = _record_of_task(directory, task)
     sample = _sample(record, doc_id)
     lines = [("run", directory.name), ("task", record["task"]), ("sample", doc_id)]
-    for field in ("question", "choices", "target", "prediction", "score", "error", "unscored"):
+    for field in (
+        "question",
+        "choices",
+        "target",
+        "prediction",
+        "score",
+        "error",
+        "unscored",
+    ):
         if field in sample:
             lines.append((field, _plain(sample[field])))
     bound = upper_bound_of(record, results)
     if bound and bound["run_id"] != record["run_id"]:
-        lines += [(f"{UPPER_BOUND}'s {field}", text) for field, text in _answer(_sample(bound, doc_id))]
+        lines += [
+            (f"{UPPER_BOUND}'s {field}", text)
+            for field, text in _answer(_sample(bound, doc_id))
+        ]
     if "visual_tokens" in sample:
         lines.append(("visual tokens", _runs_of_equal(sample["visual_tokens"])))
-    lines += [(field, _plain(sample[field])) for field in ("prompt_tokens", "output_tokens") if field in sample]
+    lines += [
+        (field, _plain(sample[field]))
+        for field in ("prompt_tokens", "output_tokens")
+        if field in sample
+    ]
     picture = directory / f"{record['task']}.images" / f"{doc_id}.jpg"
     lines.append(("pictures", ", ".join(sample.get("pictures", [])) or None))
     lines.append(("picture file", picture if picture.exists() else None))
@@ -93,9 +128,13 @@ def _record_of_task(directory: Path, task: str | None) -> dict:
     """Return the record of a run's task; of its only one, if none is named."""
     paths = {path.stem: path for path in sorted(directory.glob("*.json"))}
     if task is None and len(paths) > 1:
-        raise UsageError(f"show {directory.name}: it has {len(paths)} tasks. Add task=, one of {', '.join(paths)}.")
+        raise UsageError(
+            f"show {directory.name}: it has {len(paths)} tasks. Add task=, one of {', '.join(paths)}."
+        )
     if task is not None and task not in paths:
-        raise UsageError(f"task={task}: {directory.name} has no record of it.{did_you_mean(task, paths)}")
+        raise UsageError(
+            f"task={task}: {directory.name} has no record of it.{did_you_mean(task, paths)}"
+        )
     return records.read(paths[task] if task else next(iter(paths.values())))
 
 
@@ -104,13 +143,18 @@ def _sample(record: dict, doc_id: int) -> dict:
     samples = {sample["doc_id"]: sample for sample in read_scored(record)}
     if doc_id not in samples:
         numbers = f"from {min(samples)} to {max(samples)}"
-        raise UsageError(f"sample={doc_id}: {record['path']} has no such sample. Its numbers go {numbers}.")
+        raise UsageError(
+            f"sample={doc_id}: {record['path']} has no such sample. Its numbers go {numbers}."
+        )
     return samples[doc_id]
 
 
 def _answer(sample: dict) -> list[tuple[str, str | None]]:
     """Return what was answered, and what it is worth."""
-    return [("prediction", _plain(sample["prediction"])), ("score", _plain(sample.get("score")))]
+    return [
+        ("prediction", _plain(sample["prediction"])),
+        ("score", _plain(sample.get("score"))),
+    ]
 
 
 def _plain(value: Any) -> str | None:
@@ -125,7 +169,9 @@ def _runs_of_equal(counts: list[int]) -> str:
     parts, first = [], 0
     for layer in range(1, len(counts) + 1):
         if layer == len(counts) or counts[layer] != counts[first]:
-            layers = f"layers {first}-{layer - 1}" if layer - 1 > first else f"layer {first}"
+            layers = (
+                f"layers {first}-{layer - 1}" if layer - 1 > first else f"layer {first}"
+            )
             parts.append(f"{counts[first]} in {layers}")
             first = layer
     return ", ".join(parts)
@@ -133,33 +179,60 @@ def _runs_of_equal(counts: list[int]) -> str:
 
 def find(name: str, results: str) -> Path:
     """The directory of a run, by its name or a beginning of it."""
-    runs = {path.parent.name: path.parent for path in sorted(Path(results).expanduser().glob("*/*.json"))}
+    runs = {
+        path.parent.name: path.parent
+        for path in sorted(Path(results).expanduser().glob("*/*.json"))
+    }
     if not runs:
-        raise UsageError(f"results={results}: no records. `zipeval run` makes them; results=DIR looks elsewhere.")
+        raise UsageError(
+            f"results={results}: no records. `zipeval run` makes them; results=DIR looks elsewhere."
+        )
     matching = [name] if name in runs else [run for run in runs if run.startswith(name)]
     if not matching:
-        raise UsageError(f"show {name}: no such run.{closest(name, runs)} `ls {results}` lists all {len(runs)}.")
+        raise UsageError(
+            f"show {name}: no such run.{closest(name, runs)} `ls {results}` lists all {len(runs)}."
+        )
     if len(matching) > 1:
-        raise UsageError(f"show {name}: {len(matching)} runs begin like this: {', '.join(matching)}. Name one of them.")
+        raise UsageError(
+            f"show {name}: {len(matching)} runs begin like this: {', '.join(matching)}. Name one of them."
+        )
     return runs[matching[0]]
 
 
 def _scores(found: list[dict]) -> Table:
     """A line for every metric of every task, its value as the task has it, its score on the papers' scale."""
-    overflowed = any(record.get("overflowed") for record in found)  # a column that is rarely needed
+    overflowed = any(
+        record.get("overflowed") for record in found
+    )  # a column that is rarely needed
     headings = [*OF_SCORES]
     if overflowed:
         headings.insert(headings.index("tokens"), "overflowed")
     table = _table(*headings, left=("task", "metric"))
     for record in found:
         visual = record["visual_tokens"]
-        counts = [record["samples"]["count"], record["failed"], record.get("unscored", 0)]
+        counts = [
+            record["samples"]["count"],
+            record["failed"],
+            record.get("unscored", 0),
+        ]
         counts += [record.get("overflowed", 0)] if overflowed else []
-        tokens = [visual["requested"], f"{visual['mean']:.1f}", f"{visual['final']:.1f}"]
+        tokens = [
+            visual["requested"],
+            f"{visual['mean']:.1f}",
+            f"{visual['final']:.1f}",
+        ]
         main, others = record["metric"], dict(record["metrics"])
         value = _number(others.pop(main, None))
         shown = main if record.get("higher_is_better", True) else f"{main}{LOWER}"
-        _add(table, record["task"], _number(record["score"]), shown, value, *counts, *tokens)
+        _add(
+            table,
+            record["task"],
+            _number(record["score"]),
+            shown,
+            value,
+            *counts,
+            *tokens,
+        )
         for metric, value in others.items():
             _add(table, "", "", metric, _number(value))
     return table
@@ -175,9 +248,14 @@ def _tasks(found: list[dict]) -> Table:
 def _provenance(found: list[dict]) -> Table:
     """A line for each setting; where tasks do not agree on it, one for each task."""
     table = _table("provenance", "", left=("provenance", ""))
-    flat = {r["task"]: dict(_flat({**{k: r.get(k) for k in PROVENANCE}, **_sessions(r)})) for r in found}
+    flat = {
+        r["task"]: dict(_flat({**{k: r.get(k) for k in PROVENANCE}, **_sessions(r)}))
+        for r in found
+    }
     for name in dict.fromkeys(name for settings in flat.values() for name in settings):
-        held = {task: settings[name] for task, settings in flat.items() if name in settings}
+        held = {
+            task: settings[name] for task, settings in flat.items() if name in settings
+        }
         if len(held) == len(found) and len(set(held.values())) == 1:
             _add(table, name, next(iter(held.values())))
         else:
@@ -189,7 +267,11 @@ def _provenance(found: list[dict]) -> Table:
 def _sessions(record: dict) -> dict[str, dict]:
     """Of the processes that answered a task, where there was more than one."""
     sessions = record.get("sessions", [])
-    return {f"session {i}": its for i, its in enumerate(sessions, 1)} if len(sessions) > 1 else {}
+    return (
+        {f"session {i}": its for i, its in enumerate(sessions, 1)}
+        if len(sessions) > 1
+        else {}
+    )
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -23,11 +23,18 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError
 
 LEVEL = 0.95
-QUESTION = ("doc_id", "question_hash", "kind", "group")  # what two runs' samples agree on
+QUESTION = (
+    "doc_id",
+    "question_hash",
+    "kind",
+    "group",
+)  # what two runs' samples agree on
 RESAMPLES = 10_000
 REL_TOL = 1e-6  # of a score beside what its samples come to: sums in another order differ in the last bits
 CHUNK = 2**22  # weights in memory at once
-DIGITS = 9  # of percentages: equal runs are equal, whatever the last bits of a sum of tenths
+DIGITS = (
+    9  # of percentages: equal runs are equal, whatever the last bits of a sum of tenths
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,9 @@ def _positives(samples: Sequence[dict]) -> tuple[float, ...]:
 
 def _mean_f1(sums: np.ndarray) -> np.ndarray:
     true, wrong = sums[..., 0], sums[..., 1]
-    return 100 * np.divide(2 * true, 2 * true + wrong, out=np.zeros_like(true), where=true > 0).mean(-1)
+    return 100 * np.divide(
+        2 * true, 2 * true + wrong, out=np.zeros_like(true), where=true > 0
+    ).mean(-1)
 
 
 def _sum_of_kinds(sums: np.ndarray) -> np.ndarray:
@@ -125,7 +134,11 @@ STATISTICS = {
     "mme": Statistic(_right_and_all_right, _sum_of_kinds, grouped=True, kinds=True),
     "mmbench_en_dev": Statistic(_all_right, _ratio(100), grouped=True),
     "llava_in_the_wild": Statistic(_beside_reference, _ratio(100)),
-    **{task: Statistic(_later_rounds, _ratio(100)) for task, known in BENCHMARKS.items() if known.turns},
+    **{
+        task: Statistic(_later_rounds, _ratio(100))
+        for task, known in BENCHMARKS.items()
+        if known.turns
+    },
 }
 
 
@@ -138,7 +151,9 @@ def value(task: str, samples: list[dict]) -> float:
 def agrees(task: str, samples: list[dict], score: float | None) -> bool:
     """Return whether a score is what a task's samples come to."""
     number = value(task, samples)
-    return score is not None and bool(np.isclose(number, score, rtol=REL_TOL, atol=1e-9))
+    return score is not None and bool(
+        np.isclose(number, score, rtol=REL_TOL, atol=1e-9)
+    )
 
 
 def compare(
@@ -155,8 +170,14 @@ def compare(
         UsageError: if they are not of the same questions.
     """
     ours, theirs = _paired(task, samples, bound)
-    percentages = _percent(_draws(task, ours, theirs, resamples, np.random.default_rng(seed)), higher_is_better)
-    return Comparison(*_interval(percentages, not higher_is_better), *_flips(task, ours, theirs, higher_is_better))
+    percentages = _percent(
+        _draws(task, ours, theirs, resamples, np.random.default_rng(seed)),
+        higher_is_better,
+    )
+    return Comparison(
+        *_interval(percentages, not higher_is_better),
+        *_flips(task, ours, theirs, higher_is_better),
+    )
 
 
 def average(
@@ -183,18 +204,28 @@ def average(
     return Comparison(*_interval(np.mean(percentages, axis=0), not all(directions)))
 
 
-def tied(task: str, samples: list[dict], best: list[dict], resamples: int = RESAMPLES, seed: int = 0) -> bool:
+def tied(
+    task: str,
+    samples: list[dict],
+    best: list[dict],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> bool:
     """Return whether 0 lies in the 95% interval of the difference of two runs' numbers, or there is no such interval.
 
     Raises:
         UsageError: if they are not of the same questions.
     """
-    ours, theirs = _draws(task, *_paired(task, samples, best), resamples, np.random.default_rng(seed))
+    ours, theirs = _draws(
+        task, *_paired(task, samples, best), resamples, np.random.default_rng(seed)
+    )
     _, low, high = _interval(np.round(ours - theirs, DIGITS))
     return not (low > 0 or high < 0)
 
 
-def change(task: str, samples: list[dict], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
+def change(
+    task: str, samples: list[dict], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
     """Of conversations, what becomes of later rounds that have to make do with the visual tokens of the first one:
     accuracy minus that with a fresh selection, in points, and its 95% interval. Conversations are drawn: images.
     """
@@ -203,7 +234,9 @@ def change(task: str, samples: list[dict], resamples: int = RESAMPLES, seed: int
     return _interval(np.round(cached - anew, DIGITS))
 
 
-def _paired(task: str, samples: list[dict], bound: list[dict]) -> tuple[list[dict], list[dict]]:
+def _paired(
+    task: str, samples: list[dict], bound: list[dict]
+) -> tuple[list[dict], list[dict]]:
     """Return the samples that have a score in both runs, in one order."""
     ours, theirs = (sorted(of, key=lambda s: s["doc_id"]) for of in (samples, bound))
     for pair in zip_longest(ours, theirs, fillvalue={}):
@@ -213,11 +246,21 @@ def _paired(task: str, samples: list[dict], bound: list[dict]) -> tuple[list[dic
                 f"tasks=[{task}]: the samples of two runs do not pair: {', '.join(QUESTION)} are {here} in one and "
                 f"{there} in the other. `zipeval run` both with the same limit= and the same data."
             )
-    both = [pair for pair in zip(ours, theirs, strict=True) if None not in (pair[0]["score"], pair[1]["score"])]
+    both = [
+        pair
+        for pair in zip(ours, theirs, strict=True)
+        if None not in (pair[0]["score"], pair[1]["score"])
+    ]
     return [a for a, _ in both], [b for _, b in both]
 
 
-def _draws(task: str, ours: list[dict], theirs: list[dict], resamples: int, rng: np.random.Generator) -> np.ndarray:
+def _draws(
+    task: str,
+    ours: list[dict],
+    theirs: list[dict],
+    resamples: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """The numbers of two runs, (2, 1 + resamples): of the samples as they are, then of every draw.
 
     Units that have the same features in both runs are interchangeable. So of a draw it is enough to know how often it
@@ -234,7 +277,9 @@ def _draws(task: str, ours: list[dict], theirs: list[dict], resamples: int, rng:
         at_once = max(1, CHUNK // len(counts))
         for start in range(1, 1 + resamples, at_once):
             stop = min(start + at_once, 1 + resamples)
-            weights = rng.multinomial(len(units) - 1, counts / len(units), size=stop - start)
+            weights = rng.multinomial(
+                len(units) - 1, counts / len(units), size=stop - start
+            )
             sums[:, start:stop, k] = np.tensordot(weights, found, axes=1).swapaxes(0, 1)
     with np.errstate(invalid="ignore"):  # nothing is drawn of a single unit
         numbers = statistic.number(sums)
@@ -243,14 +288,22 @@ def _draws(task: str, ours: list[dict], theirs: list[dict], resamples: int, rng:
     return numbers
 
 
-def _units(statistic: Statistic, ours: list[dict], theirs: list[dict]) -> list[np.ndarray]:
+def _units(
+    statistic: Statistic, ours: list[dict], theirs: list[dict]
+) -> list[np.ndarray]:
     """Return the features of every kind's units, (units, 2, features)."""
     kinds: dict[str, dict[int | str, list[tuple[dict, dict]]]] = {}
     for i, pair in enumerate(zip(ours, theirs, strict=True)):
         units = kinds.setdefault(pair[0]["kind"] if statistic.kinds else "", {})
         units.setdefault(pair[0]["group"] if statistic.grouped else i, []).append(pair)
     return [
-        np.array([[statistic.features(run) for run in zip(*unit, strict=True)] for unit in units.values()], float)
+        np.array(
+            [
+                [statistic.features(run) for run in zip(*unit, strict=True)]
+                for unit in units.values()
+            ],
+            float,
+        )
         for units in kinds.values()
     ]
 
@@ -260,10 +313,15 @@ def _percent(draws: np.ndarray, higher_is_better: bool = True) -> np.ndarray:
     ours, bound = draws
     over, under = (ours, bound) if higher_is_better else (bound, ours)
     defined = (bound > 0) & (under > 0)
-    return np.round(np.divide(100 * over, under, out=np.full_like(ours, np.nan), where=defined), DIGITS)
+    return np.round(
+        np.divide(100 * over, under, out=np.full_like(ours, np.nan), where=defined),
+        DIGITS,
+    )
 
 
-def _interval(numbers: np.ndarray, complete: bool = False) -> tuple[float, float, float]:
+def _interval(
+    numbers: np.ndarray, complete: bool = False
+) -> tuple[float, float, float]:
     """Return the first number, and the interval of the others, of which those that are nan are left out.
 
     Args:
@@ -273,7 +331,11 @@ def _interval(numbers: np.ndarray, complete: bool = False) -> tuple[float, float
     drawn = numbers[1:][np.isfinite(numbers[1:])]
     if complete and drawn.size < (1 + LEVEL) / 2 * (numbers.size - 1):
         drawn = drawn[:0]
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if drawn.size else (np.nan, np.nan)
+    low, high = (
+        np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        if drawn.size
+        else (np.nan, np.nan)
+    )
     return float(numbers[0]), float(low), float(high)
 
 
@@ -281,14 +343,22 @@ def _flips(
     task: str, ours: list[dict], theirs: list[dict], higher_is_better: bool
 ) -> tuple[int | None, int | None, float | None]:
     """Return lost, gained and p of a Comparison."""
-    if task in BENCHMARKS and BENCHMARKS[task].turns:  # shares, also where all of them happen to be 0 or 1
+    if (
+        task in BENCHMARKS and BENCHMARKS[task].turns
+    ):  # shares, also where all of them happen to be 0 or 1
         return None, None, None
     pairs = [(a["score"], b["score"]) for a, b in zip(ours, theirs, strict=True)]
     if not pairs or not {score for pair in pairs for score in pair} <= {0, 1}:
         return None, None, None
-    from scipy.special import bdtr  # half a second that a table without statistics does not take
+    from scipy.special import (
+        bdtr,
+    )  # half a second that a table without statistics does not take
 
     lost, gained = sum(b > a for a, b in pairs), sum(a > b for a, b in pairs)
     if not higher_is_better:
         lost, gained = gained, lost
-    return lost, gained, min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
+    return (
+        lost,
+        gained,
+        min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5))),
+    )

@@ -81,7 +81,9 @@ class CellText:
     def one_line(self) -> str:
         """Return `92.5 (93.1%, 91.2-94.9)†`."""
         share = ", ".join(filter(None, [self.percent, self.interval]))
-        number = f"{self.score} ({share})" if self.score and share else self.score + share
+        number = (
+            f"{self.score} ({share})" if self.score and share else self.score + share
+        )
         return number + self.marks
 
     def lines(self, interval_below: bool = False) -> list[str]:
@@ -138,7 +140,11 @@ def explanations(table: Table, wording: Wording) -> list[str]:
 
 def measures(table: Table) -> list[str]:
     """Return those of mean, final and flops that some row has."""
-    return [name for name in MEASURES if any(getattr(row, name) is not None for row in table.rows)]
+    return [
+        name
+        for name in MEASURES
+        if any(getattr(row, name) is not None for row in table.rows)
+    ]
 
 
 def has_average(table: Table) -> bool:
@@ -190,7 +196,9 @@ def _cell(name: str, scale: float, row: Row) -> CellText:
         # The upper bound's score is 0, or a remark says why else there is no percentage.
         is_undefined = UNDEFINED in {remark.kind for remark in cell.remarks}
         return CellText(score, "no %" if is_undefined else "of 0", marks=_marks(cell))
-    return CellText(score, f"{cell.percent:{sign}.1f}%", _interval(cell.comparison), _marks(cell))
+    return CellText(
+        score, f"{cell.percent:{sign}.1f}%", _interval(cell.comparison), _marks(cell)
+    )
 
 
 def _average(row: Row) -> CellText:
@@ -198,7 +206,9 @@ def _average(row: Row) -> CellText:
         return CellText(NOTHING)
     sign = "+" if row.kind == DIFFERENCE else ""
     interval = _interval(row.average_comparison)
-    return CellText("", f"{row.average:{sign}.1f}%", interval, remarks.marks(row.remarks))
+    return CellText(
+        "", f"{row.average:{sign}.1f}%", interval, remarks.marks(row.remarks)
+    )
 
 
 def _interval(comparison: Comparison | None) -> str:

@@ -14,7 +14,14 @@ from zipeval.benchmarks import BENCHMARKS
 from zipeval.config.schema import BUDGETS, PACKINGS, UPPER_BOUND, ModelConfig
 from zipeval.errors import UsageError
 from zipeval.reporting.percentages import percent_of_bound
-from zipeval.reporting.remarks import LOWER, OVERFLOWED, Remark, bound_remarks, record_remarks, undefined_remarks
+from zipeval.reporting.remarks import (
+    LOWER,
+    OVERFLOWED,
+    Remark,
+    bound_remarks,
+    record_remarks,
+    undefined_remarks,
+)
 from zipeval.reporting.scored_samples import follows_from_samples, read_scored
 from zipeval.results import records
 from zipeval.results.identity import judge_identity
@@ -83,7 +90,10 @@ class Row:
         """Return what has to be said of the average: all that is said of a number it is made of."""
         found = []
         for column, cell in self.cells.items():
-            found += [Remark(remark.kind, f"{column}: {remark.text}") for remark in cell.remarks]
+            found += [
+                Remark(remark.kind, f"{column}: {remark.text}")
+                for remark in cell.remarks
+            ]
         return tuple(found)
 
 
@@ -106,7 +116,9 @@ class Table:
 
     def groups(self) -> list[list[Row]]:
         """Rows of the same budget."""
-        return [list(rows) for _, rows in groupby(self.rows, key=lambda row: row.tokens)]
+        return [
+            list(rows) for _, rows in groupby(self.rows, key=lambda row: row.tokens)
+        ]
 
 
 def tables(
@@ -144,9 +156,13 @@ def tables(
                 and (not methods or record["config"]["method"]["name"] in methods)
                 and (paths is None or record["path"] in paths)
             ):
-                settings.setdefault(_setting(record) + _budget(record) * bool(methods), []).append(record)
+                settings.setdefault(
+                    _setting(record) + _budget(record) * bool(methods), []
+                ).append(record)
         except KeyError as error:
-            raise UsageError(f"{record['path']}: lacks {error}. Move it away and run its command again.") from error
+            raise UsageError(
+                f"{record['path']}: lacks {error}. Move it away and run its command again."
+            ) from error
     if not settings:
         asked = (("task", task), ("model", model), ("method", ",".join(methods)))
         wanted = "".join(f" of {name}={value}" for name, value in asked if value)
@@ -159,9 +175,19 @@ def tables(
         comparable, notes = _with_bounds(comparable, results, bound)
     made = [_table(rs, task, columns, results, bound) for rs in comparable]
     if under_way:
-        made = [replace(table, notes=[*table.notes, *more]) for table, more in zip(made, notes, strict=True)]
+        made = [
+            replace(table, notes=[*table.notes, *more])
+            for table, more in zip(made, notes, strict=True)
+        ]
     # Samples tell the main number only, which is the first of a task's.
-    return [_compared(table, table.columns[:1] if task else table.columns) for table in made] if statistics else made
+    return (
+        [
+            _compared(table, table.columns[:1] if task else table.columns)
+            for table in made
+        ]
+        if statistics
+        else made
+    )
 
 
 def upper_bound_of(record: Record, results: str) -> Record | None:
@@ -176,7 +202,10 @@ def bound_among(record: Record, candidates: Sequence[Record]) -> Record | None:
             candidate["config"]["method"]["name"] == UPPER_BOUND
             and _setting(candidate) == _setting(record)
             and _judge(candidate) == _judge(record)
-            and all(candidate.get(name) == record.get(name) for name in ("task", "task_hash", "data_hash"))
+            and all(
+                candidate.get(name) == record.get(name)
+                for name in ("task", "task_hash", "data_hash")
+            )
         ):
             return candidate
     return None
@@ -188,10 +217,21 @@ def _setting(record: Record) -> tuple:
     device = resolved["device"].partition(":")[0]
     held = [resolved["dtype"], device, resolved["attn_implementation"]]
     for name in ("quantization", "device_map"):
-        held += [f"{name}={resolved[name]}"] if resolved[name] != getattr(ModelConfig, name) else []
+        held += (
+            [f"{name}={resolved[name]}"]
+            if resolved[name] != getattr(ModelConfig, name)
+            else []
+        )
     read = [f"{name}={config['model'][name]}" for name in ("prompt", "image_aspect")]
     model = config["model"]
-    return model["name"], resolved["fingerprint"], model["family"], *held, *read, config["limit"] or 0
+    return (
+        model["name"],
+        resolved["fingerprint"],
+        model["family"],
+        *held,
+        *read,
+        config["limit"] or 0,
+    )
 
 
 def _budget(record: Record) -> tuple:
@@ -236,7 +276,9 @@ def _judges(records: list[Record]) -> list[str]:
     addresses: dict[str, set[str]] = {}
     for record in records:
         if _judge(record) is not None:
-            addresses.setdefault(_judge(record), set()).add(record["config"]["judge"]["url"])
+            addresses.setdefault(_judge(record), set()).add(
+                record["config"]["judge"]["url"]
+            )
     names = []
     for judge, urls in addresses.items():
         model = judge.partition(" at ")[0]
@@ -265,7 +307,13 @@ def _label(method: dict) -> str:
     return label
 
 
-def _table(found: list[Record], task: str | None, order: list[str] | None, results: str, first: str) -> Table:
+def _table(
+    found: list[Record],
+    task: str | None,
+    order: list[str] | None,
+    results: str,
+    first: str,
+) -> Table:
     by_row: dict[tuple, dict[str, Record]] = {}
     for record in found:
         row = by_row.setdefault(key(record), {})
@@ -279,14 +327,26 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
         bound = bounds.get(record["task"])
         if not _is_bound_of(bound, record):
             command = _bound_command(record, results, first)
-            other = f" of the same task and data, that of {bound['path']} is of another" if bound else ""
-            raise UsageError(f"{record['path']} has no upper bound{other}. Make it with `{command}`.")
-    picks = _metrics(found) if task else {heading(bounds[t]): _main(t) for t in sorted(bounds, key=_place)}
+            other = (
+                f" of the same task and data, that of {bound['path']} is of another"
+                if bound
+                else ""
+            )
+            raise UsageError(
+                f"{record['path']} has no upper bound{other}. Make it with `{command}`."
+            )
+    picks = (
+        _metrics(found)
+        if task
+        else {heading(bounds[t]): _main(t) for t in sorted(bounds, key=_place)}
+    )
     if order is not None:
         picks = {name: picks[name] for name in order if name in picks}
     rows = []
     for (label, tokens), row in sorted(by_row.items(), key=partial(_order, first)):
-        cells = {name: cell for name, pick in picks.items() if (cell := pick(row, bounds))}
+        cells = {
+            name: cell for name, pick in picks.items() if (cell := pick(row, bounds))
+        }
         percentages = [cell.percent for cell in cells.values()]
         complete = len(cells) == len(picks) > 1 and None not in percentages and not task
         rows.append(
@@ -296,28 +356,45 @@ def _table(found: list[Record], task: str | None, order: list[str] | None, resul
                 cells,
                 mean=fmean(r["visual_tokens"]["mean"] for r in row.values()),
                 final=fmean(r["visual_tokens"]["final"] for r in row.values()),
-                flops=fmean(r["prefill"]["flops_exact"] / bounds[t]["prefill"]["flops_exact"] for t, r in row.items()),
+                flops=fmean(
+                    r["prefill"]["flops_exact"] / bounds[t]["prefill"]["flops_exact"]
+                    for t, r in row.items()
+                ),
                 average=fmean(percentages) if complete else None,
             )
         )
     model, fingerprint, _, *held, limit = _setting(found[0])
     held += _judges(found)
-    about = f"{model} ({fingerprint}), {', '.join(held)}" + (f", first {limit} samples" if limit else "")
+    about = f"{model} ({fingerprint}), {', '.join(held)}" + (
+        f", first {limit} samples" if limit else ""
+    )
     notes = list(dict.fromkeys(note for record in found for note in _fit_notes(record)))
     notes += [note for record in found for note in _notes(record)]
-    notes += [note for task, bound in bounds.items() for note in _overflow_notes(task, bound, len(by_row) > 1)]
-    notes += [OF_TURNS] * any(task in BENCHMARKS and BENCHMARKS[task].turns for task in bounds)
+    notes += [
+        note
+        for task, bound in bounds.items()
+        for note in _overflow_notes(task, bound, len(by_row) > 1)
+    ]
+    notes += [OF_TURNS] * any(
+        task in BENCHMARKS and BENCHMARKS[task].turns for task in bounds
+    )
     return Table(about, list(picks), rows, notes, first)
 
 
 def _bounds(found: list[Record], first: str) -> dict[str, Record]:
     """Return the record of the upper bound for each task."""
-    return {record["task"]: record for record in found if _label(record["config"]["method"]) == first}
+    return {
+        record["task"]: record
+        for record in found
+        if _label(record["config"]["method"]) == first
+    }
 
 
 def _is_bound_of(bound: Record | None, record: Record) -> bool:
     """Return whether a record of the upper bound is of the task and the data of another record."""
-    return bound is not None and all(bound.get(name) == record.get(name) for name in ("task_hash", "data_hash"))
+    return bound is not None and all(
+        bound.get(name) == record.get(name) for name in ("task_hash", "data_hash")
+    )
 
 
 def _with_bounds(
@@ -334,13 +411,24 @@ def _with_bounds(
     tables_left, notes = [], []
     for found in comparable:
         bounds = _bounds(found, first)
-        waiting = [record for record in found if not _is_bound_of(bounds.get(record["task"]), record)]
+        waiting = [
+            record
+            for record in found
+            if not _is_bound_of(bounds.get(record["task"]), record)
+        ]
         if len(waiting) < len(found):
             tables_left.append([record for record in found if record not in waiting])
-            notes.append([f"{record['path']} is left out: it has no upper bound yet." for record in waiting])
+            notes.append(
+                [
+                    f"{record['path']} is left out: it has no upper bound yet."
+                    for record in waiting
+                ]
+            )
     if not tables_left:
         command = _bound_command(comparable[0][0], results, first)
-        raise UsageError(f"results={results}: no record has an upper bound yet. `{command}` makes one.")
+        raise UsageError(
+            f"results={results}: no record has an upper bound yet. `{command}` makes one."
+        )
     return tables_left, notes
 
 
@@ -348,7 +436,11 @@ def _notes(record: Record) -> Iterator[str]:
     row = " ".join(str(part) for part in key(record) if part is not None)
     total = f"of the {record['samples']['count']} samples of {record['task']}"
     if record["failed"]:
-        rule = "count as unanswered" if is_higher_better(record) else "are left out, as no error is the worst one"
+        rule = (
+            "count as unanswered"
+            if is_higher_better(record)
+            else "are left out, as no error is the worst one"
+        )
         yield f"{row}: {record['failed']} {total} could not be read and {rule}."
     if record.get("overflowed"):
         yield f"{row}: {record['overflowed']} {total} have a prompt that is longer than the model's positions."
@@ -369,7 +461,12 @@ def _fit_notes(record: Record) -> Iterator[str]:
             "suite=quick is of real pictures."
         )
     # With a path, the weights are the user's own.
-    if not shapes and task in BENCHMARKS and model.get("embedded") and not model.get("path"):
+    if (
+        not shapes
+        and task in BENCHMARKS
+        and model.get("embedded")
+        and not model.get("path")
+    ):
         yield (
             f"{BENCHMARKS[task].column}: {model['name']} was trained on drawn shapes only. Its scores on real pictures "
             "say nothing about a method."
@@ -410,7 +507,11 @@ def heading(record: Record) -> str:
 
 def headings(results: str) -> list[str]:
     """Return the headings of all records of a directory; of broken ones, which `tables` refuses, none."""
-    complete = [record for record in records.read_all(results) if {"task", "metric"} <= record.keys()]
+    complete = [
+        record
+        for record in records.read_all(results)
+        if {"task", "metric"} <= record.keys()
+    ]
     tasks = {record["task"]: heading(record) for record in complete}
     return [tasks[task] for task in sorted(tasks, key=_place)]
 
@@ -419,7 +520,11 @@ Pick = Callable[[dict[str, Record], dict[str, Record]], "Cell | None"]
 
 
 def _cell(
-    record: Record, score: float | None, bound: Record, bound_score: float | None, higher_is_better: bool
+    record: Record,
+    score: float | None,
+    bound: Record,
+    bound_score: float | None,
+    higher_is_better: bool,
 ) -> Cell:
     """Return a score with its percentage of the upper bound's.
 
@@ -434,7 +539,10 @@ def _cell(
     if record is not bound:
         remarks += bound_remarks(bound)
     if bound.get("overflowed"):
-        nothing = Remark(OVERFLOWED, "no percentage: the upper bound's prompts are longer than the model's positions")
+        nothing = Remark(
+            OVERFLOWED,
+            "no percentage: the upper bound's prompts are longer than the model's positions",
+        )
         return replace(cell, remarks=(*remarks, nothing))
     percent = percent_of_bound(score, bound_score, higher_is_better)
     remarks += undefined_remarks(percent, higher_is_better, bound_score)
@@ -446,7 +554,13 @@ def _main(task: str) -> Pick:
         if task not in row:
             return None
         record, bound = row[task], bounds[task]
-        return _cell(record, record["score"], bound, bound["score"], is_higher_better(record, bound))
+        return _cell(
+            record,
+            record["score"],
+            bound,
+            bound["score"],
+            is_higher_better(record, bound),
+        )
 
     return pick
 
@@ -455,7 +569,9 @@ def _metrics(found: list[Record]) -> dict[str, Pick]:
     """One column for each metric of a task, on the scale of its main one."""
 
     def on_scale(record: Record, name: str) -> float | None:
-        main, asked = (record["metrics"].get(metric) for metric in (record["metric"], name))
+        main, asked = (
+            record["metrics"].get(metric) for metric in (record["metric"], name)
+        )
         known = BENCHMARKS.get(record["task"])
         scale = known.scale if known else record["score"] / main if main else 1
         return asked and asked * scale  # None: no answer is judged yet
@@ -467,14 +583,19 @@ def _metrics(found: list[Record]) -> dict[str, Pick]:
     def pick_of(name: str) -> Pick:
         def pick(row, bounds):
             (record,), (bound,) = row.values(), bounds.values()
-            share = not name.startswith("change_")  # a difference is no share of another one
+            share = not name.startswith(
+                "change_"
+            )  # a difference is no share of another one
             of_bound = on_scale(bound, name) if share else None
             return _cell(record, on_scale(record, name), bound, of_bound, higher(name))
 
         return pick
 
     main = found[0]["metric"]
-    names = sorted({name for record in found for name in record["metrics"]}, key=lambda name: (name != main, name))
+    names = sorted(
+        {name for record in found for name in record["metrics"]},
+        key=lambda name: (name != main, name),
+    )
     return {name if higher(name) else name + LOWER: pick_of(name) for name in names}
 
 
@@ -486,7 +607,9 @@ def _compared(table: Table, columns: list[str]) -> Table:
     """
     bound, *others = table.rows
     samples = {
-        (row.label, row.tokens, name): read_scored(row.cells[name].record, positions=False)
+        (row.label, row.tokens, name): read_scored(
+            row.cells[name].record, positions=False
+        )
         for row in table.rows
         for name in row.cells.keys() & {*columns}
     }
@@ -507,7 +630,9 @@ def _compared(table: Table, columns: list[str]) -> Table:
         rivals = len(group) > 1 and table.bound == UPPER_BOUND
         best = {name: _best(group, name) if rivals else None for name in columns}
         for row in group:
-            names = [name for name in columns if name in row.cells and name not in silent]
+            names = [
+                name for name in columns if name in row.cells and name not in silent
+            ]
             rows.append(_with_comparisons(row, bound, best, names, samples_of))
     return replace(table, rows=rows, notes=[*notes, *silent.values()])
 
@@ -516,7 +641,11 @@ SamplesOf = Callable[[Row, str], list[dict]]
 
 
 def _with_comparisons(
-    row: Row, bound: Row, best: dict[str, Row | None], names: list[str], samples_of: SamplesOf
+    row: Row,
+    bound: Row,
+    best: dict[str, Row | None],
+    names: list[str],
+    samples_of: SamplesOf,
 ) -> Row:
     """Return a row with statistics in the columns of these names.
 
@@ -537,27 +666,37 @@ def _with_comparisons(
         cells[name] = replace(cell, comparison=comparison, tied=tied)
     average = None
     if row.average is not None and len(names) == len(cells):
-        average = stats.average(pairs, higher_is_better=[cells[name].higher_is_better for name in names])
+        average = stats.average(
+            pairs, higher_is_better=[cells[name].higher_is_better for name in names]
+        )
     return replace(row, cells=cells, average_comparison=average)
 
 
 def _best(group: list[Row], name: str) -> Row | None:
     """Return the row of a budget whose score in a column is the best; the first of several."""
-    scored = [row for row in group if name in row.cells and row.cells[name].score is not None]
+    scored = [
+        row for row in group if name in row.cells and row.cells[name].score is not None
+    ]
     if not scored:
         return None
     better = max if scored[0].cells[name].higher_is_better else min
     return better(scored, key=lambda row: row.cells[name].score)
 
 
-def _without_statistics(table: Table, columns: list[str], samples_of: SamplesOf) -> dict[str, str]:
+def _without_statistics(
+    table: Table, columns: list[str], samples_of: SamplesOf
+) -> dict[str, str]:
     """Return the columns whose score no samples tell, and what to say of them."""
     notes = {}
     for name in columns:
         for row in table.rows:
-            if name in row.cells and not follows_from_samples(row.cells[name].record, samples_of(row, name)):
+            if name in row.cells and not follows_from_samples(
+                row.cells[name].record, samples_of(row, name)
+            ):
                 metric = row.cells[name].record["metric"]
-                notes[name] = f"{name}: no intervals. Its samples have no scores of which {metric} is the mean."
+                notes[name] = (
+                    f"{name}: no intervals. Its samples have no scores of which {metric} is the mean."
+                )
     return notes
 
 
@@ -567,7 +706,11 @@ def _change(row: Row, task: str, samples: list[dict]) -> str:
 
     value, low, high = stats.change(task, samples)
     label = " ".join(str(part) for part in (row.label, row.tokens) if part is not None)
-    interval, how = (f" [{low:+.1f}, {high:+.1f}]", " (95%, paired, images drawn)") if isfinite(low) else ("", "")
+    interval, how = (
+        (f" [{low:+.1f}, {high:+.1f}]", " (95%, paired, images drawn)")
+        if isfinite(low)
+        else ("", "")
+    )
     return (
         f"{label}: later turns of {task} change by {value:+.1f} points{interval} where the first one's visual tokens "
         f"serve them, against a fresh selection for each{how}."
@@ -576,17 +719,33 @@ def _change(row: Row, task: str, samples: list[dict]) -> str:
 
 def _bound_command(record: Record, results: str, bound: str) -> str:
     config = record["config"]
-    given = [f"model={config['model']['name']}", f"method={bound}", f"tasks=[{record['task']}]"]
+    given = [
+        f"model={config['model']['name']}",
+        f"method={bound}",
+        f"tasks=[{record['task']}]",
+    ]
     if bound != UPPER_BOUND:
         given += [f"{name}={config[name]}" for name in ("tokens", "budget")]
-    given += [f"model.family={config['model']['family']}"] if config["model"]["path"] else []
+    given += (
+        [f"model.family={config['model']['family']}"] if config["model"]["path"] else []
+    )
     given += [f"limit={config['limit']}"] if config["limit"] else []
     if "judge" in config:
         given += [f"judge.{name}={value}" for name, value in config["judge"].items()]
     for name in ("videos", "root"):
-        given += [f"data.{name}={config['data'][name]}"] if config["data"].get(name) else []
+        given += (
+            [f"data.{name}={config['data'][name]}"] if config["data"].get(name) else []
+        )
     given += [f"results={results}"] if results != "results/runs" else []
-    names = ("path", "revision", "dtype", "device", "attn_implementation", "quantization", "device_map")
+    names = (
+        "path",
+        "revision",
+        "dtype",
+        "device",
+        "attn_implementation",
+        "quantization",
+        "device_map",
+    )
     for name in (*names, "prompt", "image_aspect"):
         # A model's own file may set the last two, so their defaults here say nothing.
         if config["model"][name] != getattr(ModelConfig, name) or name not in names:

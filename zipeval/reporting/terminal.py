@@ -27,10 +27,10 @@ from zipeval.reporting.table_text import (
 from zipeval.reporting.tables import Table
 
 GAP = 1  # blanks between columns
-LEAST_LABEL = 8  # a label's column is at least as wide as this, and longer words are broken
-DROPPED = (
-    "Not shown for lack of width: {}.{} `zipeval table columns=A,B` chooses benchmarks, out=FILE.csv has all of it."
+LEAST_LABEL = (
+    8  # a label's column is at least as wide as this, and longer words are broken
 )
+DROPPED = "Not shown for lack of width: {}.{} `zipeval table columns=A,B` chooses benchmarks, out=FILE.csv has all of it."
 OF_ALL = " The average is of all benchmarks."
 
 
@@ -121,9 +121,13 @@ class _Layout:
 
     def body(self, rows: list[list[list[str]]]) -> RichTable:
         """Return some rows, as wide as all others."""
-        body = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, GAP, 0, 0))
+        body = RichTable(
+            box=None, show_header=False, pad_edge=False, padding=(0, GAP, 0, 0)
+        )
         for number, width in enumerate(self.widths):
-            body.add_column(justify="right" if number else "left", width=width, no_wrap=True)
+            body.add_column(
+                justify="right" if number else "left", width=width, no_wrap=True
+            )
         for cells in rows:
             body.add_row(*(Text("\n".join(cell)) for cell in cells))
         return body
@@ -151,7 +155,9 @@ def _by_dispensability(table: Table) -> list[str]:
     return [*reversed(measures(table)), *reversed(benchmarks)]
 
 
-def _layout(table: Table, dropped: list[str], width: int, interval_below: bool) -> _Layout:
+def _layout(
+    table: Table, dropped: list[str], width: int, interval_below: bool
+) -> _Layout:
     """Return a layout without some columns; its labels are as wide as there is room, and folded where there is none."""
     shown = _without(table, dropped)
     headings, cells_by_column, widths = [["method"]], [], []
@@ -159,7 +165,9 @@ def _layout(table: Table, dropped: list[str], width: int, interval_below: bool) 
         cells = [text(row).lines(interval_below) for row in shown.rows]
         title = "avg." if name == "average" else name
         # A heading is broken between its words, so that its column is no wider than its numbers.
-        lengths = map(len, [*chain.from_iterable(cells), *map(str.rstrip, words(title))])
+        lengths = map(
+            len, [*chain.from_iterable(cells), *map(str.rstrip, words(title))]
+        )
         widths.append(max(lengths))
         headings.append(stacked(title, widths[-1]))
         cells_by_column.append(cells)
@@ -176,7 +184,11 @@ def _without(table: Table, dropped: list[str]) -> Table:
     """Return a table without some measures and benchmarks. Its average stays what it is, of all benchmarks."""
     nothing = dict.fromkeys({*MEASURES} & {*dropped})
     rows = [replace(row, **nothing) for row in table.rows]
-    return replace(table, rows=rows, columns=[name for name in table.columns if name not in dropped])
+    return replace(
+        table,
+        rows=rows,
+        columns=[name for name in table.columns if name not in dropped],
+    )
 
 
 def _label_width(labels: list[str], left: int, width: int) -> int:

@@ -14,7 +14,9 @@ from zipeval.utils.urls import public_url
 
 # Of a run's configuration, what its answers do not depend on: with another batch size the same sweep continues.
 CIRCUMSTANCES = ("results", "logger", "batch_size", "runner", "bound")
-PORT = re.compile(r"^(https?://(?:\[[^\]]*\]|[^/:\[]*)):\d+(?=/|$)")  # group 1: what stands before it
+PORT = re.compile(
+    r"^(https?://(?:\[[^\]]*\]|[^/:\[]*)):\d+(?=/|$)"
+)  # group 1: what stands before it
 
 
 def judge_identity(judge: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -37,12 +39,18 @@ def _nodes(name: str, method: dict) -> Iterator[tuple[str, dict]]:
 
 def run_identity(config: RunConfig) -> str:
     """Return what two runs of a sweep are told apart by, before any checkpoint is looked at."""
-    identity = {name: value for name, value in asdict(config).items() if name not in CIRCUMSTANCES}
+    identity = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in CIRCUMSTANCES
+    }
     identity["judge"] = judge_identity(identity["judge"])
     return json.dumps(identity, sort_keys=True)
 
 
-def run_id(config: RunConfig, resolved: dict, judged: bool = False, port: bool = False) -> str:
+def run_id(
+    config: RunConfig, resolved: dict, judged: bool = False, port: bool = False
+) -> str:
     """Return a readable name with a hash of everything the answers depend on: `tiny_llava-visionzip-16-3f9a12c4d0`.
 
     Args:
@@ -56,13 +64,21 @@ def run_id(config: RunConfig, resolved: dict, judged: bool = False, port: bool =
     # A record is per task and holds hashes of its data, wherever they lie; how fast answers come does not change them.
     for name in ("data", "batch_size", "runner"):
         identity.pop(name)
-    for name in ("path", "hub", "revision"):  # where the weights came from; the fingerprint says which they are
+    for name in (
+        "path",
+        "hub",
+        "revision",
+    ):  # where the weights came from; the fingerprint says which they are
         identity["model"].pop(name)
     identity["model"] |= resolved | {"device": resolved["device"].partition(":")[0]}
-    identity["model"].pop("method")  # follows from the rest; its repr may hold an address
+    identity["model"].pop(
+        "method"
+    )  # follows from the rest; its repr may hold an address
     for _, method in _nodes("method", identity["method"]):
         method.pop("projector", None)  # where it lies; what is in it was resolved
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[
+        :10
+    ]
     parts = [config.model.name, config.method["name"], config.tokens, digest]
     return "-".join(str(p) for p in parts if p is not None)
 

@@ -55,7 +55,10 @@ class Journal:
         for path in _paths(self.first.parent, self.task):
             lines, damaged = _read(path)
             if damaged:  # most likely the process died while it wrote them
-                print(f"{path}: {damaged} damaged line(s), to be answered again.", file=sys.stderr)
+                print(
+                    f"{path}: {damaged} damaged line(s), to be answered again.",
+                    file=sys.stderr,
+                )
                 atomic_write(path, "".join(map(_line, lines)))
             for line in lines:
                 if "session" in line:
@@ -92,7 +95,9 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
-            raise RunError(f"{self.path}: {reason}. Make room and run this again: it goes on from there.") from error
+            raise RunError(
+                f"{self.path}: {reason}. Make room and run this again: it goes on from there."
+            ) from error
 
 
 def remove(directory: Path, task: str) -> None:
@@ -109,7 +114,13 @@ def answered(directory: Path, task: str) -> int:
 
 def _paths(directory: Path, task: str) -> list[Path]:
     """The first process's file is the first of them."""
-    return sorted([*directory.glob(f"{task}.journal.jsonl"), *directory.glob(f"{task}.journal.*.jsonl")], key=_rank)
+    return sorted(
+        [
+            *directory.glob(f"{task}.journal.jsonl"),
+            *directory.glob(f"{task}.journal.*.jsonl"),
+        ],
+        key=_rank,
+    )
 
 
 def _rank(path: Path) -> int:

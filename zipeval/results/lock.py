@@ -25,7 +25,11 @@ from zipeval.results.records import now
 
 JOBS = ("SLURM_JOB_ID", "RAY_JOB_ID")
 TRIES, PAUSE = 5, 0.1  # seconds; `holder` has a free lock for an instant
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system that has none
+NO_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+)  # of a file system that has none
 
 
 @contextmanager
@@ -38,7 +42,12 @@ def locked(path: Path) -> Iterator[None]:
     """
     file = _locked(path)
     try:
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "job": _job()}
+        me = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": now(),
+            "job": _job(),
+        }
         with suppress(OSError):  # no room; that it is locked needs none
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(me).encode(), 0)
@@ -70,7 +79,9 @@ def _locked(path: Path) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise UsageError(f"{path}: cannot be locked ({error.strerror}). Choose another results=DIR.") from error
+            raise UsageError(
+                f"{path}: cannot be locked ({error.strerror}). Choose another results=DIR."
+            ) from error
         taken = _taken(file, fcntl.LOCK_EX)
         if taken and os.fstat(file).st_nlink:
             return file
@@ -90,7 +101,10 @@ def _taken(file: int, kind: int) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             return False
-        print("zipeval: results= is on a file system without locks: start nothing twice.", file=sys.stderr)
+        print(
+            "zipeval: results= is on a file system without locks: start nothing twice.",
+            file=sys.stderr,
+        )
     return True
 
 

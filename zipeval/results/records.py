@@ -34,7 +34,16 @@ SCHEMA = 6
 # `pictures`.
 READABLE = (4, 5, SCHEMA)
 # What answers and their scores depend on, of zipeval's own code; tasks and configurations have hashes of their own.
-ANSWERING = ("engine", "checkpoints", "methods", "models", "benchmarks", "inference", "evaluation", "media.py")
+ANSWERING = (
+    "engine",
+    "checkpoints",
+    "methods",
+    "models",
+    "benchmarks",
+    "inference",
+    "evaluation",
+    "media.py",
+)
 PACKAGES = (
     "zipeval",
     "lmms-eval",
@@ -52,7 +61,19 @@ PACKAGES = (
 # What differs between two equal runs, in records and in samples; `samples` has the digest of the latter, and `digest` a
 # sample's logits, which rounding moves.
 CIRCUMSTANCES = (
-    *("started", "ended", "seconds", "sessions", "path", "samples", "latency", "batch", "reuse", "processes", "digest"),
+    *(
+        "started",
+        "ended",
+        "seconds",
+        "sessions",
+        "path",
+        "samples",
+        "latency",
+        "batch",
+        "reuse",
+        "processes",
+        "digest",
+    ),
 )
 
 
@@ -89,12 +110,17 @@ def prepare(results: str) -> Path:
         try_out(path)
     except OSError as error:
         reason = error.strerror
-        raise UsageError(f"results={results}: cannot write there ({reason}). Choose another results=DIR.") from error
+        raise UsageError(
+            f"results={results}: cannot write there ({reason}). Choose another results=DIR."
+        ) from error
     return path
 
 
 def write(
-    directory: Path, record: dict[str, Any], samples: list[dict[str, Any]], images: Mapping[int, bytes] | None = None
+    directory: Path,
+    record: dict[str, Any],
+    samples: list[dict[str, Any]],
+    images: Mapping[int, bytes] | None = None,
 ) -> Path:
     """Write a task below `directory`; returns the record's path. A record that is finished is never replaced.
 
@@ -107,12 +133,20 @@ def write(
     try:
         return _write(directory, record, samples, images)
     except OSError as error:
-        place, reason = error.filename or directory, f"cannot be written ({error.strerror})"
-        raise RunError(f"{place}: {reason}. Make room and run this again: no answer is lost.") from error
+        place, reason = (
+            error.filename or directory,
+            f"cannot be written ({error.strerror})",
+        )
+        raise RunError(
+            f"{place}: {reason}. Make room and run this again: no answer is lost."
+        ) from error
 
 
 def _write(
-    directory: Path, record: dict[str, Any], samples: list[dict[str, Any]], images: Mapping[int, bytes] | None
+    directory: Path,
+    record: dict[str, Any],
+    samples: list[dict[str, Any]],
+    images: Mapping[int, bytes] | None,
 ) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{record['task']}.json"
@@ -120,12 +154,18 @@ def _write(
         raise RunError(f"{path}: it is finished. Move it away and {again(path)}.")
     if images:
         _write_images(directory / f"{record['task']}.images", images)
-    lines = "".join(json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples)
+    lines = "".join(
+        json.dumps(s, ensure_ascii=False, default=str) + "\n" for s in samples
+    )
     digest = hashlib.sha256(lines.encode()).hexdigest()
     # The record that is replaced keeps its samples until it is.
     name = f"{record['task']}{f'.{digest[:8]}' if incomplete(record) else ''}.samples.jsonl"
     atomic_write(directory / name, lines)
-    record = {"schema": SCHEMA, **record, "samples": {"file": name, "count": len(samples), "sha256": digest}}
+    record = {
+        "schema": SCHEMA,
+        **record,
+        "samples": {"file": name, "count": len(samples), "sha256": digest},
+    }
     atomic_write(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     for replaced in directory.glob(f"{record['task']}.*.samples.jsonl"):
         if replaced.name != name:
@@ -160,7 +200,9 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError(f"schema {record['schema']}, this zipeval reads {SCHEMA}")
         return {**record, "path": str(path)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a readable record ({error}). Move it away and {again(path)}.") from error
+        raise UsageError(
+            f"{path}: not a readable record ({error}). Move it away and {again(path)}."
+        ) from error
 
 
 def read_all(results: str) -> list[dict[str, Any]]:
@@ -174,7 +216,10 @@ def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]
     Raises:
         UsageError: if they changed since, or are not there.
     """
-    return [json.loads(line) for line in read_sample_lines(directory, record).decode().split("\n")[:-1]]
+    return [
+        json.loads(line)
+        for line in read_sample_lines(directory, record).decode().split("\n")[:-1]
+    ]
 
 
 def read_sample_lines(directory: Path, record: dict[str, Any]) -> bytes:
@@ -183,20 +228,30 @@ def read_sample_lines(directory: Path, record: dict[str, Any]) -> bytes:
     Raises:
         UsageError: if it changed since, or is not there.
     """
-    path, place = directory / record["samples"]["file"], directory / f"{record['task']}.json"
+    path, place = (
+        directory / record["samples"]["file"],
+        directory / f"{record['task']}.json",
+    )
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}. Move {place} away and {again(place)}.") from error
+        raise UsageError(
+            f"{path}: {error.strerror}. Move {place} away and {again(place)}."
+        ) from error
     if hashlib.sha256(content).hexdigest() != record["samples"]["sha256"]:
-        raise UsageError(f"{path}: does not match its record {place}. Move both away and {again(place)}.")
+        raise UsageError(
+            f"{path}: does not match its record {place}. Move both away and {again(place)}."
+        )
     return content
 
 
 def again(path: Path) -> str:
     """Say how to make a record anew, as far as its place tells: MODEL-METHOD[-TOKENS]-DIGEST/TASK.json."""
     names = ("model", "method", "tokens")
-    given = [f"{name}={value}" for name, value in zip(names, path.parent.name.split("-")[:-1], strict=False)]
+    given = [
+        f"{name}={value}"
+        for name, value in zip(names, path.parent.name.split("-")[:-1], strict=False)
+    ]
     return f"make it again with its settings: `{' '.join(['zipeval run', *given, f'tasks=[{path.stem}]'])} ...`"
 
 
@@ -227,12 +282,19 @@ def git_revision() -> dict[str, Any] | None:
     here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != here.parent:
-            return None  # a wheel installed somewhere below another project's repository
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+            return (
+                None  # a wheel installed somewhere below another project's repository
+            )
+        return {
+            "revision": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -241,8 +303,16 @@ def git_revision() -> dict[str, Any] | None:
 def code(modules: tuple[str, ...] = ()) -> str:
     """Return the hash of the code that answers depend on: zipeval's own, and that of other modules."""
     here = Path(__file__).parents[1]
-    files = {path for path in here.rglob("*.py") if path.relative_to(here).parts[0] in ANSWERING}
-    files |= {Path(file) for name in modules if (file := getattr(import_module(name), "__file__", None))}
+    files = {
+        path
+        for path in here.rglob("*.py")
+        if path.relative_to(here).parts[0] in ANSWERING
+    }
+    files |= {
+        Path(file)
+        for name in modules
+        if (file := getattr(import_module(name), "__file__", None))
+    }
     return digest_files(files)
 
 
@@ -252,6 +322,16 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     Args:
         then, now: a record, or as much of one as `now` has of task_hash, data_hash, code and versions.
     """
-    found = {name: (then.get(name), now[name]) for name in ("task_hash", "data_hash", "code")}
-    found |= {name: (then["versions"].get(name), its) for name, its in now["versions"].items() if name != "python"}
-    return [f"{name} {before} (now {after})" for name, (before, after) in found.items() if before != after]
+    found = {
+        name: (then.get(name), now[name]) for name in ("task_hash", "data_hash", "code")
+    }
+    found |= {
+        name: (then["versions"].get(name), its)
+        for name, its in now["versions"].items()
+        if name != "python"
+    }
+    return [
+        f"{name} {before} (now {after})"
+        for name, (before, after) in found.items()
+        if before != after
+    ]

@@ -27,7 +27,10 @@ def count(task: str, config: RunConfig) -> int | None:
 
 def _all(task: str, config: RunConfig) -> int | None:
     if task in videoqa.SETS:
-        there = config.data.videos is not None and Path(config.data.videos).expanduser().is_dir()
+        there = (
+            config.data.videos is not None
+            and Path(config.data.videos).expanduser().is_dir()
+        )
         return len(videoqa.questions(task, config.data.videos)) if there else None
     known = benchmarks.BENCHMARKS.get(task)
     if known and known.turns:
@@ -65,9 +68,16 @@ def pace(found: list[Record], *likenesses: dict[str, Any]) -> Pace | None:
     for wanted in likenesses:
         alike = [record for record in found if wanted.items() <= traits(record).items()]
         if alike:
-            device = max(alike, key=lambda record: record["ended"])["machine"]["device"]  # times of two do not mix
-            alike = [record for record in alike if record["machine"]["device"] == device]
-            seconds, counts = sum(map(_seconds, alike)), [record["samples"]["count"] for record in alike]
+            device = max(alike, key=lambda record: record["ended"])["machine"][
+                "device"
+            ]  # times of two do not mix
+            alike = [
+                record for record in alike if record["machine"]["device"] == device
+            ]
+            seconds, counts = (
+                sum(map(_seconds, alike)),
+                [record["samples"]["count"] for record in alike],
+            )
             return Pace(seconds / sum(counts), device)
     return None
 
@@ -75,9 +85,14 @@ def pace(found: list[Record], *likenesses: dict[str, Any]) -> Pace | None:
 def _seconds(record: Record) -> float:
     """Of a few samples, loading the model would be most of the record's own."""
     if record["config"]["limit"] is None:
-        return sum(its["seconds"] * its["processes"] for its in record.get("sessions", [record]))
+        return sum(
+            its["seconds"] * its["processes"]
+            for its in record.get("sessions", [record])
+        )
     samples = records.read_samples(Path(record["path"]).parent, record)
-    shares = [sample["latency"] / sample["batch"] for sample in samples if "latency" in sample]
+    shares = [
+        sample["latency"] / sample["batch"] for sample in samples if "latency" in sample
+    ]
     return median(shares or [0.0]) * len(samples)  # the first batch takes longer
 
 
@@ -86,10 +101,22 @@ def traits(record: Record) -> dict[str, Any]:
     config = record["config"]
     return {
         "task": record["task"],
-        **of_run(config["model"]["name"], config["method"], config["tokens"], config["budget"]),
+        **of_run(
+            config["model"]["name"],
+            config["method"],
+            config["tokens"],
+            config["budget"],
+        ),
     }
 
 
-def of_run(model: str, method: dict[str, Any], tokens: int | None, budget: str) -> dict[str, Any]:
+def of_run(
+    model: str, method: dict[str, Any], tokens: int | None, budget: str
+) -> dict[str, Any]:
     """Those of all tasks of a run."""
-    return {"model": model, "method": method["name"], "tokens": tokens, "budget": budget}
+    return {
+        "model": model,
+        "method": method["name"],
+        "tokens": tokens,
+        "budget": budget,
+    }

@@ -21,7 +21,11 @@ from zipeval.sweeps.sweep import Cell, Sweep
 from zipeval.utils import console
 
 # In place of what a run needs and a plan does not.
-STAND_INS = {"judge.url": "http://judge/v1", "judge.model": "judge", "data.videos": "/dev/null"}
+STAND_INS = {
+    "judge.url": "http://judge/v1",
+    "judge.model": "judge",
+    "data.videos": "/dev/null",
+}
 ENOUGH = 128  # samples of each task, to measure how long they take
 
 
@@ -61,14 +65,23 @@ def show(sweep: Sweep, missing: list[str]) -> None:
     Args:
         missing: settings among STAND_INS that the command did not give.
     """
-    found = records.read_all(sweep.results) if Path(sweep.results).expanduser().is_dir() else []
+    found = (
+        records.read_all(sweep.results)
+        if Path(sweep.results).expanduser().is_dir()
+        else []
+    )
     estimates = [_estimate(cell, found) for cell in sweep.cells]
     out = console.console()
-    rows = console.table("run", "tasks", "samples", "mean", "final", "hours", left=("run",))
+    rows = console.table(
+        "run", "tasks", "samples", "mean", "final", "hours", left=("run",)
+    )
     for its in estimates:
         mean = None if its.mean is None else f"{its.mean:.1f}"
         hours = None if its.hours is None else f"{its.hours:.3g}"
-        tasks, samples = len(its.cell.config.tasks), its.samples and _total(its.samples.values())
+        tasks, samples = (
+            len(its.cell.config.tasks),
+            its.samples and _total(its.samples.values()),
+        )
         console.add(rows, its.cell.name, tasks, samples or None, mean, its.final, hours)
     out.print(rows)
     out.print()
@@ -91,10 +104,15 @@ def _estimate(cell: Cell, found: list[dict]) -> Estimate:
     alike = {name: run[name] for name in ("model", "method")}
     return Estimate(
         cell=cell,
-        samples={task: count(task, config) for task in config.tasks} if refusal is None else {},
+        samples={task: count(task, config) for task in config.tasks}
+        if refusal is None
+        else {},
         mean=fmean(entering) if entering else None,
         final=entering[-1] if entering else None,
-        paces={task: pace(found, {"task": task, **run}, {"task": task, **alike}) for task in config.tasks},
+        paces={
+            task: pace(found, {"task": task, **run}, {"task": task, **alike})
+            for task in config.tasks
+        },
         refusal=refusal,
         lacks=session and _lacks(session),
     )
@@ -116,7 +134,9 @@ def _session(config: RunConfig) -> Session | None:
     model = config.model
     if not (model.path or model.embedded or model.name in models.family(model).SIZES):
         return None
-    sized = replace(config, tasks=["zipeval_shapes"])  # on which they do not depend: questions may not be there yet
+    sized = replace(
+        config, tasks=["zipeval_shapes"]
+    )  # on which they do not depend: questions may not be there yet
     return Session(sized, models.sketch(model))
 
 
@@ -131,15 +151,23 @@ def _column(task: str) -> str:
     return BENCHMARKS[task].column if task in BENCHMARKS else task
 
 
-def _notes(sweep: Sweep, estimates: list[Estimate], missing: list[str]) -> Iterator[str]:
-    samples = {task: number for its in estimates for task, number in its.samples.items()}
+def _notes(
+    sweep: Sweep, estimates: list[Estimate], missing: list[str]
+) -> Iterator[str]:
+    samples = {
+        task: number for its in estimates for task, number in its.samples.items()
+    }
     if samples:
-        yield "Samples: " + ", ".join(f"{_column(task)} {_total([number])}" for task, number in samples.items())
+        yield "Samples: " + ", ".join(
+            f"{_column(task)} {_total([number])}" for task, number in samples.items()
+        )
     yield "Tokens are those of the model's largest picture: mean over the decoder's layers, and in the last one."
     planned = [its for its in estimates if its.refusal is None]
     measured = [its for its in planned if its.hours is not None]
     if measured:
-        devices = sorted({its.device for estimate in measured for its in estimate.paces.values()})
+        devices = sorted(
+            {its.device for estimate in measured for its in estimate.paces.values()}
+        )
         hours = sum(its.hours for its in measured)
         yield f"{len(measured)} of {len(planned)} runs: {hours:.3g} hours, as measured on {', '.join(devices)}."
     unmeasured = [its for its in planned if its.hours is None and its.lacks is None]
@@ -150,7 +178,9 @@ def _notes(sweep: Sweep, estimates: list[Estimate], missing: list[str]) -> Itera
     if needed:
         yield f"To run it, add {' '.join(f'{name}=' for name in needed)}."
     yield from dict.fromkeys(f"Missing: {its.lacks}" for its in planned if its.lacks)
-    yield from dict.fromkeys(f"Refused: {its.refusal}" for its in estimates if its.refusal)
+    yield from dict.fromkeys(
+        f"Refused: {its.refusal}" for its in estimates if its.refusal
+    )
 
 
 def _needs(task: str, setting: str) -> bool:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from zipeval.benchmarks.protocols import PROTOCOLS
-from zipeval.config.schema import DataConfig, JudgeConfig, ModelConfig, RunConfig, RunnerConfig
+from zipeval.config.schema import (
+    DataConfig,
+    JudgeConfig,
+    ModelConfig,
+    RunConfig,
+    RunnerConfig,
+)
 from zipeval.errors import UsageError, closest
 from zipeval.results import records
 from zipeval.results.identity import CIRCUMSTANCES, judge_identity
@@ -34,7 +40,9 @@ from zipeval.utils import console
 
 DIED, LEFT, UNREADABLE = "died", "left", "unreadable"
 ORDER = (DONE, RUNNING, FAILED, REFUSED, STOPPED, DIED, UNREADABLE, LEFT)
-STARTING = 120  # seconds in which a process on another machine may not hold its locks yet
+STARTING = (
+    120  # seconds in which a process on another machine may not hold its locks yet
+)
 
 
 @dataclass
@@ -59,7 +67,9 @@ class Progress:
     found: dict[str, dict] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
 
-    def samples(self, task: str, known: dict[tuple[str, int | None], int]) -> int | None:
+    def samples(
+        self, task: str, known: dict[tuple[str, int | None], int]
+    ) -> int | None:
         """Of a task: as another record of this sweep has it, or counted."""
         try:
             return known.get((task, self.config.limit)) or count(task, self.config)
@@ -78,14 +88,19 @@ def status(name: str | None, results: str) -> None:
         UsageError: if there is no such sweep, or nothing at all.
     """
     place = Path(results).expanduser()
-    sweeps = {path.parent.name: path.parent for path in sorted(place.glob(f"{FOLDER}/*/{PLAN}"))}
+    sweeps = {
+        path.parent.name: path.parent
+        for path in sorted(place.glob(f"{FOLDER}/*/{PLAN}"))
+    }
     found = records.read_all(results)
     held = holders(place)
     if name is not None:
         directory = _find(name, results, sweeps)
         return _show(directory, _progress(directory, found, held))
     if not sweeps and not found and not held:
-        raise UsageError(f"results={results}: nothing is there. `zipeval run` makes runs; results=DIR looks elsewhere.")
+        raise UsageError(
+            f"results={results}: nothing is there. `zipeval run` makes runs; results=DIR looks elsewhere."
+        )
     out = console.console()
     if sweeps:
         rows = console.table("sweep", "runs", *ORDER, left=("sweep",))
@@ -99,19 +114,33 @@ def status(name: str | None, results: str) -> None:
 
 
 def _find(name: str, results: str, sweeps: dict[str, Path]) -> Path:
-    matching = [name] if name in sweeps else [sweep for sweep in sweeps if sweep.startswith(name)]
+    matching = (
+        [name]
+        if name in sweeps
+        else [sweep for sweep in sweeps if sweep.startswith(name)]
+    )
     if not matching:
         raise UsageError(
             f"status {name}: no such sweep in results={results}.{closest(name, sweeps)} `zipeval status` lists all."
         )
     if len(matching) > 1:
-        raise UsageError(f"status {name}: {len(matching)} sweeps begin like this: {', '.join(matching)}. Name one.")
+        raise UsageError(
+            f"status {name}: {len(matching)} sweeps begin like this: {', '.join(matching)}. Name one."
+        )
     return sweeps[matching[0]]
 
 
 def _runs(place: Path, found: list[dict], held: dict[Path, dict]):
     """A line for each run: its tasks that are finished, that wait for a judge, and that are under way."""
-    rows = console.table("run", "finished", "incomplete", "samples", "last", "now", left=("run", "last", "now"))
+    rows = console.table(
+        "run",
+        "finished",
+        "incomplete",
+        "samples",
+        "last",
+        "now",
+        left=("run", "last", "now"),
+    )
     of: dict[str, list[dict]] = {}
     for record in found:
         of.setdefault(Path(record["path"]).parent.name, []).append(record)
@@ -122,20 +151,32 @@ def _runs(place: Path, found: list[dict], held: dict[Path, dict]):
         samples = sum(record["samples"]["count"] for record in its)
         last = max((record["ended"] for record in its), default=None)
         by = [_who(who) for path, who in held.items() if path.parent.name == run]
-        now = by[0] if by else "left unfinished, nobody is at it" if run in begun else None
+        now = (
+            by[0]
+            if by
+            else "left unfinished, nobody is at it"
+            if run in begun
+            else None
+        )
         console.add(rows, run, len(its) - waiting, waiting or None, samples, last, now)
     return rows
 
 
-def _progress(directory: Path, found: list[dict], held: dict[Path, dict]) -> list[Progress]:
+def _progress(
+    directory: Path, found: list[dict], held: dict[Path, dict]
+) -> list[Progress]:
     """The cells of a sweep."""
     index = {(_identity(record["config"]), record["task"]): record for record in found}
-    places = {Path(record["path"]).parts[-2:]: record for record in found}  # wherever the results were seen from
+    places = {
+        Path(record["path"]).parts[-2:]: record for record in found
+    }  # wherever the results were seen from
     cells = []
     for planned in _read(directory)["cells"]:
         state = _state(directory / f"{planned['name']}.json")
         config = _config(planned["config"])
-        cell = Progress(planned["name"], _status(state, held), planned["group"], config, state)
+        cell = Progress(
+            planned["name"], _status(state, held), planned["group"], config, state
+        )
         for task in config.tasks:
             record = index.get((_identity(planned["config"], task), task))
             if record:
@@ -145,7 +186,11 @@ def _progress(directory: Path, found: list[dict], held: dict[Path, dict]) -> lis
             cell.found |= {record["task"]: record for record in own if record}
         if cell.status == RUNNING:
             its = locks(state, held)
-            cell.answers = {p.stem: answered(p.parent, p.stem) for p in its if p.stem not in cell.found}
+            cell.answers = {
+                p.stem: answered(p.parent, p.stem)
+                for p in its
+                if p.stem not in cell.found
+            }
         cells.append(cell)
     return cells
 
@@ -162,17 +207,31 @@ def _read(directory: Path) -> dict:
     try:
         return json.loads((directory / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{directory / PLAN}: not readable ({error}). Run the sweep's command again.") from error
+        raise UsageError(
+            f"{directory / PLAN}: not readable ({error}). Run the sweep's command again."
+        ) from error
 
 
 def _config(written: dict) -> RunConfig:
-    nodes = {"model": ModelConfig, "runner": RunnerConfig, "judge": JudgeConfig, "data": DataConfig}
-    return RunConfig(**{name: nodes[name](**value) if name in nodes else value for name, value in written.items()})
+    nodes = {
+        "model": ModelConfig,
+        "runner": RunnerConfig,
+        "judge": JudgeConfig,
+        "data": DataConfig,
+    }
+    return RunConfig(
+        **{
+            name: nodes[name](**value) if name in nodes else value
+            for name, value in written.items()
+        }
+    )
 
 
 def _identity(config: dict, task: str | None = None) -> str:
     """Of a record's configuration; with `task`, what that of its record would be."""
-    skipped = {*CIRCUMSTANCES, "tasks", "projector"} | ({"judge"} if task and task not in PROTOCOLS else set())
+    skipped = {*CIRCUMSTANCES, "tasks", "projector"} | (
+        {"judge"} if task and task not in PROTOCOLS else set()
+    )
     identity = {name: value for name, value in config.items() if name not in skipped}
     if "judge" in identity:
         identity["judge"] = judge_identity(identity["judge"])
@@ -194,19 +253,47 @@ def _show(directory: Path, cells: list[Progress]) -> None:
     out = console.console()
     written = _read(directory)
     counts = Counter(cell.status for cell in cells)
-    known = {(task, cell.config.limit): r["samples"]["count"] for cell in cells for task, r in cell.found.items()}
+    known = {
+        (task, cell.config.limit): r["samples"]["count"]
+        for cell in cells
+        for task, r in cell.found.items()
+    }
     said = ", ".join(f"{counts[status]} {status}" for status in ORDER if counts[status])
     out.print(f"{written['name']}: {len(cells)} runs, {said}", markup=False)
     out.print(written["command"], markup=False)
     out.print()
-    rows = console.table("run", "status", "answers", "of", "since", "by", left=("run", "status", "since", "by"))
+    rows = console.table(
+        "run",
+        "status",
+        "answers",
+        "of",
+        "since",
+        "by",
+        left=("run", "status", "since", "by"),
+    )
     for cell in cells:
-        numbers = [cell.samples(task, known) for task in cell.config.tasks] if cell.group is not None else [None]
-        done = sum(r["samples"]["count"] for r in cell.found.values()) + sum(cell.answers.values())
+        numbers = (
+            [cell.samples(task, known) for task in cell.config.tasks]
+            if cell.group is not None
+            else [None]
+        )
+        done = sum(r["samples"]["count"] for r in cell.found.values()) + sum(
+            cell.answers.values()
+        )
         total = None if None in numbers else sum(numbers)
-        unseen = cell.status not in (DONE, RUNNING, LEFT) and not done  # their journals do not say whose they are
+        unseen = (
+            cell.status not in (DONE, RUNNING, LEFT) and not done
+        )  # their journals do not say whose they are
         by = _who(cell.state) if cell.status in (RUNNING, DIED) else None
-        console.add(rows, cell.name, cell.status, None if unseen else done, total, cell.state.get("started"), by)
+        console.add(
+            rows,
+            cell.name,
+            cell.status,
+            None if unseen else done,
+            total,
+            cell.state.get("started"),
+            by,
+        )
     out.print(rows)
     out.print()
     for cell in cells:
@@ -220,7 +307,12 @@ def _show(directory: Path, cells: list[Progress]) -> None:
 def _time_left(cells: list[Progress], known: dict[tuple[str, int | None], int]) -> str:
     """In words, from what the sweep's own records measured."""
     waiting = [cell for cell in cells if cell.status != DONE and cell.group is not None]
-    open_tasks = [(cell, task) for cell in waiting for task in cell.config.tasks if task not in cell.found]
+    open_tasks = [
+        (cell, task)
+        for cell in waiting
+        for task in cell.config.tasks
+        if task not in cell.found
+    ]
     if not open_tasks:
         return "Nothing is left to be answered."
     measured = [record for cell in cells for record in cell.found.values()]
@@ -232,27 +324,55 @@ def _time_left(cells: list[Progress], known: dict[tuple[str, int | None], int]) 
         if number is None:
             unknown.add(task)
         else:
-            seconds += max(0, number - cell.answers.get(task, 0)) * _pace(measured, cell.config, task).seconds
-    jobs = len({(cell.state["host"], cell.state["pid"]) for cell in waiting if cell.status == RUNNING})
+            seconds += (
+                max(0, number - cell.answers.get(task, 0))
+                * _pace(measured, cell.config, task).seconds
+            )
+    jobs = len(
+        {
+            (cell.state["host"], cell.state["pid"])
+            for cell in waiting
+            if cell.status == RUNNING
+        }
+    )
     shared = f" with {jobs} jobs at it" if jobs > 1 else ""
-    without = f", without {', '.join(sorted(unknown))}, whose samples are not counted" if unknown else ""
+    without = (
+        f", without {', '.join(sorted(unknown))}, whose samples are not counted"
+        if unknown
+        else ""
+    )
     ended = any(cell.status not in (RUNNING, LEFT) for cell, _ in open_tasks)
-    kept = " What runs without an end had answered is kept, and not counted here." if ended else ""
-    return f"Time left: about {_duration(seconds / max(1, jobs))}{shared}{without}.{kept}"
+    kept = (
+        " What runs without an end had answered is kept, and not counted here."
+        if ended
+        else ""
+    )
+    return (
+        f"Time left: about {_duration(seconds / max(1, jobs))}{shared}{without}.{kept}"
+    )
 
 
 def _pace(measured: list[dict], config: RunConfig, task: str) -> Pace:
     """Of the run's own method if it has a record, of this task if there is one."""
     run = of_run(config.model.name, config.method, config.tokens, config.budget)
     method = {"method": run["method"]}
-    return pace(measured, {"task": task, **run}, {"task": task, **method}, {"task": task}, method, {})
+    return pace(
+        measured,
+        {"task": task, **run},
+        {"task": task, **method},
+        {"task": task},
+        method,
+        {},
+    )
 
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+    return (
+        f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+    )
 
 
 def _who(by: dict[str, Any]) -> str:

@@ -37,7 +37,13 @@ if TYPE_CHECKING:
 
 FOLDER, PLAN = "sweeps", "plan.json"
 GROUPINGS = ("model", "none")
-RUNNING, DONE, FAILED, REFUSED, STOPPED = "running", "done", "failed", "refused", "stopped"
+RUNNING, DONE, FAILED, REFUSED, STOPPED = (
+    "running",
+    "done",
+    "failed",
+    "refused",
+    "stopped",
+)
 RAISED = {FAILED: RunError, REFUSED: UsageError, STOPPED: Stopped}
 ADJUSTED = 60  # seconds by which a clock that is set moves the birth of a process; no number is given again so soon
 
@@ -88,11 +94,18 @@ class Sweep:
     @property
     def status_command(self) -> str:
         """What shows how far it is."""
-        elsewhere = [f"results={self.results}"] if self.results != RunConfig.results else []
+        elsewhere = (
+            [f"results={self.results}"] if self.results != RunConfig.results else []
+        )
         return shlex.join(["zipeval", "status", self.name, *elsewhere])
 
 
-def plan(label: str | None, command: str, composed: list[tuple[list[str], RunConfig]], group_by: str) -> Sweep:
+def plan(
+    label: str | None,
+    command: str,
+    composed: list[tuple[list[str], RunConfig]],
+    group_by: str,
+) -> Sweep:
     """The sweep of some runs. Those that are equal in their normal form, as vanilla at every budget, are one cell.
 
     Args:
@@ -105,7 +118,9 @@ def plan(label: str | None, command: str, composed: list[tuple[list[str], RunCon
     """
     places = sorted({config.results for _, config in composed})
     if len(places) > 1:
-        raise UsageError(f"results={','.join(places)}: a sweep has one directory of results. Run it once for each.")
+        raise UsageError(
+            f"results={','.join(places)}: a sweep has one directory of results. Run it once for each."
+        )
     cells: dict[str, Cell] = {}
     groups: dict[str, int] = {}
     for overrides, config in composed:
@@ -114,14 +129,18 @@ def plan(label: str | None, command: str, composed: list[tuple[list[str], RunCon
         if key in cells:
             continue
         if cell.refusal is None:
-            shared = json.dumps(asdict(cell.config.model)) if group_by == "model" else key
+            shared = (
+                json.dumps(asdict(cell.config.model)) if group_by == "model" else key
+            )
             cell = replace(cell, group=groups.setdefault(shared, len(groups)))
         cells[key] = replace(cell, name=f"{len(cells):03}-{cell.name}")
     if not groups:
         _raise([UsageError(cell.refusal) for cell in cells.values()])
     models = "-".join(dict.fromkeys(cell.config.model.name for cell in cells.values()))
     digest = hashlib.sha256("\n".join(cells).encode()).hexdigest()[:10]
-    name = f"{label or models}-{digest}".replace("/", "-")  # a table may be in a folder of the user's
+    name = f"{label or models}-{digest}".replace(
+        "/", "-"
+    )  # a table may be in a folder of the user's
     return Sweep(name, command, places[0], [*cells.values()])
 
 
@@ -157,7 +176,10 @@ def begin(sweep: Sweep) -> None:
         "written": records.now(),
         "zipeval": __version__,
         "git": records.git_revision(),
-        "cells": [{k: v for k, v in asdict(cell).items() if k != "refusal"} for cell in sweep.cells],
+        "cells": [
+            {k: v for k, v in asdict(cell).items() if k != "refusal"}
+            for cell in sweep.cells
+        ],
     }
     _write(sweep.directory / PLAN, written)
     for cell in sweep.cells:
@@ -178,7 +200,11 @@ def _readable(path: Path) -> dict[str, Any] | None:
 
 def _taken(path: Path, state: dict[str, Any] | None) -> bool:
     """Whether another process is at the cell of a state."""
-    return state is not None and state["status"] == RUNNING and alive(state, holders(path.parents[2]))
+    return (
+        state is not None
+        and state["status"] == RUNNING
+        and alive(state, holders(path.parents[2]))
+    )
 
 
 def holders(results: Path) -> dict[Path, dict]:
@@ -190,7 +216,11 @@ def holders(results: Path) -> dict[Path, dict]:
 def locks(state: dict[str, Any], held: dict[Path, dict]) -> set[Path]:
     """Those that the process of a state holds."""
     names = ("host", "pid")
-    return {path for path, by in held.items() if [by.get(n) for n in names] == [state.get(n) for n in names]}
+    return {
+        path
+        for path, by in held.items()
+        if [by.get(n) for n in names] == [state.get(n) for n in names]
+    }
 
 
 def alive(state: dict[str, Any], held: dict[Path, dict]) -> bool:
@@ -201,7 +231,10 @@ def alive(state: dict[str, Any], held: dict[Path, dict]) -> bool:
         return False
     try:
         process = psutil.Process(state["pid"])
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - state.get("born", 0)) < ADJUSTED
+        return (
+            process.status() != psutil.STATUS_ZOMBIE
+            and abs(process.create_time() - state.get("born", 0)) < ADJUSTED
+        )
     except psutil.NoSuchProcess:
         return False
 
@@ -219,7 +252,9 @@ def end(sweep: Sweep) -> None:
         elif state["status"] != DONE:
             errors.append(RAISED[state["status"]](state["error"]))
     if open_ends and not any(isinstance(error, Stopped) for error in errors):
-        errors.append(lost(sweep, f"{open_ends} of {len(sweep.cells)} runs have no end"))
+        errors.append(
+            lost(sweep, f"{open_ends} of {len(sweep.cells)} runs have no end")
+        )
     if errors:
         _raise(errors)
 
@@ -278,16 +313,30 @@ class Job:
             from zipeval.evaluation import runner
 
             ended = {"status": DONE, "records": runner.evaluate_run(cell.config)}
-        except (UsageError, RunError) as error:  # without its traceback, which would keep the model
+        except (
+            UsageError,
+            RunError,
+        ) as error:  # without its traceback, which would keep the model
             self.over = isinstance(error, Stopped)
-            status = STOPPED if self.over else REFUSED if isinstance(error, UsageError) else FAILED
+            status = (
+                STOPPED
+                if self.over
+                else REFUSED
+                if isinstance(error, UsageError)
+                else FAILED
+            )
             ended = {"status": status, "error": str(error)}
         except Exception as error:  # a fault in one method is not to keep the others from being measured
-            if ranks.here().count > 1:  # which know nothing of it, and are somewhere within this run
+            if (
+                ranks.here().count > 1
+            ):  # which know nothing of it, and are somewhere within this run
                 self.over = True
                 raise
             traceback.print_exc()
-            ended = {"status": FAILED, "error": f"{cell.name}: {type(error).__name__}: {error}. This is a bug."}
+            ended = {
+                "status": FAILED,
+                "error": f"{cell.name}: {type(error).__name__}: {error}. This is a bug.",
+            }
         self._record(cell, started | ended | {"ended": records.now()})
 
     def _record(self, cell: Cell, state: dict[str, Any]) -> None:
@@ -296,10 +345,15 @@ class Job:
         try:
             _write(self.sweep.directory / f"{cell.name}.json", state)
         except RunError as error:  # where a state has no room, a record may have some
-            print(f"zipeval: {error} What it was to say: {state['error'] or state['status']}", file=sys.stderr)
+            print(
+                f"zipeval: {error} What it was to say: {state['error'] or state['status']}",
+                file=sys.stderr,
+            )
 
 
-def _state(status: str, error: str | None = None, ended: str | None = None) -> dict[str, Any]:
+def _state(
+    status: str, error: str | None = None, ended: str | None = None
+) -> dict[str, Any]:
     return {
         "status": status,
         "host": socket.gethostname(),
@@ -315,9 +369,13 @@ def _state(status: str, error: str | None = None, ended: str | None = None) -> d
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
-        records.atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        records.atomic_write(
+            path, json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        )
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}). Make room and run this again.") from error
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}). Make room and run this again."
+        ) from error
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
@@ -328,7 +386,9 @@ def read_state(path: Path) -> dict[str, Any] | None:
     """
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        state["status"]  # of a state that was cut off, there may be nothing but `{}` or `0`
+        state[
+            "status"
+        ]  # of a state that was cut off, there may be nothing but `{}` or `0`
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

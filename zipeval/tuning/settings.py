@@ -37,11 +37,17 @@ class Settings:
     def __post_init__(self):
         for name in ("data", "images"):
             if not getattr(self, name):
-                raise UsageError(f"{name}=: not given. Set data=FILE.json and images=DIR, LLaVA's instructions.")
+                raise UsageError(
+                    f"{name}=: not given. Set data=FILE.json and images=DIR, LLaVA's instructions."
+                )
         if not 0 < self.fraction <= 1:
-            raise UsageError(f"fraction={self.fraction}: expected a share above 0, up to 1, such as fraction=0.1.")
+            raise UsageError(
+                f"fraction={self.fraction}: expected a share above 0, up to 1, such as fraction=0.1."
+            )
         if not 0 < self.lr < float("inf"):
-            raise UsageError(f"lr={self.lr}: expected a learning rate above 0, such as lr=1e-3.")
+            raise UsageError(
+                f"lr={self.lr}: expected a learning rate above 0, such as lr=1e-3."
+            )
         for name in ("epochs", "batch_size", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -50,4 +56,6 @@ class Settings:
     def resolved(self) -> Settings:
         """With the number of batches to a step."""
         together = self.batch_size * ranks.here().count
-        return replace(self, accumulate=self.accumulate or max(1, GLOBAL_BATCH // together))
+        return replace(
+            self, accumulate=self.accumulate or max(1, GLOBAL_BATCH // together)
+        )

@@ -26,7 +26,9 @@ from zipeval.inference.feed import processes
 from zipeval.utils import ranks
 from zipeval.utils.progress import progress
 
-MOST_TOKENS = 2048  # of a conversation as the decoder reads it: LLaVA-1.5's model_max_length
+MOST_TOKENS = (
+    2048  # of a conversation as the decoder reads it: LLaVA-1.5's model_max_length
+)
 WARM_UP = 0.03  # of all steps
 OFTEN = 0.05  # of all steps, between two checkpoints
 
@@ -53,19 +55,35 @@ class Conversations(Dataset):
         try:
             messages = self.session.decoded(messages)
         except MediaError as error:
-            raise RunError(f"{messages[0]['content'][0]['url']}: {error}. Take it out of the data.") from error
+            raise RunError(
+                f"{messages[0]['content'][0]['url']}: {error}. Take it out of the data."
+            ) from error
         text, answers = self.rendered(messages)
         image = messages[0]["content"][0]["url"]
-        inputs = self.processor(text=[text], images=[image], return_offsets_mapping=True, return_tensors="pt")
-        ids, (start, end) = inputs.pop("input_ids")[0], inputs.pop("offset_mapping")[0].T
+        inputs = self.processor(
+            text=[text],
+            images=[image],
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+        ids, (start, end) = (
+            inputs.pop("input_ids")[0],
+            inputs.pop("offset_mapping")[0].T,
+        )
         inputs.pop("attention_mask")
-        grown = int(end.max()) - len(text)  # the placeholder, which is before all answers, became as many as there are
+        grown = int(end.max()) - len(
+            text
+        )  # the placeholder, which is before all answers, became as many as there are
         answered = torch.zeros_like(ids, dtype=torch.bool)
         for first, last in answers:
             answered |= (start >= first + grown) & (end <= last + grown) & (end > start)
         visual = visual_slots(ids, self.model.config)
         kept = visual | ((~visual).cumsum(0) <= self.most_text)
-        return {"input_ids": ids[kept], "labels": ids.masked_fill(~answered, IGNORED)[kept], **inputs}
+        return {
+            "input_ids": ids[kept],
+            "labels": ids.masked_fill(~answered, IGNORED)[kept],
+            **inputs,
+        }
 
     def rendered(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
         """A conversation in the model's template, and where in it the answers are, each up to its end token.
@@ -73,10 +91,19 @@ class Conversations(Dataset):
         Raises:
             UsageError: if the template does not end answers with that, or tells them another way.
         """
-        text, answers, end = self._text(messages), [], self.processor.tokenizer.eos_token
+        text, answers, end = (
+            self._text(messages),
+            [],
+            self.processor.tokenizer.eos_token,
+        )
         for turn in range(1, len(messages), 2):
-            asked, told = self._text(messages[:turn], asks=True), self._text(messages[: turn + 1])
-            if not (told.startswith(asked) and text.startswith(told) and told.endswith(end)):
+            asked, told = (
+                self._text(messages[:turn], asks=True),
+                self._text(messages[: turn + 1]),
+            )
+            if not (
+                told.startswith(asked) and text.startswith(told) and told.endswith(end)
+            ):
                 raise UsageError(
                     f"model.prompt={self.session.config.model.prompt}: its answers do not end with {end}, so that "
                     "nothing could learn to end them. Choose another one, such as model.prompt=vicuna_v1."
@@ -86,14 +113,21 @@ class Conversations(Dataset):
 
     def _text(self, messages: list[dict], asks: bool = False) -> str:
         return self.processor.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=asks
+            messages,
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=asks,
         )
 
     def together(self, batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Several of them, left-padded."""
-        ids, mask = left_padded([row["input_ids"] for row in batch], self.processor.tokenizer.pad_token_id)
+        ids, mask = left_padded(
+            [row["input_ids"] for row in batch], self.processor.tokenizer.pad_token_id
+        )
         labels, _ = left_padded([row["labels"] for row in batch], IGNORED)
-        return _Batch(input_ids=ids, attention_mask=mask, labels=labels, **joined(batch))
+        return _Batch(
+            input_ids=ids, attention_mask=mask, labels=labels, **joined(batch)
+        )
 
 
 class _Batch(dict):
@@ -110,7 +144,9 @@ class Projecting(torch.nn.Module):
         model: its own projector stays as it is: what is trained is a copy, at least in float32.
     """
 
-    is_parallelizable = model_parallel = True  # or the Trainer would copy it to all GPUs that it sees
+    is_parallelizable = model_parallel = (
+        True  # or the Trainer would copy it to all GPUs that it sees
+    )
 
     def __init__(self, model):
         super().__init__()
@@ -122,19 +158,27 @@ class Projecting(torch.nn.Module):
     def forward(self, **inputs) -> dict[str, torch.Tensor]:
         """The loss of the processor's inputs with labels."""
         (model,) = self._model
-        floating = {k: v.to(model.dtype) for k, v in inputs.items() if k.startswith("pixel")}
+        floating = {
+            k: v.to(model.dtype) for k, v in inputs.items() if k.startswith("pixel")
+        }
         return {"loss": model(**inputs | floating).loss}
 
     @property
     def finite(self) -> bool:
         """Whether what is trained still is something, and no NaN."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.projector.parameters())
+        return all(
+            bool(parameter.isfinite().all())
+            for parameter in self.projector.parameters()
+        )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """While open, the model projects by what is trained, and nothing else of it learns."""
         (model,) = self._model
-        base, learning = model.base_model, [p for p in model.parameters() if p.requires_grad]
+        base, learning = (
+            model.base_model,
+            [p for p in model.parameters() if p.requires_grad],
+        )
         stock = base.multi_modal_projector
         model.requires_grad_(False)
         base.multi_modal_projector = self.projector
@@ -167,7 +211,9 @@ class _Divergence(TrainerCallback):
         control.should_training_stop |= not model.finite
 
 
-def train(session, conversations: list[list[dict]], settings, checkpoints: Path) -> dict[str, torch.Tensor]:
+def train(
+    session, conversations: list[list[dict]], settings, checkpoints: Path
+) -> dict[str, torch.Tensor]:
     """The tuned projector's tensors, on the host.
 
     Args:
@@ -182,7 +228,9 @@ def train(session, conversations: list[list[dict]], settings, checkpoints: Path)
     model, _ = session.load()
     examples = Conversations(session, conversations)
     examples.rendered(conversations[0])  # refused before anything is prepared
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers complain in every worker
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # or tokenizers complain in every worker
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
@@ -207,20 +255,39 @@ def train(session, conversations: list[list[dict]], settings, checkpoints: Path)
         dataloader_num_workers=processes(session, len(examples)),
     )
     projecting = Projecting(model)
-    steps = -(-len(examples) // (settings.batch_size * settings.accumulate * ranks.here().count)) * settings.epochs
-    trainer = Trainer(projecting.to(model.device), arguments, examples.together, examples)
+    steps = (
+        -(
+            -len(examples)
+            // (settings.batch_size * settings.accumulate * ranks.here().count)
+        )
+        * settings.epochs
+    )
+    trainer = Trainer(
+        projecting.to(model.device), arguments, examples.together, examples
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Divergence())
-    with progress(f"tuning {session.config.model.name}", steps) as advance, projecting.in_place():
+    with (
+        progress(f"tuning {session.config.model.name}", steps) as advance,
+        projecting.in_place(),
+    ):
         trainer.add_callback(_Progress(advance))
-        with session.method.applied(model), _told(settings, arguments.dataloader_num_workers, checkpoints):
+        with (
+            session.method.applied(model),
+            _told(settings, arguments.dataloader_num_workers, checkpoints),
+        ):
             trainer.train(resume_from_checkpoint=_latest(checkpoints))
     if not projecting.finite:
         if ranks.first():
             shutil.rmtree(checkpoints)
         smaller = min(settings.lr / 10, type(settings).lr)
-        raise RunError(f"lr={settings.lr}: the training diverged, its weights are no numbers. Set lr={smaller:g}.")
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in projecting.projector.state_dict().items()}
+        raise RunError(
+            f"lr={settings.lr}: the training diverged, its weights are no numbers. Set lr={smaller:g}."
+        )
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in projecting.projector.state_dict().items()
+    }
 
 
 @contextmanager
@@ -228,11 +295,19 @@ def _told(settings, workers: int, checkpoints: Path) -> Iterator[None]:
     """A block whose errors are told in a sentence; of several ranks one has it alone, and ends them all."""
     try:
         yield
-    except (UsageError, RunError) as error:  # a worker's comes with its traceback, of which it is the last line
+    except (
+        UsageError,
+        RunError,
+    ) as error:  # a worker's comes with its traceback, of which it is the last line
         kind = type(error)
-        told = kind(str(error).strip().splitlines()[-1].partition(f"{kind.__name__}: ")[2] or str(error))
+        told = kind(
+            str(error).strip().splitlines()[-1].partition(f"{kind.__name__}: ")[2]
+            or str(error)
+        )
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
+            error
+        ):
             told = _too_large(settings, checkpoints)
         elif "DataLoader worker" in str(error):
             told = RunError(
@@ -243,7 +318,9 @@ def _told(settings, workers: int, checkpoints: Path) -> Iterator[None]:
             raise
     else:
         return
-    if ranks.here().count > 1:  # the others wait for gradients, and would not hear of it
+    if (
+        ranks.here().count > 1
+    ):  # the others wait for gradients, and would not hear of it
         sys.exit(f"zipeval: rank {ranks.here().rank}: {told}")
     raise told from None
 
@@ -252,9 +329,15 @@ def _too_large(settings, checkpoints: Path) -> RunError:
     """What to do where memory ran out."""
     size = settings.batch_size
     if size == 1:
-        return RunError("batch_size=1: memory ran out. Nothing is smaller: take a device with more of it.")
+        return RunError(
+            "batch_size=1: memory ran out. Nothing is smaller: take a device with more of it."
+        )
     half = f"batch_size={size // 2} accumulate={-(-settings.accumulate * size // (size // 2))}"
-    first = f"Delete {checkpoints}, as that is another tuning, and set" if _latest(checkpoints) else "Set"
+    first = (
+        f"Delete {checkpoints}, as that is another tuning, and set"
+        if _latest(checkpoints)
+        else "Set"
+    )
     return RunError(f"batch_size={size}: memory ran out. {first} {half}.")
 
 
@@ -263,7 +346,12 @@ def _latest(checkpoints: Path) -> str | None:
     complete = []
     for path in checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json"):
         try:
-            complete.append((json.loads(path.read_text(encoding="utf-8"))["global_step"], str(path.parent)))
+            complete.append(
+                (
+                    json.loads(path.read_text(encoding="utf-8"))["global_step"],
+                    str(path.parent),
+                )
+            )
         except (ValueError, KeyError):
             continue
     return max(complete, default=(0, None))[1]

@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
-BEGUN, CHECKPOINTS = "tuning.json", "checkpoints"  # manifest and state of a training that is not finished
-TUNING = ("zipeval.tuning.tune", "zipeval.tuning.training")  # modules that a projector depends on too
+BEGUN, CHECKPOINTS = (
+    "tuning.json",
+    "checkpoints",
+)  # manifest and state of a training that is not finished
+TUNING = (
+    "zipeval.tuning.tune",
+    "zipeval.tuning.training",
+)  # modules that a projector depends on too
 
 
 @dataclass(frozen=True)
@@ -64,13 +70,20 @@ def tune(config: RunConfig, settings: Settings) -> Path:
     session = _session(config)
     place = projector.place(config.model.name, session.config.tokens)
     out = place.parent if settings.out is None else Path(settings.out).expanduser()
-    data = read(Path(settings.data).expanduser(), Path(settings.images).expanduser(), settings.fraction, config.seed)
+    data = read(
+        Path(settings.data).expanduser(),
+        Path(settings.images).expanduser(),
+        settings.fraction,
+        config.seed,
+    )
     manifest = _manifest(session, settings, data)
     path = out / projector.FILE
     if path.exists():
         return _kept(path, manifest)
     with _turn(out, manifest) if ranks.first() else nullcontext():
-        ranks.exchange(None)  # none begins what the first one refuses; and transformers finds a group of processes
+        ranks.exchange(
+            None
+        )  # none begins what the first one refuses; and transformers finds a group of processes
         from zipeval.tuning.training import train
 
         weights = train(session, data.conversations, settings, out / CHECKPOINTS)
@@ -88,15 +101,23 @@ def _session(config: RunConfig) -> Session:
         )
     if ":" in config.model.device:
         number = config.model.device.partition(":")[2]
-        raise UsageError(f"model.device={config.model.device}: leave it out, and set CUDA_VISIBLE_DEVICES={number}.")
+        raise UsageError(
+            f"model.device={config.model.device}: leave it out, and set CUDA_VISIBLE_DEVICES={number}."
+        )
     session = Session(config)
     if not session.reduces:
-        raise UsageError(f"tokens={session.config.tokens}: nothing is removed, so that there is nothing to tune for.")
+        raise UsageError(
+            f"tokens={session.config.tokens}: nothing is removed, so that there is nothing to tune for."
+        )
     placement = session.placement
     if placement.dtype == "float16":
-        raise UsageError("model.dtype=float16: its gradients vanish. Set model.dtype=bfloat16 or float32.")
+        raise UsageError(
+            "model.dtype=float16: its gradients vanish. Set model.dtype=bfloat16 or float32."
+        )
     if placement.device_map:
-        raise UsageError("model.device_map=auto: tuning takes one GPU a process. Use torchrun for several.")
+        raise UsageError(
+            "model.device_map=auto: tuning takes one GPU a process. Use torchrun for several."
+        )
     return session
 
 
@@ -112,8 +133,14 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
         if not isinstance(entries, list):
             raise ValueError("not a list")
     except (OSError, ValueError) as error:
-        raise UsageError(f"data={file}: cannot be read ({error}). Give a JSON file of LLaVA's layout.") from error
-    numbers = [number for number, entry in enumerate(entries) if isinstance(entry, dict) and entry.get("image")]
+        raise UsageError(
+            f"data={file}: cannot be read ({error}). Give a JSON file of LLaVA's layout."
+        ) from error
+    numbers = [
+        number
+        for number, entry in enumerate(entries)
+        if isinstance(entry, dict) and entry.get("image")
+    ]
     count = round(fraction * len(numbers))
     if count == 0:
         raise UsageError(
@@ -121,16 +148,26 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
             "them is none. Set a larger fraction=."
         )
     chosen = sorted(random.Random(seed).sample(numbers, count))
-    conversations = [_messages(entries[number], images, f"data={file}: entry {number}") for number in chosen]
+    conversations = [
+        _messages(entries[number], images, f"data={file}: entry {number}")
+        for number in chosen
+    ]
     paths = [Path(messages[0]["content"][0]["url"]) for messages in conversations]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise UsageError(f"images={images}: {len(missing)} of {count} images are missing, such as {missing[0]}.")
+        raise UsageError(
+            f"images={images}: {len(missing)} of {count} images are missing, such as {missing[0]}."
+        )
     try:
         digests = content_hash.digests(paths)
     except OSError as error:
-        raise UsageError(f"images={images}: {error.filename} cannot be read ({error.strerror}).") from error
-    digest_by_name = {entries[number]["image"]: digests[path] for number, path in zip(chosen, paths, strict=True)}
+        raise UsageError(
+            f"images={images}: {error.filename} cannot be read ({error.strerror})."
+        ) from error
+    digest_by_name = {
+        entries[number]["image"]: digests[path]
+        for number, path in zip(chosen, paths, strict=True)
+    }
     about = {
         "sha256": hashlib.sha256(content).hexdigest(),
         "images": content_hash.combined(digest_by_name),
@@ -149,17 +186,29 @@ def _messages(entry: dict, images: Path, where: str) -> list[dict]:
     """
     turns = entry.get("conversations")
     try:
-        roles, texts = [turn["from"] for turn in turns], [turn["value"] for turn in turns]
+        roles, texts = (
+            [turn["from"] for turn in turns],
+            [turn["value"] for turn in turns],
+        )
         if len(turns) < 2 or len(turns) % 2 or roles != [*ROLES] * (len(turns) // 2):
             raise ValueError("its turns are not human, gpt, human, gpt ...")
         if [text.count(PLACEHOLDER) for text in texts] != [1] + [0] * (len(texts) - 1):
-            raise ValueError(f"its first turn, and that only, has to hold {PLACEHOLDER} once")
+            raise ValueError(
+                f"its first turn, and that only, has to hold {PLACEHOLDER} once"
+            )
         image = str(images / entry["image"])
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise UsageError(f"{where}: {reason}. docs/tuning.md shows LLaVA's layout.") from error
+        raise UsageError(
+            f"{where}: {reason}. docs/tuning.md shows LLaVA's layout."
+        ) from error
     messages = [
-        {"role": ROLES[role], "content": [{"type": "text", "text": text.replace(PLACEHOLDER, "").strip()}]}
+        {
+            "role": ROLES[role],
+            "content": [
+                {"type": "text", "text": text.replace(PLACEHOLDER, "").strip()}
+            ],
+        }
         for role, text in zip(roles, texts, strict=True)
     ]
     messages[0]["content"].insert(0, {"type": "image", "url": image})
@@ -168,13 +217,18 @@ def _messages(entry: dict, images: Path, where: str) -> list[dict]:
 
 def _manifest(session: Session, settings: Settings, data: Data) -> dict[str, Any]:
     """Everything that the weights depend on, and no more: the same training makes the same file."""
-    trained = {k: v for k, v in asdict(settings).items() if k not in ("data", "images", "out")}
+    trained = {
+        k: v for k, v in asdict(settings).items() if k not in ("data", "images", "out")
+    }
     config = session.config
     return {
         "purpose": projector.purpose(config, session.checkpoint, config.method),
         "data": data.about,
         "training": {**trained, "seed": config.seed, "processes": ranks.here().count},
-        "read": {"prompt": config.model.prompt, "image_aspect": config.model.image_aspect},
+        "read": {
+            "prompt": config.model.prompt,
+            "image_aspect": config.model.image_aspect,
+        },
         "held": asdict(session.placement),
         "code": records.code(TUNING),
         "versions": records.versions(),
@@ -185,9 +239,15 @@ def _kept(path: Path, manifest: dict) -> Path:
     """A finished projector, if it is what the command would make; other code is told of only."""
     found = projector.manifest(path)
     made_with = ("code", "versions")
-    changed = [its for its in _changes(found, manifest) if its.partition(".")[0] not in made_with]
+    changed = [
+        its
+        for its in _changes(found, manifest)
+        if its.partition(".")[0] not in made_with
+    ]
     if changed:
-        raise UsageError(f"{path} is of another tuning: {', '.join(changed)}. Move it away, or choose another out=DIR.")
+        raise UsageError(
+            f"{path} is of another tuning: {', '.join(changed)}. Move it away, or choose another out=DIR."
+        )
     if ranks.first():
         print(f"{path}: finished before, kept. Delete it to tune again.")
     return path
@@ -207,14 +267,20 @@ def _turn(out: Path, manifest: dict) -> Iterator[None]:
     )
     with locked(out / "tuning.lock"):
         begun = out / BEGUN
-        if begun.exists() and any((out / CHECKPOINTS).glob("*")):  # before the first there is nothing to lose
-            changed = [*_changes(json.loads(begun.read_text(encoding="utf-8")), manifest)]
+        if begun.exists() and any(
+            (out / CHECKPOINTS).glob("*")
+        ):  # before the first there is nothing to lose
+            changed = [
+                *_changes(json.loads(begun.read_text(encoding="utf-8")), manifest)
+            ]
             if changed:
                 raise UsageError(
                     f"{out} holds the beginning of another tuning: {', '.join(changed)}. "
                     f"Delete {out / CHECKPOINTS} to begin anew, or choose another out=DIR."
                 )
-        records.atomic_write(begun, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        records.atomic_write(
+            begun, json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        )
         yield
 
 
@@ -222,7 +288,9 @@ def _write(path: Path, weights: dict[str, torch.Tensor], manifest: dict) -> None
     """The result, in place of what was kept to go on from."""
     from safetensors.torch import save
 
-    records.atomic_write(path, save(weights, {projector.KEY: json.dumps(manifest, sort_keys=True)}))
+    records.atomic_write(
+        path, save(weights, {projector.KEY: json.dumps(manifest, sort_keys=True)})
+    )
     (path.parent / BEGUN).unlink()
     shutil.rmtree(path.parent / CHECKPOINTS)
 

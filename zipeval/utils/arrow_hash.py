@@ -13,12 +13,22 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH = 1_000  # rows that are looked at together; the hash does not depend on it
-MEDIA = {"bytes", "path"}  # fields of an image, a sound or a video as datasets stores them
+MEDIA = {
+    "bytes",
+    "path",
+}  # fields of an image, a sound or a video as datasets stores them
 
 # Texts and byte strings, and the type of the positions at which Arrow has each begin.
-OFFSETS = {"string": "int32", "binary": "int32", "large_string": "int64", "large_binary": "int64"}
+OFFSETS = {
+    "string": "int32",
+    "binary": "int32",
+    "large_string": "int64",
+    "large_binary": "int64",
+}
 
-Parts = Iterator[tuple[str, Any]]  # the name of a part of a column's type, and its bytes in some rows
+Parts = Iterator[
+    tuple[str, Any]
+]  # the name of a part of a column's type, and its bytes in some rows
 
 
 def hash_rows(dataset: Dataset) -> str:
@@ -35,7 +45,9 @@ def hash_rows(dataset: Dataset) -> str:
     for table in dataset.with_format("arrow").iter(BATCH):
         for name, column in columns.items():
             column.update(table.column(name))
-    digest = content_hash.combined({name: column.hexdigest() for name, column in columns.items()})
+    digest = content_hash.combined(
+        {name: column.hexdigest() for name, column in columns.items()}
+    )
     names_files = any(column.names_files for column in columns.values())
     if entry and not names_files:
         entry.store(digest)
@@ -46,7 +58,11 @@ def _entry(dataset: Dataset) -> content_hash.Entry | None:
     """Return what is remembered of a data set; None where its rows are in memory only."""
     files = [Path(file["filename"]) for file in dataset.cache_files]
     # The fingerprint of datasets tells what was done to the rows of the files: selected, renamed, added.
-    return content_hash.Entry(f"rows {dataset._fingerprint} {len(dataset)}", files) if files else None
+    return (
+        content_hash.Entry(f"rows {dataset._fingerprint} {len(dataset)}", files)
+        if files
+        else None
+    )
 
 
 class ColumnHash:
@@ -76,7 +92,9 @@ class ColumnHash:
 
     def hexdigest(self) -> str:
         """Return the hash of all values so far."""
-        return content_hash.combined({name: hasher.hexdigest() for name, hasher in self._hashers.items()})
+        return content_hash.combined(
+            {name: hasher.hexdigest() for name, hasher in self._hashers.items()}
+        )
 
     def _parts(self, array: pa.Array, name: str) -> Parts:
         """Yield the parts of an array, and of the arrays that it is made of.
@@ -144,7 +162,9 @@ def _fixed_width(array: pa.Array) -> memoryview | bytes:
     if values is None:
         return b""
     width = array.type.bit_width // 8
-    return memoryview(values)[array.offset * width : (array.offset + len(array)) * width]
+    return memoryview(values)[
+        array.offset * width : (array.offset + len(array)) * width
+    ]
 
 
 def _text_parts(array: pa.Array, name: str) -> Parts:
@@ -154,7 +174,9 @@ def _text_parts(array: pa.Array, name: str) -> Parts:
     if not len(array):
         return
     _, offsets, content = array.buffers()
-    starts = np.frombuffer(offsets, OFFSETS[str(array.type)])[array.offset : array.offset + len(array) + 1]
+    starts = np.frombuffer(offsets, OFFSETS[str(array.type)])[
+        array.offset : array.offset + len(array) + 1
+    ]
     yield f"{name} length", np.diff(starts).astype("int64").tobytes()
     if content is not None:
         yield f"{name} content", memoryview(content)[int(starts[0]) : int(starts[-1])]

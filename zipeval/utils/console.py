@@ -25,7 +25,9 @@ def table(*headings: str, left: tuple[str, ...]) -> Table:
     """
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in headings:
-        made.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
+        made.add_column(
+            heading, justify="left" if heading in left else "right", overflow="fold"
+        )
     return made
 
 

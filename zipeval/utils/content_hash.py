@@ -35,7 +35,9 @@ SETTLED = 2_000_000_000  # nanoseconds
 
 Signature = list[int]  # what stat says of a file's content, see `_signature`
 
-_remembered: dict[str, list] = {}  # by real path: for the runs of a sweep, also without a cache
+_remembered: dict[
+    str, list
+] = {}  # by real path: for the runs of a sweep, also without a cache
 
 
 def digest(path: Path) -> str:
@@ -47,7 +49,9 @@ def digest(path: Path) -> str:
     return digests([path])[path]
 
 
-def digests(paths: Iterable[Path], advance: Callable[[int], None] | None = None) -> dict[Path, str]:
+def digests(
+    paths: Iterable[Path], advance: Callable[[int], None] | None = None
+) -> dict[Path, str]:
     """Return the hash of the content of each file. Files are read by several threads.
 
     Args:
@@ -70,7 +74,11 @@ def unknown_bytes(paths: Iterable[Path]) -> int:
     """Return how many bytes `digests` would have to read."""
     signatures = _signatures(map(os.path.realpath, paths))
     known = _known_digests(signatures)
-    sizes = [signature[0] for real_path, signature in signatures.items() if real_path not in known]
+    sizes = [
+        signature[0]
+        for real_path, signature in signatures.items()
+        if real_path not in known
+    ]
     return sum(sizes)
 
 
@@ -121,7 +129,9 @@ def _signatures(real_paths: Iterable[str]) -> dict[str, Signature]:
 
 
 def _hash_files(
-    paths: list[str], signatures: Mapping[str, Signature], advance: Callable[[int], None] | None
+    paths: list[str],
+    signatures: Mapping[str, Signature],
+    advance: Callable[[int], None] | None,
 ) -> dict[str, str]:
     """Return the digest of each file: a hash of its chunks' hashes, so that threads share a large file."""
     import xxhash
@@ -166,12 +176,18 @@ def _hash_chunk(path: str, start: int, length: int) -> bytes:
 def _known_digests(signatures: Mapping[str, Signature]) -> dict[str, str]:
     """Return the remembered digests of those files that still look as they did then."""
     known = {}
-    contents = {folder: _read(folder) for folder in set(map(os.path.dirname, signatures))}
+    contents = {
+        folder: _read(folder) for folder in set(map(os.path.dirname, signatures))
+    }
     for path, signature in signatures.items():
         folder, name = os.path.split(path)
         for entry in (_remembered.get(path), contents[folder].get(name)):
             # A cache file may be of anything: only a list of just these numbers and a text is an entry.
-            if isinstance(entry, list) and entry[:-1] == signature and isinstance(entry[-1], str):
+            if (
+                isinstance(entry, list)
+                and entry[:-1] == signature
+                and isinstance(entry[-1], str)
+            ):
                 known[path] = entry[-1]
     return known
 
@@ -187,14 +203,23 @@ def _remember(computed: Mapping[str, str], signatures: Mapping[str, Signature]) 
             entries_by_folder.setdefault(folder, {})[name] = _remembered[path]
     for folder, entries in entries_by_folder.items():
         there = set(os.listdir(folder))
-        merged = {name: entry for name, entry in {**_read(folder), **entries}.items() if name in there}
-        _write(folder, merged)  # of two processes that do so at once, one may have to hash again
+        merged = {
+            name: entry
+            for name, entry in {**_read(folder), **entries}.items()
+            if name in there
+        }
+        _write(
+            folder, merged
+        )  # of two processes that do so at once, one may have to hash again
 
 
 def _is_settled(path: str, signature: Signature) -> bool:
     """Return whether a file still is what it was, and has been for so long that a change since would show."""
     *_, modified, changed = signature
-    return _signature(os.stat(path)) == signature and time.time_ns() - max(modified, changed) >= SETTLED
+    return (
+        _signature(os.stat(path)) == signature
+        and time.time_ns() - max(modified, changed) >= SETTLED
+    )
 
 
 class Entry:
@@ -217,15 +242,22 @@ class Entry:
     def store(self, digest: str) -> None:
         """Remember the digest, if the files are as they were when this entry was made."""
         self.digest = digest
-        if all(_is_settled(path, signature) for path, signature in self._signatures.items()):
-            _write(self._key, {"signatures": [*self._signatures.values()], "digest": digest})
+        if all(
+            _is_settled(path, signature) for path, signature in self._signatures.items()
+        ):
+            _write(
+                self._key,
+                {"signatures": [*self._signatures.values()], "digest": digest},
+            )
 
 
 def _cache_file(key: str) -> Path | None:
     directory = cache_directory()
     if directory is None:
         return None
-    name = hashlib.sha256(f"{ALGORITHM}\0{key}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    name = hashlib.sha256(
+        f"{ALGORITHM}\0{key}".encode("utf-8", "surrogateescape")
+    ).hexdigest()[:32]
     return directory / "digests" / f"{name}.json"
 
 
@@ -252,7 +284,9 @@ def _write(key: str, content: Mapping) -> None:
         try:
             with open(handle, "w", encoding="utf-8") as stream:
                 json.dump(content, stream)
-            os.replace(temporary, file)  # readers see what was there before, or all of it
+            os.replace(
+                temporary, file
+            )  # readers see what was there before, or all of it
         except BaseException:
             os.unlink(temporary)
             raise

@@ -26,8 +26,12 @@ class Attribute:
 
 def attributes(documented: type) -> dict[str, Attribute]:
     """Return what the `Attributes:` of a dataclass's docstring say, by name."""
-    lines = (inspect.getdoc(documented) or "").partition(f"\n{HEADING}\n")[2].splitlines()
-    entries = {field.name: Attribute("", "") for field in fields(documented)}  # all there is under `python -OO`
+    lines = (
+        (inspect.getdoc(documented) or "").partition(f"\n{HEADING}\n")[2].splitlines()
+    )
+    entries = {
+        field.name: Attribute("", "") for field in fields(documented)
+    }  # all there is under `python -OO`
     name = ""
     for line in lines:
         entry = ENTRY.fullmatch(line.strip())
@@ -40,4 +44,7 @@ def attributes(documented: type) -> dict[str, Attribute]:
             entries[name] = Attribute(known.value, f"{known.meaning} {line.strip()}")
         else:  # the next section
             break
-    return {name: Attribute(known.value, known.meaning.rstrip(".")) for name, known in entries.items()}
+    return {
+        name: Attribute(known.value, known.meaning.rstrip("."))
+        for name, known in entries.items()
+    }

@@ -14,7 +14,9 @@ REDRAW = 0.5  # seconds between two updates of a notebook's bar
 
 
 @contextmanager
-def progress(label: str, total: int, every: float = 10.0) -> Iterator[Callable[[int], None]]:
+def progress(
+    label: str, total: int, every: float = 10.0
+) -> Iterator[Callable[[int], None]]:
     """Yields a function that reports so many more samples as done; of several ranks only the first tells of its own.
 
     Args:
@@ -47,7 +49,11 @@ def _element(label: str, total: int):
     from IPython.display import HTML, display
 
     shown = display(HTML(_html(label, 0, total, 0.0)), display_id=True)
-    yield _redrawn(total, REDRAW, lambda done, seconds: shown.update(HTML(_html(label, done, total, seconds))))
+    yield _redrawn(
+        total,
+        REDRAW,
+        lambda done, seconds: shown.update(HTML(_html(label, done, total, seconds))),
+    )
 
 
 def _html(label: str, done: int, total: int, seconds: float) -> str:
@@ -78,12 +84,18 @@ def _bar(label, total):
 def _lines(label, total, every):
     def show(done: int, seconds: float) -> None:
         left = seconds * (total - done) / done
-        print(f"{label}: {done}/{total}, {seconds:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+        print(
+            f"{label}: {done}/{total}, {seconds:.0f} s, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
     yield _redrawn(total, every, show)
 
 
-def _redrawn(total: int, every: float, show: Callable[[int, float], None]) -> Callable[[int], None]:
+def _redrawn(
+    total: int, every: float, show: Callable[[int, float], None]
+) -> Callable[[int], None]:
     """Return what counts samples, and shows their number and the seconds now and then and at the end.
 
     Args:

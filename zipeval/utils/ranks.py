@@ -22,9 +22,15 @@ from typing import Any, TypeVar
 from zipeval.errors import RunError, UsageError
 
 T = TypeVar("T")
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # of torchrun; that there are others shows by them alone
+VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+)  # of torchrun; that there are others shows by them alone
 MEETING = timedelta(minutes=5)  # for torchrun's port to answer
-PATIENCE = timedelta(days=30)  # for others to finish their share, or a judge; where one dies, torchrun ends them all
+PATIENCE = timedelta(
+    days=30
+)  # for others to finish their share, or a judge; where one dies, torchrun ends them all
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ def first() -> bool:
 def share(items: list[T]) -> list[T]:
     """This rank's part: neighbours, since they often ask about the same picture."""
     place = here()
-    start, end = (len(items) * rank // place.count for rank in (place.rank, place.rank + 1))
+    start, end = (
+        len(items) * rank // place.count for rank in (place.rank, place.rank + 1)
+    )
     return items[start:end]
 
 
@@ -94,7 +102,9 @@ def leave() -> None:
     """Wait for the others, as an exit code other than 0 makes torchrun end them, and close what connects us."""
     if here().count == 1:
         return
-    with suppress(RuntimeError):  # one that waited no longer has gone already: there is nobody left to wait for
+    with suppress(
+        RuntimeError
+    ):  # one that waited no longer has gone already: there is nobody left to wait for
         _joined().barrier()
     _joined().destroy_process_group()
 
@@ -124,7 +134,10 @@ def alone() -> Iterator[None]:
     from unittest.mock import patch
 
     kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    with patch.dict(os.environ, kept, clear=True), patch.object(_joined(), "is_initialized", return_value=False):
+    with (
+        patch.dict(os.environ, kept, clear=True),
+        patch.object(_joined(), "is_initialized", return_value=False),
+    ):
         yield
 
 
@@ -134,7 +147,9 @@ def _exchange(value: Any, error: Exception | None) -> list:
         _joined().all_gather_object(found, (value, error))
     for _, raised in found:
         if raised:
-            raised.agreed = True  # all of them raise it here, and none has to tell the others
+            raised.agreed = (
+                True  # all of them raise it here, and none has to tell the others
+            )
             raise raised
     return [value for value, _ in found]
 
@@ -145,7 +160,10 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        print(f"zipeval: rank {here().rank}: another rank ended ({str(error).splitlines()[0]}).", file=sys.stderr)
+        print(
+            f"zipeval: rank {here().rank}: another rank ended ({str(error).splitlines()[0]}).",
+            file=sys.stderr,
+        )
         end(1)
 
 
@@ -158,5 +176,7 @@ def _joined():
     if here().local < torch.cuda.device_count():
         torch.cuda.set_device(here().local)
     store, rank, count = next(distributed.rendezvous("env://", timeout=MEETING))
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    distributed.init_process_group(
+        "gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE
+    )
     return distributed

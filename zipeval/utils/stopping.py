@@ -25,10 +25,20 @@ def stoppable() -> Iterator[Callable[[], bool]]:
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        print("zipeval: stopping behind this batch; once more stops at once.", file=sys.stderr, flush=True)
+        print(
+            "zipeval: stopping behind this batch; once more stops at once.",
+            file=sys.stderr,
+            flush=True,
+        )
 
-    main = threading.current_thread() is threading.main_thread()  # no other one may set handlers
-    taken = [number for number, default in DEFAULTS.items() if main and signal.getsignal(number) == default]
+    main = (
+        threading.current_thread() is threading.main_thread()
+    )  # no other one may set handlers
+    taken = [
+        number
+        for number, default in DEFAULTS.items()
+        if main and signal.getsignal(number) == default
+    ]
     for number in taken:
         signal.signal(number, on_signal)
     try:

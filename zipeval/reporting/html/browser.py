@@ -17,7 +17,11 @@ import numpy as np
 from zipeval.benchmarks import videoqa
 from zipeval.errors import UsageError
 from zipeval.reporting.html import overlap
-from zipeval.reporting.html.sample_columns import SampleColumns, SampleFile, read_columns
+from zipeval.reporting.html.sample_columns import (
+    SampleColumns,
+    SampleFile,
+    read_columns,
+)
 from zipeval.reporting.tables import Record, Table
 
 # What is known of an answer, as bits of one number. LOST and GAINED are against the upper bound.
@@ -159,7 +163,9 @@ class Selection:
     runs: list[int] = field(default_factory=list)
 
 
-def read_section(table: Table, identity: str, read: READ_COLUMNS = read_columns) -> Section:
+def read_section(
+    table: Table, identity: str, read: READ_COLUMNS = read_columns
+) -> Section:
     """Read the questions of a table.
 
     Args:
@@ -173,17 +179,27 @@ def read_section(table: Table, identity: str, read: READ_COLUMNS = read_columns)
     for number, row in enumerate(table.rows):
         runs.append(Run(row.label, row.tokens, is_bound=number == 0))
     for column in table.columns:
-        cells = {number: row.cells[column] for number, row in enumerate(table.rows) if column in row.cells}
+        cells = {
+            number: row.cells[column]
+            for number, row in enumerate(table.rows)
+            if column in row.cells
+        }
         records = {number: cell.record for number, cell in cells.items()}
         if 0 not in records:
-            raise UsageError(f"{column}: the first row of its table, {runs[0].name}, has no record of it.")
+            raise UsageError(
+                f"{column}: the first row of its table, {runs[0].name}, has no record of it."
+            )
         higher_is_better = all(cell.higher_is_better for cell in cells.values())
-        benchmarks[records[0]["task"]] = _questions(column, records, higher_is_better, read)
+        benchmarks[records[0]["task"]] = _questions(
+            column, records, higher_is_better, read
+        )
     name = table.about.partition(" (")[0]
     return Section(identity, name, table.about, runs, benchmarks)
 
 
-def _questions(column: str, records: dict[int, Record], higher_is_better: bool, read: READ_COLUMNS) -> Questions:
+def _questions(
+    column: str, records: dict[int, Record], higher_is_better: bool, read: READ_COLUMNS
+) -> Questions:
     """Read the questions of a benchmark.
 
     Args:
@@ -203,12 +219,16 @@ def _questions(column: str, records: dict[int, Record], higher_is_better: bool, 
     answers = {}
     for number, samples in columns.items():
         flags = _flags(samples.scores, bound.scores, higher_is_better, worst)
-        answers[number] = Answers(samples.predictions, _verdicts(samples, in_words), flags, samples.file)
+        answers[number] = Answers(
+            samples.predictions, _verdicts(samples, in_words), flags, samples.file
+        )
     return Questions(
         task=records[0]["task"],
         column=column,
         higher_is_better=higher_is_better,
-        side=isqrt(records[0]["visual_tokens"]["patches"]),  # CLS is one more in some models, without a place
+        side=isqrt(
+            records[0]["visual_tokens"]["patches"]
+        ),  # CLS is one more in some models, without a place
         fit=_fit(records[0]),
         documents=bound.documents,
         questions=_first_known([samples.questions for samples in columns.values()]),
@@ -220,7 +240,9 @@ def _questions(column: str, records: dict[int, Record], higher_is_better: bool, 
     )
 
 
-def _check_pairing(record: Record, samples: SampleColumns, bound_record: Record, bound: SampleColumns) -> None:
+def _check_pairing(
+    record: Record, samples: SampleColumns, bound_record: Record, bound: SampleColumns
+) -> None:
     """Refuse a record whose samples are not about the questions of its upper bound.
 
     Raises:
@@ -255,9 +277,14 @@ def _worst_score(scores: np.ndarray, higher_is_better: bool) -> float | None:
     return 1.0 if np.isin(scores, (0, 1)).all() else None
 
 
-def _flags(scores: np.ndarray, bound: np.ndarray, higher_is_better: bool, worst: float | None) -> np.ndarray:
+def _flags(
+    scores: np.ndarray, bound: np.ndarray, higher_is_better: bool, worst: float | None
+) -> np.ndarray:
     """Return what is known of some answers. One fails that is wrong, or worth less than the upper bound's."""
-    better, worse = scores > bound, scores < bound  # neither holds where one of them is nan
+    better, worse = (
+        scores > bound,
+        scores < bound,
+    )  # neither holds where one of them is nan
     if not higher_is_better:
         better, worse = worse, better
     fails = worse | (scores == worst) if worst is not None else worse
@@ -274,7 +301,9 @@ def _verdicts(samples: SampleColumns, in_words: bool) -> list[str]:
     words = {0.0: "wrong", 1.0: "right"} if in_words else {}
     verdicts = []
     for row, score in enumerate(samples.scores.tolist()):
-        verdicts.append(samples.failures.get(row) or words.get(score) or f"score {score:.3g}")
+        verdicts.append(
+            samples.failures.get(row) or words.get(score) or f"score {score:.3g}"
+        )
     return verdicts
 
 
@@ -298,7 +327,9 @@ def select(section: Section, query: Query) -> Selection:
     return Selection(places, shown)
 
 
-def _wanted_rows(section: Section, questions: Questions, query: Query, shown: list[int]) -> np.ndarray:
+def _wanted_rows(
+    section: Section, questions: Questions, query: Query, shown: list[int]
+) -> np.ndarray:
     """Return the rows of a benchmark's questions that a query wants."""
     mask = _outcome_mask(section, questions, query, shown)
     if query.kind:
@@ -307,7 +338,9 @@ def _wanted_rows(section: Section, questions: Questions, query: Query, shown: li
     if not query.text:
         return rows
     # Last, as it takes longest: it looks at the texts of what is left.
-    return np.array([row for row in rows.tolist() if _holds(questions, row, query.text, shown)], int)
+    return np.array(
+        [row for row in rows.tolist() if _holds(questions, row, query.text, shown)], int
+    )
 
 
 def shown_runs(section: Section, query: Query) -> list[int]:
@@ -320,7 +353,9 @@ def shown_runs(section: Section, query: Query) -> list[int]:
     return shown
 
 
-def _outcome_mask(section: Section, questions: Questions, query: Query, shown: list[int]) -> np.ndarray:
+def _outcome_mask(
+    section: Section, questions: Questions, query: Query, shown: list[int]
+) -> np.ndarray:
     """Tell of each question whether the run's answer, or one of those shown, has the outcome."""
     mask = np.zeros(len(questions.documents), bool)
     if not query.outcome:
@@ -344,8 +379,16 @@ def _holds(questions: Questions, row: int, text: str, shown: list[int]) -> bool:
     if text.startswith("#"):
         return questions.documents[row] == text[1:].strip()
     wanted = text.lower()
-    texts = [questions.questions[row] or "", questions.targets[row], *(questions.choices[row] or ())]
-    texts += [questions.answers[number].texts[row] for number in shown if number in questions.answers]
+    texts = [
+        questions.questions[row] or "",
+        questions.targets[row],
+        *(questions.choices[row] or ()),
+    ]
+    texts += [
+        questions.answers[number].texts[row]
+        for number in shown
+        if number in questions.answers
+    ]
     return any(wanted in candidate.lower() for candidate in texts)
 
 
@@ -365,7 +408,14 @@ def row_data(questions: Questions, row: int, shown: list[int]) -> dict[str, Any]
         if number in questions.answers:
             of_run = questions.answers[number]
             flags = int(of_run.flags[row])
-            answers.append({"run": number, "text": of_run.texts[row], "verdict": of_run.verdicts[row], "flags": flags})
+            answers.append(
+                {
+                    "run": number,
+                    "text": of_run.texts[row],
+                    "verdict": of_run.verdicts[row],
+                    "flags": flags,
+                }
+            )
     return {
         "task": questions.task,
         "document": questions.documents[row],
@@ -390,7 +440,9 @@ def token_data(questions: Questions, row: int) -> dict[int, dict[str, Any]]:
     return tokens
 
 
-def sample_tokens(sample: dict[str, Any], side: int, positions: bool = True) -> dict[str, Any]:
+def sample_tokens(
+    sample: dict[str, Any], side: int, positions: bool = True
+) -> dict[str, Any]:
     """Return what became of a sample's visual tokens.
 
     Args:
@@ -401,14 +453,24 @@ def sample_tokens(sample: dict[str, Any], side: int, positions: bool = True) -> 
     if positions and sample.get("kept"):
         for name in ("kept", "merged"):
             places = sample[name]
-            tokens[name] = f"{overlap.bits(place for place in places[0] if place < side * side):x}"
+            tokens[name] = (
+                f"{overlap.bits(place for place in places[0] if place < side * side):x}"
+            )
             tokens[f"{name}_count"] = sum(map(len, places))
     return tokens
 
 
 def section_data(section: Section) -> dict[str, Any]:
     """Return what a page has to know of a section before it shows any question, as JSON has it."""
-    runs = [{"name": run.name, "label": run.label, "budget": run.budget, "bound": run.is_bound} for run in section.runs]
+    runs = [
+        {
+            "name": run.name,
+            "label": run.label,
+            "budget": run.budget,
+            "bound": run.is_bound,
+        }
+        for run in section.runs
+    ]
     benchmarks = [
         {
             "task": questions.task,
@@ -449,21 +511,34 @@ def file_data(section: Section, pictures: dict[tuple[str, str], str]) -> dict[st
             methods keep are only of these.
     """
     data, pool = section_data(section), Pool()
-    for entry, questions in zip(data["benchmarks"], section.benchmarks.values(), strict=True):
-        shown = {document: name for (task, document), name in pictures.items() if task == questions.task}
+    for entry, questions in zip(
+        data["benchmarks"], section.benchmarks.values(), strict=True
+    ):
+        shown = {
+            document: name
+            for (task, document), name in pictures.items()
+            if task == questions.task
+        }
         entry |= {
             "documents": pool.column(questions.documents),
             "questions": pool.column(questions.questions),
             "choices": pool.column(questions.choices),
             "targets": pool.column(questions.targets),
             "kind_of": pool.column(questions.kinds),
-            "pictures": {questions.row_of[document]: name for document, name in shown.items()},
-            "answers": {number: _answer_data(questions, number, pool, shown) for number in questions.answers},
+            "pictures": {
+                questions.row_of[document]: name for document, name in shown.items()
+            },
+            "answers": {
+                number: _answer_data(questions, number, pool, shown)
+                for number in questions.answers
+            },
         }
     return {**data, "pool": list(pool.numbers)}
 
 
-def _answer_data(questions: Questions, number: int, pool: Pool, shown: dict[str, str]) -> dict[str, Any]:
+def _answer_data(
+    questions: Questions, number: int, pool: Pool, shown: dict[str, str]
+) -> dict[str, Any]:
     """Return a run's answers in columns, with the visual tokens that enter each layer of the decoder."""
     answers = questions.answers[number]
     layers, tokens = [], {}
@@ -489,7 +564,9 @@ def checked_query(section: Section, given: dict[str, str]) -> Query:
     Raises:
         ValueError: for a value that the section has not.
     """
-    query = replace(Query(), **{name: given.get(name, "") for name in Query.__dataclass_fields__})
+    query = replace(
+        Query(), **{name: given.get(name, "") for name in Query.__dataclass_fields__}
+    )
     known = {
         "benchmark": {"", *section.benchmarks},
         "outcome": {"", *OUTCOMES},

@@ -49,7 +49,10 @@ class Shown:
 
 def pictures(record: Record) -> dict[str, Path]:
     """Document -> the picture that was kept beside the record."""
-    return {path.stem: path for path in Path(record["path"]).with_suffix(".images").glob("*.jpg")}
+    return {
+        path.stem: path
+        for path in Path(record["path"]).with_suffix(".images").glob("*.jpg")
+    }
 
 
 def gallery(table: Table, samples: dict[str, dict[str, dict]]) -> list[Shown]:
@@ -60,19 +63,36 @@ def gallery(table: Table, samples: dict[str, dict[str, dict]]) -> list[Shown]:
     """
     found = []
     for column in table.columns:
-        runs = [(row, row.cells[column].record) for row in table.rows if column in row.cells]
-        files = {doc: path for _, record in reversed(runs) for doc, path in pictures(record).items()}
+        runs = [
+            (row, row.cells[column].record) for row in table.rows if column in row.cells
+        ]
+        files = {
+            doc: path
+            for _, record in reversed(runs)
+            for doc, path in pictures(record).items()
+        }
         _, bound = runs[0]
-        side = math.isqrt(bound["visual_tokens"]["patches"])  # CLS is one more in some models, without a place
+        side = math.isqrt(
+            bound["visual_tokens"]["patches"]
+        )  # CLS is one more in some models, without a place
         shown = [doc for doc in samples[bound["path"]] if doc in files][:SHOWN]
         for doc in shown:
-            of = [(row, samples[record["path"]][doc]) for row, record in runs if doc in samples[record["path"]]]
+            of = [
+                (row, samples[record["path"]][doc])
+                for row, record in runs
+                if doc in samples[record["path"]]
+            ]
             budgets = [
-                [_card(row, sample, side, row.cells[column].higher_is_better) for row, sample in group]
+                [
+                    _card(row, sample, side, row.cells[column].higher_is_better)
+                    for row, sample in group
+                ]
                 for _, group in groupby(of, key=lambda pair: pair[0].tokens)
             ]
             target = str(samples[bound["path"]][doc]["target"])
-            found.append(Shown(bound["task"], doc, target, data_uri(files[doc]), side, budgets))
+            found.append(
+                Shown(bound["task"], doc, target, data_uri(files[doc]), side, budgets)
+            )
     return found
 
 
@@ -87,14 +107,18 @@ def verdict(sample: dict, higher_is_better: bool = True) -> str:
         return "not read"
     if sample["score"] is None:
         return "no verdict"
-    words = {0: "wrong", 1: "right"} if higher_is_better else {}  # of an error, a number says more
+    words = (
+        {0: "wrong", 1: "right"} if higher_is_better else {}
+    )  # of an error, a number says more
     return words.get(sample["score"], f"score {sample['score']:.3g}")
 
 
 def covering(positions: Iterable[int], side: int) -> str:
     """SVG path of the squares at these positions of a grid, neighbours of a row in one piece."""
     pieces = []
-    for row, of_row in groupby(sorted(positions), key=lambda position: position // side):
+    for row, of_row in groupby(
+        sorted(positions), key=lambda position: position // side
+    ):
         # Neighbours are as far from their columns as from their places in the row.
         for _, run in groupby(enumerate(of_row), key=lambda pair: pair[1] - pair[0]):
             columns = [position % side for _, position in run]
@@ -104,15 +128,22 @@ def covering(positions: Iterable[int], side: int) -> str:
 
 def outlining(positions: Iterable[int], side: int) -> str:
     """SVG path of a square within each of these positions of a grid."""
-    return "".join(f"M{p % side + 0.1:.1f} {p // side + 0.1:.1f}h.8v.8h-.8z" for p in sorted(positions))
+    return "".join(
+        f"M{p % side + 0.1:.1f} {p // side + 0.1:.1f}h.8v.8h-.8z"
+        for p in sorted(positions)
+    )
 
 
 def _card(row: Row, sample: dict, side: int, higher_is_better: bool) -> Card:
     answered = row, str(sample["prediction"]), verdict(sample, higher_is_better)
     if not sample.get("kept"):
         return Card(*answered)
-    cells = range(side * side)  # of the first picture's first crop, which is the one that is shown
-    kept, merged = ([p for p in sample[name][0] if p in cells] for name in ("kept", "merged"))
+    cells = range(
+        side * side
+    )  # of the first picture's first crop, which is the one that is shown
+    kept, merged = (
+        [p for p in sample[name][0] if p in cells] for name in ("kept", "merged")
+    )
     return Card(
         *answered,
         traced=True,

@@ -19,7 +19,9 @@ from zipeval.results import journal
 RESULTS = "results/runs"
 PICTURES = 256  # that are kept in memory
 SELECTIONS = 16  # likewise
-RecordFiles = tuple[tuple[str, int, int], ...]  # of each its path, its size and its time in nanoseconds
+RecordFiles = tuple[
+    tuple[str, int, int], ...
+]  # of each its path, its size and its time in nanoseconds
 
 
 class ColumnCache:
@@ -51,12 +53,17 @@ class Snapshot:
         problem: why there are none.
     """
 
-    def __init__(self, files: RecordFiles, made: list[Table], problem: str, cache: ColumnCache):
+    def __init__(
+        self, files: RecordFiles, made: list[Table], problem: str, cache: ColumnCache
+    ):
         self.files, self.problem = files, problem
         self.tables: dict[str, Table] = dict(zip(identities(made), made, strict=True))
         self._cache = cache
         self._sections: dict[str, Section] = {}
-        self._reading, self._looking = Lock(), Lock()  # a browser asks for several things at a time
+        self._reading, self._looking = (
+            Lock(),
+            Lock(),
+        )  # a browser asks for several things at a time
         self.select = lru_cache(SELECTIONS)(self._select)
         self.picture = lru_cache(PICTURES)(self._picture)
 
@@ -79,7 +86,9 @@ class Snapshot:
         table = self.tables[identity]
         with self._reading:
             if identity not in self._sections:
-                self._sections[identity] = browser.read_section(table, identity, self._cache.read)
+                self._sections[identity] = browser.read_section(
+                    table, identity, self._cache.read
+                )
             return self._sections[identity]
 
     def _select(self, identity: str, query: Query) -> Selection:
@@ -136,7 +145,9 @@ class LiveResults:
 
     def _look(self, files: RecordFiles) -> Snapshot:
         try:
-            return Snapshot(files, tables(self.results, under_way=True), "", self._cache)
+            return Snapshot(
+                files, tables(self.results, under_way=True), "", self._cache
+            )
         except UsageError as error:
             return Snapshot(files, [], str(error), self._cache)
 
@@ -164,7 +175,9 @@ class LiveResults:
         for path in sorted(self.directory.glob("*/*.journal.jsonl")):
             task = path.name.removesuffix(".journal.jsonl")
             if not path.with_name(f"{task}.json").exists():
-                lines.append(f"{path.parent.name} {task}, {journal.answered(path.parent, task):,} answers so far")
+                lines.append(
+                    f"{path.parent.name} {task}, {journal.answered(path.parent, task):,} answers so far"
+                )
         return lines
 
     def page(self, problem: str = "") -> str:
@@ -178,7 +191,9 @@ class LiveResults:
         for number, table in enumerate(snapshot.tables.values(), 1):
             sections.append(TableSection(number, table))
             for row in table.rows:
-                shown |= {cell.record["path"]: cell.record for cell in row.cells.values()}
+                shown |= {
+                    cell.record["path"]: cell.record for cell in row.cells.values()
+                }
         return render_page(
             sections,
             list(shown.values()),
@@ -207,4 +222,10 @@ class LiveResults:
     @property
     def command(self) -> str:
         """Return the command that shows this directory."""
-        return shlex.join(["zipeval", "view", *([f"results={self.results}"] if self.results != RESULTS else [])])
+        return shlex.join(
+            [
+                "zipeval",
+                "view",
+                *([f"results={self.results}"] if self.results != RESULTS else []),
+            ]
+        )

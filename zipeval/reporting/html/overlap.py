@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
-Kept = Mapping[Any, list[int]]  # sample -> the positions kept of each of its pictures, as bits of an integer
+Kept = Mapping[
+    Any, list[int]
+]  # sample -> the positions kept of each of its pictures, as bits of an integer
 
 
 def bits(positions: Iterable[int]) -> int:
@@ -26,11 +28,23 @@ def iou(ours: list[int], theirs: list[int]) -> float | None:
 
 def mean_iou(ours: Kept, theirs: Kept) -> float | None:
     """Mean over the samples that both runs have; None where there is nothing to compare."""
-    found = [iou(kept, theirs[sample]) for sample, kept in ours.items() if sample in theirs]
-    return fmean(known) if (known := [value for value in found if value is not None]) else None
+    found = [
+        iou(kept, theirs[sample]) for sample, kept in ours.items() if sample in theirs
+    ]
+    return (
+        fmean(known)
+        if (known := [value for value in found if value is not None])
+        else None
+    )
 
 
 def matrix(runs: list[Kept]) -> list[list[float | None]]:
     """The mean IoU of every run with every run."""
-    found = [[mean_iou(ours, theirs) for theirs in runs[: i + 1]] for i, ours in enumerate(runs)]
-    return [[found[max(i, j)][min(i, j)] for j in range(len(runs))] for i in range(len(runs))]
+    found = [
+        [mean_iou(ours, theirs) for theirs in runs[: i + 1]]
+        for i, ours in enumerate(runs)
+    ]
+    return [
+        [found[max(i, j)][min(i, j)] for j in range(len(runs))]
+        for i in range(len(runs))
+    ]

@@ -23,7 +23,9 @@ from zipeval.reporting.tables import Record, Row, Table
 CELL = re.compile(r"([^ ,]*)(?: \(([^,)]*))?(?:, ([^)]*))?\)?(.*)")
 LISTED = 100  # failures; more of them say no more
 # What in JSON could end a script element, or begin a comment in it, and line ends that only JavaScript has.
-UNSAFE = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
+UNSAFE = str.maketrans(
+    {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+)
 SCRIPT = "browser.js"
 
 
@@ -123,7 +125,9 @@ def render_page(
         sections=sections,
         records=records,
         links=[
-            table_links(section.table, identity if len(sections) > 1 else "") if linked else None
+            table_links(section.table, identity if len(sections) > 1 else "")
+            if linked
+            else None
             for section, identity in zip(sections, names, strict=True)
         ],
         browser=browser,
@@ -149,14 +153,23 @@ def render_page(
 
 def embedded(data: dict[str, Any]) -> Markup:
     """Return data as JSON that can stand in a script element, whatever texts it holds."""
-    return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(UNSAFE))
+    return Markup(
+        json.dumps(
+            data, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+        ).translate(UNSAFE)
+    )
 
 
 def policy(script: str, live: bool) -> str:
     """Return the Content-Security-Policy of a page: its own script runs and no other, and nothing foreign is loaded."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = " 'self'" if live else ""
-    rules = ["default-src 'none'", f"img-src data:{own}", "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'"]
+    rules = [
+        "default-src 'none'",
+        f"img-src data:{own}",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'",
+    ]
     rules += ["connect-src 'self'"] if live else []
     return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
 
@@ -169,13 +182,20 @@ def table_links(table: Table, identity: str) -> list[list[list[Link | None]]]:
     """
     header, _ = grid(table)
     return [
-        [[_cell_link(table, row, name, identity) for name in header[1:]] for row in rows] for rows in table.groups()
+        [
+            [_cell_link(table, row, name, identity) for name in header[1:]]
+            for row in rows
+        ]
+        for rows in table.groups()
     ]
 
 
 def _cell_link(table: Table, row: Row, name: str, identity: str) -> Link | None:
     """Return the link to the questions that a run lost against the upper bound; of the bound to those it gets wrong."""
-    run, is_bound = Run(row.label, row.tokens, row is table.rows[0]), row is table.rows[0]
+    run, is_bound = (
+        Run(row.label, row.tokens, row is table.rows[0]),
+        row is table.rows[0],
+    )
     outcome = "wrong" if is_bound else "lost"
     query = {"table": identity} if identity else {}
     if name in row.cells:
@@ -186,7 +206,11 @@ def _cell_link(table: Table, row: Row, name: str, identity: str) -> Link | None:
         comparison = None
     else:
         return None
-    title = f"Questions that {run.name} gets wrong" if is_bound else f"Questions that {run.name} lost"
+    title = (
+        f"Questions that {run.name} gets wrong"
+        if is_bound
+        else f"Questions that {run.name} lost"
+    )
     if comparison is not None and comparison.lost is not None:
         title += f": {comparison.lost} (and {comparison.gained} gained)"
     return Link(f"#questions?{urlencode(query)}", title)
@@ -197,14 +221,22 @@ def manifest(records: Iterable[Record]) -> tuple[dict[str, str], list[dict[str, 
     lines = [_provenance(record) for record in records]
     if not lines:
         return {}, []
-    own = [name for name in lines[0] if name == "run" or any(line[name] != lines[0][name] for line in lines)]
+    own = [
+        name
+        for name in lines[0]
+        if name == "run" or any(line[name] != lines[0][name] for line in lines)
+    ]
     common = {name: value for name, value in lines[0].items() if name not in own}
     return common, [{name: line[name] for name in own} for line in lines]
 
 
 def _provenance(record: Record) -> dict[str, str]:
     resolved, git = record["resolved"], record["git"]
-    revision = git["revision"] + " and changes" * git["dirty"] if git else "none, an installed package"
+    revision = (
+        git["revision"] + " and changes" * git["dirty"]
+        if git
+        else "none, an installed package"
+    )
     named = {
         "run": record["run_id"],
         "benchmark": record["task"],
@@ -222,7 +254,10 @@ def _provenance(record: Record) -> dict[str, str]:
         "data": record["data_hash"],
         "revision of the weights": record.get("model_revision"),
         "revision of zipeval": revision,
-        **{("device's name" if name == "device" else name): value for name, value in record.get("machine", {}).items()},
+        **{
+            ("device's name" if name == "device" else name): value
+            for name, value in record.get("machine", {}).items()
+        },
         **record["versions"],
     }
     return {name: "-" if value is None else str(value) for name, value in named.items()}
@@ -232,6 +267,13 @@ def configurations(records: Iterable[Record]) -> list[dict]:
     """Return the configuration of every run, once, with the benchmarks that it ran on."""
     made: dict[tuple[str, str], list[str]] = {}
     for record in records:
-        text = json.dumps({name: record[name] for name in ("config", "resolved")}, indent=2, ensure_ascii=False)
+        text = json.dumps(
+            {name: record[name] for name in ("config", "resolved")},
+            indent=2,
+            ensure_ascii=False,
+        )
         made.setdefault((record["run_id"], text), []).append(record["task"])
-    return [{"run": run, "tasks": tasks, "text": text} for (run, text), tasks in made.items()]
+    return [
+        {"run": run, "tasks": tasks, "text": text}
+        for (run, text), tasks in made.items()
+    ]

@@ -23,7 +23,9 @@ BACKGROUNDS = ((122, 116, 104), (127, 127, 127))
 DATA_SETS = 4  # that stay open
 
 
-def read_picture(record: dict[str, Any], sample: dict[str, Any], number: int = 0) -> bytes | None:
+def read_picture(
+    record: dict[str, Any], sample: dict[str, Any], number: int = 0
+) -> bytes | None:
     """Return the JPEG of a sample's picture, as it was kept beside the record or as the data set has it.
 
     A picture of the data set is the sample's only if its hash is: rows may have changed, and a task may show something
@@ -45,11 +47,16 @@ def read_picture(record: dict[str, Any], sample: dict[str, Any], number: int = 0
     return _picture_of_data_set(record, sample["doc_id"], hashes[number])
 
 
-def _picture_of_data_set(record: dict[str, Any], doc_id: int, wanted: str) -> bytes | None:
+def _picture_of_data_set(
+    record: dict[str, Any], doc_id: int, wanted: str
+) -> bytes | None:
     """Return the JPEG of the picture in a row whose hash is the wanted one; None without it."""
     from zipeval.media import picture_hash, rgb, thumbnail
 
-    aspect, root = record["config"]["model"]["image_aspect"], record["config"]["data"]["root"]
+    aspect, root = (
+        record["config"]["model"]["image_aspect"],
+        record["config"]["data"]["root"],
+    )
     try:
         rows = _rows(record["task"], root)
         if doc_id >= len(rows):
@@ -60,7 +67,11 @@ def _picture_of_data_set(record: dict[str, Any], doc_id: int, wanted: str) -> by
                 shown = rgb(image, aspect, background)
                 if picture_hash(shown) == wanted:
                     return thumbnail(shown)
-    except (MediaError, OSError, UsageError):  # the picture, or the whole data set, is damaged by now
+    except (
+        MediaError,
+        OSError,
+        UsageError,
+    ):  # the picture, or the whole data set, is damaged by now
         return None
     return None
 
@@ -69,8 +80,13 @@ def _images(value: Any) -> Iterator[Image.Image]:
     """Yield the images that a row, or a part of it, holds."""
     from PIL import Image
 
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:  # how datasets stores one
-        yield Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"]))
+    if isinstance(value, dict) and value.keys() == {
+        "bytes",
+        "path",
+    }:  # how datasets stores one
+        yield Image.open(
+            value["path"] if value["bytes"] is None else BytesIO(value["bytes"])
+        )
     elif isinstance(value, dict):
         for part in value.values():
             yield from _images(part)
@@ -79,7 +95,9 @@ def _images(value: Any) -> Iterator[Image.Image]:
             yield from _images(part)
 
 
-def _images_elsewhere(task: str, row: dict[str, Any], root: str | None) -> Iterator[Image.Image]:
+def _images_elsewhere(
+    task: str, row: dict[str, Any], root: str | None
+) -> Iterator[Image.Image]:
     """Yield the images that a row names by their ids, as rows of GQA do, whose images are a data set of their own."""
     for source in data.sources(task)[1:]:
         rows, positions = _images_by_id(source, root)
@@ -112,8 +130,22 @@ def _rows(task: str, root: str | None):
     if not settings.get("dataset_path") or not split:  # of videos, for example
         raise UsageError(f"tasks=[{task}]: it names no data set.")
     files = (settings.get("dataset_kwargs") or {}).get("data_files")
-    options = {} if files is None else {"data_files": {name: str(file.parent / path) for name, path in files.items()}}
-    return _loaded(root, settings["dataset_path"], name=settings.get("dataset_name"), split=split, **options)
+    options = (
+        {}
+        if files is None
+        else {
+            "data_files": {
+                name: str(file.parent / path) for name, path in files.items()
+            }
+        }
+    )
+    return _loaded(
+        root,
+        settings["dataset_path"],
+        name=settings.get("dataset_name"),
+        split=split,
+        **options,
+    )
 
 
 def _loaded(root: str | None, path: str, **options: Any):
@@ -129,4 +161,6 @@ def _loaded(root: str | None, path: str, **options: Any):
             rows = datasets.load_dataset(path, **options)
         except Exception as error:  # datasets raises anything; without its picture a sample is still shown
             raise UsageError(f"{path}: does not load ({error}).") from error
-    return rows.with_format("arrow")  # rows as they are stored: decoding all images of one takes longer than finding it
+    return rows.with_format(
+        "arrow"
+    )  # rows as they are stored: decoding all images of one takes longer than finding it

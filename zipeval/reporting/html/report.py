@@ -16,14 +16,24 @@ from zipeval.reporting.html.browser import file_data, read_section
 from zipeval.reporting.html.gallery import Shown, gallery, pictures
 from zipeval.reporting.html.page import Browser, Failure
 from zipeval.reporting.method_styles import COLOURS, INK
-from zipeval.reporting.plots import LINE, Plot, budget, inline, plots, seconds_of_rows, write
+from zipeval.reporting.plots import (
+    LINE,
+    Plot,
+    budget,
+    inline,
+    plots,
+    seconds_of_rows,
+    write,
+)
 from zipeval.reporting.scored_samples import read_scored, seconds_per_sample
 from zipeval.reporting.tables import Record, Table, tables
 from zipeval.results import records
 
 RESULTS = "results/runs"
 MOST_DATA = 10_000_000  # bytes of questions that a file holds: a browser opens it at once, and it can be sent by mail
-PAGE_COLOURS = {INK: "var(--ink)", LINE: "var(--line)"} | {c: f"var(--c{i})" for i, c in enumerate(COLOURS)}
+PAGE_COLOURS = {INK: "var(--ink)", LINE: "var(--line)"} | {
+    c: f"var(--c{i})" for i, c in enumerate(COLOURS)
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,9 @@ class Section:
 
     def inlined(self, plot: Plot) -> Markup:
         """A plot as SVG in the page's colours."""
-        return Markup(inline(plot, f"s{self.number}-{self.plots.index(plot)}", PAGE_COLOURS))
+        return Markup(
+            inline(plot, f"s{self.number}-{self.plots.index(plot)}", PAGE_COLOURS)
+        )
 
 
 def report(results: str, out: Path, figures: Path | None = None) -> list[Path]:
@@ -96,7 +108,9 @@ def report(results: str, out: Path, figures: Path | None = None) -> list[Path]:
             written += write(section.plots, figures, f"{section.number}-{section.name}")
     except OSError as error:
         where = f"out={out}" + (f" plots={figures}" if figures else "")
-        raise UsageError(f"{where}: cannot write there ({error.strerror}). Choose another place.") from error
+        raise UsageError(
+            f"{where}: cannot write there ({error.strerror}). Choose another place."
+        ) from error
     return written
 
 
@@ -110,9 +124,16 @@ def render_report(results: str, live: bool = False) -> tuple[str, list[Section]]
         UsageError: for records that make no table.
     """
     found = tables(results, statistics=True, under_way=live)
-    shown = {cell.record["path"]: cell.record for table in found for row in table.rows for cell in row.cells.values()}
+    shown = {
+        cell.record["path"]: cell.record
+        for table in found
+        for row in table.rows
+        for cell in row.cells.values()
+    }
     outcomes = {path: outcome(record) for path, record in shown.items()}
-    sections = [_section(number, table, outcomes) for number, table in enumerate(found, 1)]
+    sections = [
+        _section(number, table, outcomes) for number, table in enumerate(found, 1)
+    ]
     text = page.render_page(
         sections,
         list(shown.values()),
@@ -135,7 +156,9 @@ def _browser(sections: list[Section], results: str) -> Browser:
             for number, shown in enumerate(section.gallery, 1)
         }
         data.append(file_data(read_section(section.table, identity), pictures_shown))
-    command = shlex.join(["zipeval", "view", *([f"results={results}"] if results != RESULTS else [])])
+    command = shlex.join(
+        ["zipeval", "view", *([f"results={results}"] if results != RESULTS else [])]
+    )
     size = len(page.embedded({"sections": data}).encode())
     if size > MOST_DATA:
         refusal = (
@@ -154,7 +177,9 @@ def outcome(record: Record) -> Outcome:
         seconds=seconds_per_sample(record, samples),
         batch=max((s["batch"] for s in samples if "latency" in s), default=None),
         kept={
-            (record["task"], str(s["doc_id"])): [overlap.bits(positions) for positions in s["kept"]]
+            (record["task"], str(s["doc_id"])): [
+                overlap.bits(positions) for positions in s["kept"]
+            ]
             for s in samples
             if "kept" in s
         },
@@ -170,11 +195,20 @@ def outcome(record: Record) -> Outcome:
 
 def _section(number: int, table: Table, outcomes: dict[str, Outcome]) -> Section:
     shown = {path: found.shown for path, found in outcomes.items()}
-    its = [outcomes[cell.record["path"]] for row in table.rows for cell in row.cells.values()]
+    its = [
+        outcomes[cell.record["path"]]
+        for row in table.rows
+        for cell in row.cells.values()
+    ]
     return Section(
         number,
         table,
-        plots(table, seconds_of_rows(table, {path: found.seconds for path, found in outcomes.items()})),
+        plots(
+            table,
+            seconds_of_rows(
+                table, {path: found.seconds for path, found in outcomes.items()}
+            ),
+        ),
         gallery(table, shown),
         list(_overlaps(table, outcomes)),
         sorted({found.batch for found in its if found.batch}),
@@ -187,13 +221,26 @@ def _overlaps(table: Table, outcomes: dict[str, Outcome]) -> Iterator[Overlap]:
         kept = {}
         for row in group:
             of_row = [outcomes[cell.record["path"]].kept for cell in row.cells.values()]
-            traced = {sample: sets for of_task in of_row for sample, sets in of_task.items()}
-            if any(map(any, traced.values())):  # a method that only merges keeps nothing as itself
+            traced = {
+                sample: sets for of_task in of_row for sample, sets in of_task.items()
+            }
+            if any(
+                map(any, traced.values())
+            ):  # a method that only merges keeps nothing as itself
                 kept[row.label] = traced
         if group[0].tokens is not None and len(kept) > 1:
-            sizes = [fmean(sum(s.bit_count() for s in sets) for sets in of.values()) for of in kept.values()]
+            sizes = [
+                fmean(sum(s.bit_count() for s in sets) for sets in of.values())
+                for of in kept.values()
+            ]
             shared = set.intersection(*map(set, kept.values()))
-            yield Overlap(group[0].tokens, list(kept), sizes, overlap.matrix(list(kept.values())), len(shared))
+            yield Overlap(
+                group[0].tokens,
+                list(kept),
+                sizes,
+                overlap.matrix(list(kept.values())),
+                len(shared),
+            )
 
 
 def _failures(found: list[Record], outcomes: dict[str, Outcome]) -> list[Failure]:

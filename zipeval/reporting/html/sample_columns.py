@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from zipeval.reporting.scored_samples import check_score, kind_of_question, parse_samples
+from zipeval.reporting.scored_samples import (
+    check_score,
+    kind_of_question,
+    parse_samples,
+)
 from zipeval.results import records
 
 Record = dict[str, Any]
@@ -90,18 +94,33 @@ def read_columns(record: Record, bound: SampleColumns | None = None) -> SampleCo
         failure = _failure(sample)
         if failure:
             failures[row] = failure
-    if bound and (bound.documents, bound.hashes) == (documents, hashes) and any(bound.questions):
+    if (
+        bound
+        and (bound.documents, bound.hashes) == (documents, hashes)
+        and any(bound.questions)
+    ):
         asked = bound
     else:
         asked = _read_questions(record, samples, documents, hashes)
     # The positions that were cut out are found again by their lines.
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == NEWLINE) + 1
-    file = SampleFile(path.parent / record["samples"]["file"], np.concatenate([[0], ends]))
-    return replace(asked, predictions=predictions, scores=np.array(scores, float), failures=failures, file=file)
+    file = SampleFile(
+        path.parent / record["samples"]["file"], np.concatenate([[0], ends])
+    )
+    return replace(
+        asked,
+        predictions=predictions,
+        scores=np.array(scores, float),
+        failures=failures,
+        file=file,
+    )
 
 
 def _read_questions(
-    record: Record, samples: list[dict[str, Any]], documents: list[str], hashes: list[str]
+    record: Record,
+    samples: list[dict[str, Any]],
+    documents: list[str],
+    hashes: list[str],
 ) -> SampleColumns:
     """Return what was asked, without answers."""
     questions, choices, targets, kinds = [], [], [], []

@@ -25,7 +25,11 @@ from zipeval.reporting.html import browser
 from zipeval.reporting.html.live import LiveResults
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-JSON, HTML, TEXT = "application/json", "text/html; charset=utf-8", "text/plain; charset=utf-8"
+JSON, HTML, TEXT = (
+    "application/json",
+    "text/html; charset=utf-8",
+    "text/plain; charset=utf-8",
+)
 JPEG, SVG = "image/jpeg", "image/svg+xml"
 # In place of a picture that is not on this machine: of an image that is missing a browser would complain.
 NO_PICTURE = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
@@ -71,21 +75,37 @@ class Handler(BaseHTTPRequestHandler):
         try:
             kind, body = route(self.server.results, parameters)
         except (KeyError, ValueError) as error:
-            return self._refuse(HTTPStatus.NOT_FOUND, f"There is nothing here by that name: {error}.")
+            return self._refuse(
+                HTTPStatus.NOT_FOUND, f"There is nothing here by that name: {error}."
+            )
         except UsageError as error:  # the page shows it
             kind, body = JSON, _json({"problem": str(error)})
         self._send(HTTPStatus.OK, kind, body)
 
     def _only_get(self) -> None:
         self.close_connection = True  # a body may follow, which nobody reads
-        self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "Nothing can be changed here.", {"Allow": "GET"})
+        self._refuse(
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            "Nothing can be changed here.",
+            {"Allow": "GET"},
+        )
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _only_get
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = (
+        do_CONNECT
+    ) = _only_get
 
-    def _refuse(self, status: HTTPStatus, text: str, headers: dict[str, str] | None = None) -> None:
+    def _refuse(
+        self, status: HTTPStatus, text: str, headers: dict[str, str] | None = None
+    ) -> None:
         self._send(status, TEXT, f"{text}\n".encode(), headers)
 
-    def _send(self, status: HTTPStatus, kind: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self,
+        status: HTTPStatus,
+        kind: str,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self.send_response(status)
         own = {"Content-Type": kind, "Content-Length": str(len(body))}
         own["Content-Security-Policy"] = POLICIES.get(kind, NO_SOURCES)
@@ -133,7 +153,10 @@ class ViewServer(ThreadingHTTPServer):
             return True
         if self.host in LOCAL_HOSTS:
             return False
-        return host in (socket.gethostname().lower(), socket.getfqdn().lower()) or _is_address(host)
+        return host in (
+            socket.gethostname().lower(),
+            socket.getfqdn().lower(),
+        ) or _is_address(host)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print what went wrong, unless a browser only left."""
@@ -158,7 +181,10 @@ def serve(results: str, host: str = LOCAL_HOSTS[0], port: int = 0) -> None:
         raise _cannot_listen(error, host, port) from error
     with server:
         if host not in LOCAL_HOSTS:
-            print(f"host={host}: whoever reaches this machine can read {results}.", file=sys.stderr)
+            print(
+                f"host={host}: whoever reaches this machine can read {results}.",
+                file=sys.stderr,
+            )
         print(f"{server.url} shows {results}. Ctrl-C ends it.", flush=True)
         # Samples are very many small objects without cycles. Python's search for cycles takes a sixth of the time in
         # which they are read.
@@ -173,9 +199,13 @@ def serve(results: str, host: str = LOCAL_HOSTS[0], port: int = 0) -> None:
 def _cannot_listen(error: OSError, host: str, port: int) -> UsageError:
     """Return the refusal of an address."""
     if error.errno == errno.EADDRINUSE:
-        return UsageError(f"port={port}: something else listens there. Leave it out, and a free one is taken.")
+        return UsageError(
+            f"port={port}: something else listens there. Leave it out, and a free one is taken."
+        )
     if error.errno == errno.EACCES:
-        return UsageError(f"port={port}: this user may not listen there. Choose one from 1024 up, or leave it out.")
+        return UsageError(
+            f"port={port}: this user may not listen there. Choose one from 1024 up, or leave it out."
+        )
     return UsageError(
         f"host={host}: cannot listen there ({error.strerror or error}). Leave it out for this machine alone."
     )
@@ -190,7 +220,9 @@ def _is_address(host: str) -> bool:
 
 
 def _json(data: Any) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(
+        data, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    ).encode()
 
 
 def _page(results: LiveResults, parameters: Parameters) -> Answer:
@@ -207,20 +239,30 @@ def _report(results: LiveResults, parameters: Parameters) -> Answer:
 
 
 def _sections(results: LiveResults, parameters: Parameters) -> Answer:
-    return JSON, _json({"sections": [browser.section_data(section) for section in results.now.sections()]})
+    return JSON, _json(
+        {
+            "sections": [
+                browser.section_data(section) for section in results.now.sections()
+            ]
+        }
+    )
 
 
 def _rows(results: LiveResults, parameters: Parameters) -> Answer:
     """Return a page of the questions that a query wants, and how many there are."""
     snapshot = results.now
     section = snapshot.section(parameters.get("table", ""))
-    selection = snapshot.select(section.identity, browser.checked_query(section, parameters))
+    selection = snapshot.select(
+        section.identity, browser.checked_query(section, parameters)
+    )
     start = max(0, int(parameters.get("page", "1")) - 1) * browser.PAGE
     rows = [
         browser.row_data(section.benchmarks[task], row, selection.runs)
         for task, row in selection.places[start : start + browser.PAGE]
     ]
-    return JSON, _json({"total": len(selection.places), "runs": selection.runs, "rows": rows})
+    return JSON, _json(
+        {"total": len(selection.places), "runs": selection.runs, "rows": rows}
+    )
 
 
 def _sample(results: LiveResults, parameters: Parameters) -> Answer:
@@ -231,14 +273,18 @@ def _sample(results: LiveResults, parameters: Parameters) -> Answer:
     if document not in questions.row_of:  # an old link; the page says so
         raise UsageError(f"There is no question {document} of {questions.task} here.")
     row = questions.row_of[document]
-    selection = snapshot.select(section.identity, browser.checked_query(section, parameters))
+    selection = snapshot.select(
+        section.identity, browser.checked_query(section, parameters)
+    )
     place = (questions.task, row)
     position = selection.places.index(place) if place in selection.places else -1
     picture = snapshot.picture(section.identity, questions.task, document)
     try:
         tokens = browser.token_data(questions, row)
     except (OSError, ValueError) as error:
-        raise UsageError(f"The samples changed meanwhile ({error}). Reload the page.") from error
+        raise UsageError(
+            f"The samples changed meanwhile ({error}). Reload the page."
+        ) from error
     return JSON, _json(
         {
             "row": browser.row_data(questions, row, selection.runs),
@@ -246,12 +292,17 @@ def _sample(results: LiveResults, parameters: Parameters) -> Answer:
             "pictured": picture is not None,
             "position": position,
             "total": len(selection.places),
-            "neighbours": [_named(section, selection, position + step) if position >= 0 else None for step in (-1, 1)],
+            "neighbours": [
+                _named(section, selection, position + step) if position >= 0 else None
+                for step in (-1, 1)
+            ],
         }
     )
 
 
-def _named(section: browser.Section, selection: browser.Selection, position: int) -> list[str] | None:
+def _named(
+    section: browser.Section, selection: browser.Selection, position: int
+) -> list[str] | None:
     """Return the task and the document of a question of a selection; None beyond its ends."""
     if not 0 <= position < len(selection.places):
         return None
@@ -262,7 +313,9 @@ def _named(section: browser.Section, selection: browser.Selection, position: int
 def _picture(results: LiveResults, parameters: Parameters) -> Answer:
     snapshot = results.now
     section = snapshot.section(parameters.get("table", ""))
-    picture = snapshot.picture(section.identity, parameters["task"], parameters["document"])
+    picture = snapshot.picture(
+        section.identity, parameters["task"], parameters["document"]
+    )
     return (SVG, NO_PICTURE) if picture is None else (JPEG, picture)
 
 
