@@ -19,14 +19,15 @@ from zipeval.cli import main
 from zipeval.errors import RunError, UsageError
 from zipeval.evaluation import runner
 from zipeval.results import records
-from zipeval.sweeps import sweep
+from zipeval.sweeps import job, sweep
+from zipeval.sweeps import state as state_files
 
 # A job as any launcher starts it, in which a run has answered two of its questions and is at the third.
 JOB = """
 import sys, time
 from pathlib import Path
 from zipeval.evaluation import runner
-from zipeval.sweeps import sweep
+from zipeval.sweeps import sweep, job, state as state_files
 from zipeval.cli import expand
 from zipeval.results.journal import Journal
 from zipeval.results.lock import locked
@@ -47,7 +48,7 @@ def run(config, checkpoint):
 runner.run = run
 made, _ = expand(sys.argv[1:])
 sweep.begin(made)
-sweep.Job(made)(made.cells[0])
+job.Job(made)(made.cells[0])
 """
 SETTINGS = [
     "-m",
@@ -248,7 +249,7 @@ def test_a_run_that_is_done_has_the_records_that_it_says(tmp_path, monkeypatch, 
     path.write_text(json.dumps(record))
     sweep.begin(made)
     monkeypatch.setattr(runner, "run", lambda config, checkpoint: [path])
-    sweep.Job(made)(made.cells[0])
+    job.Job(made)(made.cells[0])
     (tmp_path / "there").rename(tmp_path / "here")
     said = status(monkeypatch, capsys, "tiny", f"results={tmp_path}/here")
     assert cells(said)["000-tiny_llava-visionzip-16"][:3] == ["done", "2", "2"]
@@ -259,12 +260,12 @@ def test_a_number_that_another_process_has_now():
     with subprocess.Popen(["sleep", "60"]) as other:
         born = psutil.Process(other.pid).create_time()
         state = {"status": "running", "host": os.uname().nodename, "pid": other.pid}
-        assert sweep.alive({**state, "born": born}, {})
-        assert not sweep.alive({**state, "born": born - 3600}, {})
+        assert state_files.is_alive({**state, "born": born}, {})
+        assert not state_files.is_alive({**state, "born": born - 3600}, {})
         other.kill()
         while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
-        assert not sweep.alive({**state, "born": born}, {})
+        assert not state_files.is_alive({**state, "born": born}, {})
 
 
 def test_what_failed_is_told_with_its_reason(tmp_path, monkeypatch, capsys):
@@ -312,6 +313,17 @@ def test_nothing_is_measured_before_something_is_done(tmp_path, monkeypatch, cap
     )
 
 
+def test_a_run_that_left_only_a_journal_is_shown(tmp_path, monkeypatch, capsys):
+    """It was stopped in its first task, so that it has no record, and no process is at it."""
+    run = tmp_path / "results" / "runs" / "tiny-vanilla"
+    run.mkdir(parents=True)
+    (run / "zipeval_shapes.journal.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["zipeval", "status", f"results={run.parent}"])
+    main()
+    assert "left unfinished, nobody is at it" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "age, locked, expected",
     [(10, False, "running"), (10_000, False, "died"), (10_000, True, "running")],
@@ -320,7 +332,7 @@ def test_a_job_on_another_machine(age, locked, expected):
     """Whose process cannot be seen: only its locks, and it has none before it has looked at its configuration."""
     from datetime import datetime, timedelta, timezone
 
-    from zipeval.sweeps.status import _status
+    from zipeval.sweeps.progress import current_status
 
     started = (datetime.now(timezone.utc) - timedelta(seconds=age)).isoformat(
         timespec="seconds"
@@ -332,7 +344,10 @@ def test_a_job_on_another_machine(age, locked, expected):
         "started": started,
     }
     lock = {"host": "elsewhere", "pid": os.getpid()}
-    assert _status(state, {Path("run/task.lock"): lock} if locked else {}) == expected
+    assert (
+        current_status(state, {Path("run/task.lock"): lock} if locked else {})
+        == expected
+    )
 
 
 def test_records_made_without_the_sweep_are_its_records(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from zipeval.errors import RunError, Stopped, UsageError
 from zipeval.evaluation import runner
 from zipeval.inference.validation import check
 from zipeval.results import records
-from zipeval.sweeps import sweep
+from zipeval.sweeps import job, sweep
 from zipeval.utils import ranks
 
 TABLE = """# @package _global_
@@ -358,11 +358,11 @@ def test_a_job_that_died_is_told(tmp_path, monkeypatch):
     made = planned("method=visionzip", "tokens=1,2,3")
     sweep.begin(made)
     failing(monkeypatch, {3: RunError("three failed")})
-    sweep.Job(made)(made.cells[0])
+    job.Job(made)(made.cells[0])
     sweep.begin(made)
     failing(monkeypatch, {2: SystemExit})
     with pytest.raises(SystemExit):
-        sweep.Job(made)(made.cells[0])  # anything with a group
+        job.Job(made)(made.cells[0])  # anything with a group
     with pytest.raises(
         RunError,
         match=f"sweep {made.name}: 2 of 3 runs .* `zipeval status {made.name}`",
@@ -390,10 +390,10 @@ def test_a_bug_in_one_of_several_ranks_ends_it(tmp_path, monkeypatch):
     seen = failing(monkeypatch, {2: KeyError("a bug")})
     monkeypatch.setattr(ranks, "here", lambda: ranks.Place(rank=0, local=0, count=2))
     monkeypatch.setattr(ranks, "exchange", lambda value: [value])
-    job = sweep.Job(made)
+    begun = job.Job(made)
     with pytest.raises(KeyError):
-        job(made.cells[0])
-    job(made.cells[0])
+        begun(made.cells[0])
+    begun(made.cells[0])
     assert seen == [1, 2]
 
 

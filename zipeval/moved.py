@@ -90,6 +90,8 @@ MOVED = {
     "stopping": ("utils.stopping",),
     "sweep": (
         "sweeps.sweep",
+        "sweeps.job",
+        "sweeps.state",
         "evaluation.runner",
     ),
     "tables": ("reporting.tables",),

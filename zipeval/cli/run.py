@@ -421,7 +421,8 @@ def _launch(sweep, launching: list[str]) -> None:
     import hydra
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    from zipeval.sweeps.sweep import Job, begin, end, evaluated, lost
+    from zipeval.sweeps.job import Job
+    from zipeval.sweeps.sweep import begin, end, evaluated, lost
 
     for override in launching:
         if override.endswith(

@@ -1,4 +1,4 @@
-"""What a sweep will come to, before anything starts: samples, visual tokens, and hours as far as they are measured."""
+"""Estimate what a sweep will come to before anything starts: samples, visual tokens, and hours."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from zipeval.errors import BudgetError, UsageError
 from zipeval.inference.session import Session
 from zipeval.results import records
 from zipeval.results.samples import Pace, count, of_run, pace
-from zipeval.sweeps.sweep import Cell, Sweep
+from zipeval.sweeps.sweep import Sweep, SweepRun
 from zipeval.utils import console
 
-# In place of what a run needs and a plan does not.
+# Settings that a run needs and a plan does not, with values that pass the checks.
 STAND_INS = {
     "judge.url": "http://judge/v1",
     "judge.model": "judge",
     "data.videos": "/dev/null",
 }
-ENOUGH = 128  # samples of each task, to measure how long they take
+# Samples of each task that are enough to measure how long one takes.
+ENOUGH = 128
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,17 @@ class Estimate:
     """A run before it starts.
 
     Attributes:
-        cell: of its sweep.
-        samples: by task; None where only the run can tell.
-        mean, final: visual tokens of the model's largest picture that will enter the decoder's layers; None: not known.
-        paces: by task, what was measured.
-        refusal: why it will not run.
+        run: the run of the sweep.
+        samples: numbers of samples by task; None where only the run can tell.
+        mean: visual tokens of the model's largest picture, mean over the decoder's
+            layers; None: not known.
+        final: visual tokens that enter the last layer; None: not known.
+        paces: what a sample took in records, by task; None: not measured.
+        refusal: why the run cannot start.
         lacks: what has to be made first.
     """
 
-    cell: Cell
+    run: SweepRun
     samples: dict[str, int | None]
     mean: float | None
     final: int | None
@@ -52,74 +55,88 @@ class Estimate:
 
     @property
     def hours(self) -> float | None:
-        """Of a device's time, where every task was measured and counted."""
-        parts = [(self.samples[task], self.paces[task]) for task in self.samples]
-        if self.refusal or any(None in part for part in parts):
+        """Return the hours on a device, or None if a task was not measured or counted."""
+        if self.refusal:
             return None
-        return sum(number * its.seconds for number, its in parts) / 3600
+        seconds = 0.0
+        for task, samples in self.samples.items():
+            measured = self.paces[task]
+            if samples is None or measured is None:
+                return None
+            seconds += samples * measured.seconds
+        return seconds / 3600
 
 
 def show(sweep: Sweep, missing: list[str]) -> None:
     """Print the plan of a sweep; nothing is started.
 
     Args:
+        sweep: the sweep.
         missing: settings among STAND_INS that the command did not give.
     """
-    found = (
-        records.read_all(sweep.results)
-        if Path(sweep.results).expanduser().is_dir()
-        else []
-    )
-    estimates = [_estimate(cell, found) for cell in sweep.cells]
-    out = console.console()
+    measured = []
+    if Path(sweep.results).expanduser().is_dir():
+        measured = records.read_all(sweep.results)
+    estimates = [_estimate(run, measured) for run in sweep.cells]
     rows = console.table(
         "run", "tasks", "samples", "mean", "final", "hours", left=("run",)
     )
-    for its in estimates:
-        mean = None if its.mean is None else f"{its.mean:.1f}"
-        hours = None if its.hours is None else f"{its.hours:.3g}"
-        tasks, samples = (
-            len(its.cell.config.tasks),
-            its.samples and _total(its.samples.values()),
-        )
-        console.add(rows, its.cell.name, tasks, samples or None, mean, its.final, hours)
+    for estimate in estimates:
+        mean = None if estimate.mean is None else f"{estimate.mean:.1f}"
+        hours = None if estimate.hours is None else f"{estimate.hours:.3g}"
+        samples = _total(estimate.samples.values()) or None
+        tasks = len(estimate.run.config.tasks)
+        name = estimate.run.name
+        console.add(rows, name, tasks, samples, mean, estimate.final, hours)
+    out = console.console()
     out.print(rows)
     out.print()
     for line in _notes(sweep, estimates, missing):
         out.print(line, markup=False)
 
 
-def _estimate(cell: Cell, found: list[dict]) -> Estimate:
-    config = cell.config
-    refusal, session, entering = cell.refusal, None, None
+def _estimate(run: SweepRun, measured: list[dict]) -> Estimate:
+    """Return what a run will come to, as far as records measured it."""
+    config = run.config
+    refusal = run.refusal
+    session = None
+    tokens_per_layer = None
     try:
         for task in config.tasks:
             task_folder(task)
             check_limit(task, config.limit)
         session = _session(config)
-        entering = session and session.entering([session.shape.picture])
+        if session is not None:
+            tokens_per_layer = session.entering([session.shape.picture])
     except (UsageError, BudgetError) as error:
         refusal = refusal or str(error)
-    run = of_run(config.model.name, config.method, config.tokens, config.budget)
-    alike = {name: run[name] for name in ("model", "method")}
+    samples = {}
+    if refusal is None:
+        samples = {task: count(task, config) for task in config.tasks}
     return Estimate(
-        cell=cell,
-        samples={task: count(task, config) for task in config.tasks}
-        if refusal is None
-        else {},
-        mean=fmean(entering) if entering else None,
-        final=entering[-1] if entering else None,
-        paces={
-            task: pace(found, {"task": task, **run}, {"task": task, **alike})
-            for task in config.tasks
-        },
+        run=run,
+        samples=samples,
+        mean=fmean(tokens_per_layer) if tokens_per_layer else None,
+        final=tokens_per_layer[-1] if tokens_per_layer else None,
+        paces={task: _pace(measured, config, task) for task in config.tasks},
         refusal=refusal,
-        lacks=session and _lacks(session),
+        lacks=_missing_projector(session) if session else None,
     )
 
 
-def _lacks(session: Session) -> str | None:
-    """What is said of a tuned projector that is not there; whether one is of the model, only weights can tell."""
+def _pace(measured: list[dict], config: RunConfig, task: str) -> Pace | None:
+    """Return how long a sample took: of this setting, or else of this method at any budget."""
+    run = of_run(config.model.name, config.method, config.tokens, config.budget)
+    setting = {"task": task, **run}
+    any_budget = {"task": task, "model": run["model"], "method": run["method"]}
+    return pace(measured, setting, any_budget)
+
+
+def _missing_projector(session: Session) -> str | None:
+    """Return the error of a tuned projector that is not there.
+
+    Whether a projector that is there fits the model, only the weights can tell.
+    """
     path = session.config.projector
     if path is None or Path(path).expanduser().is_file():
         return None
@@ -130,21 +147,24 @@ def _lacks(session: Session) -> str | None:
 
 
 def _session(config: RunConfig) -> Session | None:
-    """Of a model of known size, which may have no weights here."""
+    """Return a session of a model whose size is known, with or without weights here."""
     model = config.model
-    if not (model.path or model.embedded or model.name in models.family(model).SIZES):
+    sizes = models.family(model).SIZES
+    if not (model.path or model.embedded or model.name in sizes):
         return None
-    sized = replace(
-        config, tasks=["zipeval_shapes"]
-    )  # on which they do not depend: questions may not be there yet
-    return Session(sized, models.sketch(model))
+    # Sizes do not depend on the tasks, whose questions may not be on this machine yet.
+    without_data = replace(config, tasks=["zipeval_shapes"])
+    return Session(without_data, models.sketch(model))
 
 
 def _total(numbers: Iterable[int | None]) -> str:
-    """'1,234', with '+ ?' behind where some are not known."""
-    numbers = [*numbers]
-    known = sum(number for number in numbers if number is not None)
-    return " + ".join([f"{known:,}"] * bool(known) + ["?"] * (None in numbers))
+    """Return the sum as '1,234', and '1,234 + ?' if one number is not known."""
+    numbers = list(numbers)
+    known = [number for number in numbers if number is not None]
+    total = f"{sum(known):,}"
+    if len(known) == len(numbers):
+        return total if numbers else ""
+    return f"{total} + ?" if sum(known) else "?"
 
 
 def _column(task: str) -> str:
@@ -154,34 +174,49 @@ def _column(task: str) -> str:
 def _notes(
     sweep: Sweep, estimates: list[Estimate], missing: list[str]
 ) -> Iterator[str]:
-    samples = {
-        task: number for its in estimates for task, number in its.samples.items()
-    }
+    """Yield the lines below the table of a plan."""
+    samples: dict[str, int | None] = {}
+    for estimate in estimates:
+        samples |= estimate.samples
     if samples:
-        yield "Samples: " + ", ".join(
-            f"{_column(task)} {_total([number])}" for task, number in samples.items()
-        )
+        counts = [f"{_column(task)} {_total([n])}" for task, n in samples.items()]
+        yield f"Samples: {', '.join(counts)}"
     yield "Tokens are those of the model's largest picture: mean over the decoder's layers, and in the last one."
-    planned = [its for its in estimates if its.refusal is None]
-    measured = [its for its in planned if its.hours is not None]
+    planned = [estimate for estimate in estimates if estimate.refusal is None]
+    yield from _measurement_notes(sweep, planned)
+    needed = [
+        setting for setting in missing if any(_needs(task, setting) for task in samples)
+    ]
+    if needed:
+        settings = " ".join(f"{setting}=" for setting in needed)
+        yield f"To run it, add {settings}."
+    # Several runs may have the same reason, which is printed once.
+    lacks = [estimate.lacks for estimate in planned]
+    yield from dict.fromkeys(f"Missing: {reason}" for reason in filter(None, lacks))
+    refusals = [estimate.refusal for estimate in estimates]
+    yield from dict.fromkeys(f"Refused: {reason}" for reason in filter(None, refusals))
+
+
+def _measurement_notes(sweep: Sweep, planned: list[Estimate]) -> Iterator[str]:
+    """Yield the hours of the runs that were measured, and the command that measures the others."""
+    measured = [estimate for estimate in planned if estimate.hours is not None]
     if measured:
-        devices = sorted(
-            {its.device for estimate in measured for its in estimate.paces.values()}
-        )
-        hours = sum(its.hours for its in measured)
-        yield f"{len(measured)} of {len(planned)} runs: {hours:.3g} hours, as measured on {', '.join(devices)}."
-    unmeasured = [its for its in planned if its.hours is None and its.lacks is None]
+        devices = set()
+        for estimate in measured:
+            devices |= {task_pace.device for task_pace in estimate.paces.values()}
+        hours = sum(estimate.hours for estimate in measured)
+        names = ", ".join(sorted(devices))
+        yield f"{len(measured)} of {len(planned)} runs: {hours:.3g} hours, as measured on {names}."
+    unmeasured = [
+        estimate
+        for estimate in planned
+        if estimate.hours is None and estimate.lacks is None
+    ]
     if unmeasured:
         command = re.sub(r" limit=\S+", "", sweep.command) + f" limit={ENOUGH}"
         yield f"{len(unmeasured)} of {len(planned)} runs are not measured. `{command}` measures them."
-    needed = [name for name in missing if any(_needs(task, name) for task in samples)]
-    if needed:
-        yield f"To run it, add {' '.join(f'{name}=' for name in needed)}."
-    yield from dict.fromkeys(f"Missing: {its.lacks}" for its in planned if its.lacks)
-    yield from dict.fromkeys(
-        f"Refused: {its.refusal}" for its in estimates if its.refusal
-    )
 
 
 def _needs(task: str, setting: str) -> bool:
+    """Return whether a task needs one of the settings in STAND_INS."""
     return task in (SETS if setting == "data.videos" else PROTOCOLS)
