@@ -15,7 +15,7 @@ from zipeval.evaluation.runner import run
 from zipeval.inference import answering, conversing
 from zipeval.inference.session import Session
 from zipeval.models import load
-from zipeval.regression.baseline import WIDTH, entry
+from zipeval.regression.entries import WIDTH, entry
 from zipeval.reporting import stats
 from zipeval.reporting.render import render
 from zipeval.reporting.tables import OF_TURNS, tables

@@ -28,8 +28,9 @@ from zipeval.evaluation.runner import run
 from zipeval.inference.session import Session
 from zipeval.methods import visionzip
 from zipeval.methods.fastv import FastV
-from zipeval.regression import baseline, gate
-from zipeval.regression.gate import INCOMPARABLE, NEW, PASSED, REGRESSED
+from zipeval.regression import baseline, comparison, gate
+from zipeval.regression import verdicts as verdict_reports
+from zipeval.regression.verdicts import INCOMPARABLE, NEW, PASSED, REGRESSED
 from zipeval.results import records
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +135,7 @@ def test_a_broken_method_is_a_regression(good, name, tmp_path):
     for words in said:
         assert any(words in line for line in verdict.lines), verdict.lines
     with pytest.raises(RunError, match="1 record regressed"):
-        gate.conclude([verdict], good[method], str(tmp_path))
+        verdict_reports.conclude([verdict], good[method], str(tmp_path))
 
 
 def test_what_a_run_itself_refuses_cannot_be_compared(good, tmp_path):
@@ -491,7 +492,7 @@ def test_code_that_made_what_a_directory_holds_is_part_of_the_exit_code(
     ],
 )
 def test_how_many_samples_may_change(samples, allowed):
-    assert gate.allowed_changes(samples) == allowed
+    assert comparison.allowed_changes(samples) == allowed
 
 
 @pytest.mark.parametrize(("max_drop", "outcome"), [(1.0, PASSED), (0.0, REGRESSED)])
@@ -814,7 +815,7 @@ def test_a_record_that_the_baseline_lacks_is_told(compared, tmp_path):
         ("tiny visionzip 16 shapes", PASSED),
         ("tiny visionzip 16 colours", NEW),
     ]
-    assert gate.conclude(verdicts, tmp_path, "") is None
+    assert verdict_reports.conclude(verdicts, tmp_path, "") is None
 
 
 def test_a_baseline_is_small(tmp_path):
@@ -1085,9 +1086,11 @@ def test_annotations_of_github(zipeval, tmp_path):
 
 
 def test_titles_of_annotations_end_where_they_should():
-    verdict = gate.Verdict("chain first=visionzip:64, second", REGRESSED, ["lower"])
+    verdict = verdict_reports.Verdict(
+        "chain first=visionzip:64, second", REGRESSED, ["lower"]
+    )
     assert (
-        gate.annotations([verdict])
+        verdict_reports.annotations([verdict])
         == "::error title=REGRESSION chain first=visionzip%3A64%2C second::lower"
     )
 

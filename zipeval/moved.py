@@ -15,7 +15,7 @@ from typing import Any
 MOVED = {
     "answering": ("inference.answering",),
     "attention_plots": ("analysis.attention_plots",),
-    "baseline": ("regression.baseline",),
+    "baseline": ("regression.baseline", "regression.entries"),
     "batch_size": ("inference.batch_size",),
     "bench": (
         "efficiency.bench",
@@ -43,7 +43,7 @@ MOVED = {
     "evaluation.stack": ("benchmarks.stack",),
     "feed": ("inference.feed",),
     "gallery": ("reporting.html.gallery",),
-    "gate": ("regression.gate",),
+    "gate": ("regression.gate", "regression.comparison", "regression.verdicts"),
     "hub": (
         "checkpoints.hub",
         "utils.hub_access",

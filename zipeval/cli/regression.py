@@ -111,17 +111,18 @@ def check(arguments: list[str]) -> None:
     if options.against is None:
         raise UsageError(f"check: name a baseline, `zipeval check --against {FILE}`.")
     from zipeval.regression import gate
+    from zipeval.regression import verdicts as verdicts_report
 
     verdicts = gate.check(
         options.against, options.results, options.max_drop, options.allow_other_code
     )
     try:
-        print(gate.text(verdicts))
+        print(verdicts_report.text(verdicts))
         if options.format == "github":
-            print(gate.annotations(verdicts))
+            print(verdicts_report.annotations(verdicts))
         sys.stdout.flush()
     except BrokenPipeError:  # `zipeval check | head`: the exit code is what counts
         hush()
     if options.junit is not None:
-        gate.write_junit(verdicts, options.junit)
-    gate.conclude(verdicts, options.against, options.results)
+        verdicts_report.write_junit(verdicts, options.junit)
+    verdicts_report.conclude(verdicts, options.against, options.results)
