@@ -19,7 +19,7 @@ from zipeval.cli import compose, main
 from zipeval.errors import UsageError
 from zipeval.evaluation.runner import run
 from zipeval.reporting import logger
-from zipeval.reporting.tables import Cell, Row, Table
+from zipeval.reporting.tables import Row, Table, TableCell
 from zipeval.results import records
 
 VANILLA, VISIONZIP = ["method=vanilla"], ["method=visionzip", "tokens=16"]
@@ -224,7 +224,7 @@ def test_a_row_that_lacks_a_benchmark_has_no_point():
         return Row(
             label,
             16,
-            {name: Cell(50.0, percent) for name, percent in cells.items()},
+            {name: TableCell(50.0, percent) for name, percent in cells.items()},
             average=average,
         )
 

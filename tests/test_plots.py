@@ -11,7 +11,7 @@ from test_report import put, sample
 
 from zipeval.reporting.method_styles import STYLES, method_styles
 from zipeval.reporting.plots import HEIGHT, PANEL_SIZE, WIDTH, bars, curves, tradeoff
-from zipeval.reporting.tables import Cell, Row, Table, tables
+from zipeval.reporting.tables import Row, Table, TableCell, tables
 
 LABELS = (
     st.text(ascii_lowercase + "_= ", min_size=1, max_size=90)
@@ -23,11 +23,16 @@ LABELS = (
 def table(labels, columns=("POPE",)):
     """Every method at two budgets."""
     rows = [
-        Row("vanilla", None, {name: Cell(80.0, 100.0) for name in columns}, mean=16.0)
+        Row(
+            "vanilla",
+            None,
+            {name: TableCell(80.0, 100.0) for name in columns},
+            mean=16.0,
+        )
     ]
     for tokens in (8, 4):
         for number, label in enumerate(sorted(labels)):
-            cell = Cell(70.0 + number, 90.0 - number + tokens)
+            cell = TableCell(70.0 + number, 90.0 - number + tokens)
             rows.append(
                 Row(
                     label,

@@ -21,7 +21,7 @@ from zipeval.reporting.paper import published
 from zipeval.reporting.proper_names import proper_labels
 from zipeval.reporting.remarks import FAILED, Remark
 from zipeval.reporting.render import FORMATS, render
-from zipeval.reporting.tables import Cell, Row, Table
+from zipeval.reporting.tables import Row, Table, TableCell
 
 EVIL = '<script>alert("1")</script> & 100% of $x_1 {~^#}\\'
 RECORD = {"run_id": "run-1"}
@@ -35,17 +35,17 @@ class Comparison:
 
 def table():
     """A bound; two methods at one budget, of which one is tied with the bound and one the best; one at another."""
-    bound = {"GQA": Cell(60.0, 100.0, RECORD), "x": Cell(0.0, nan, RECORD)}
+    bound = {"GQA": TableCell(60.0, 100.0, RECORD), "x": TableCell(0.0, nan, RECORD)}
     tied = {
-        "GQA": Cell(59.0, 98.33, RECORD, Comparison(96.0, 100.5, False)),
-        "x": Cell(0.8, nan, RECORD),
+        "GQA": TableCell(59.0, 98.33, RECORD, Comparison(96.0, 100.5, False)),
+        "x": TableCell(0.8, nan, RECORD),
     }
-    best = {"GQA": Cell(59.5, 99.17, RECORD, Comparison(98.5, 99.9, True), True)}
+    best = {"GQA": TableCell(59.5, 99.17, RECORD, Comparison(98.5, 99.9, True), True)}
     rows = [
         Row("vanilla", None, bound, 576.0, 576.0, 1.0, nan),
         Row("a", 64, tied, 64.0, 64.0, 0.111, 98.3),
         Row(EVIL, 64, best, 81.0, 48.0, 0.2),
-        Row("c", 32, {"x": Cell(None, None, RECORD)}, 32.0, 32.0, 0.1),
+        Row("c", 32, {"x": TableCell(None, None, RECORD)}, 32.0, 32.0, 0.1),
     ]
     return Table("m (f), float32", ["GQA", "x"], rows, [f"c: {EVIL}"])
 
@@ -77,8 +77,8 @@ def test_markdown():
 )
 def test_marks(comparison, shown):
     rows = [
-        Row("vanilla", None, {"GQA": Cell(60.0, 100.0)}),
-        Row("a", 1, {"GQA": Cell(60.0, 100.0, None, comparison, True)}),
+        Row("vanilla", None, {"GQA": TableCell(60.0, 100.0)}),
+        Row("a", 1, {"GQA": TableCell(60.0, 100.0, None, comparison, True)}),
     ]
     assert (
         render([Table("m", ["GQA"], rows)]).splitlines()[5].split("|")[3].strip()
@@ -205,14 +205,16 @@ def test_latex_prints_a_papers_names_and_what_its_signs_mean():
 def test_proper_names_are_classes_of_other_methods():
     def row(label, method, target):
         record = {"config": {"method": {"name": method, "_target_": target}}}
-        return Row(label, 64, {"GQA": Cell(60.0, 100.0, record)})
+        return Row(label, 64, {"GQA": TableCell(60.0, 100.0, record)})
 
     rows = [
         row("mine x=2", "mine", "package.mine.MyMethod"),
         row("fastv K=3", "fastv", "package.fastv.AnotherName"),
         row("one", "one", "package.chain.Chain"),
         row("two", "two", "package.chain.Chain"),
-        Row("mine x=2: difference", 64, {"GQA": Cell(0.0, 0.0)}, kind="difference"),
+        Row(
+            "mine x=2: difference", 64, {"GQA": TableCell(0.0, 0.0)}, kind="difference"
+        ),
         Row("unknown", 64, {}),
     ]
     assert list(proper_labels(Table("m", ["GQA"], rows)).values()) == [
@@ -223,8 +225,8 @@ def test_proper_names_are_classes_of_other_methods():
 def test_latex_marks_and_explains_what_markdown_marks():
     remark = Remark(FAILED, "3 of 200 samples failed and count as wrong")
     rows = [
-        Row("vanilla", None, {"GQA": Cell(60.0, 100.0)}),
-        Row("a", 1, {"GQA": Cell(None, None, remarks=(remark,))}),
+        Row("vanilla", None, {"GQA": TableCell(60.0, 100.0)}),
+        Row("a", 1, {"GQA": TableCell(None, None, remarks=(remark,))}),
     ]
     text = render([Table("m", ["GQA"], rows)], "latex")
     assert r"-\textsuperscript{\S}" in text

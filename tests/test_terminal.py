@@ -22,7 +22,7 @@ from zipeval.reporting.columns import choose
 from zipeval.reporting.paper import published
 from zipeval.reporting.remarks import FAILED, OVERFLOWED, Remark
 from zipeval.reporting.render import render
-from zipeval.reporting.tables import Cell, Row, Table
+from zipeval.reporting.tables import Row, Table, TableCell
 from zipeval.reporting.terminal import print_narrow
 
 TABLE1 = published("table1")
@@ -117,17 +117,21 @@ def test_measures_are_left_out_before_benchmarks():
 def test_marks_stand_behind_the_percentage_or_the_score():
     remark = Remark(FAILED, "3 of 200 samples failed")
     rows = [
-        Row("vanilla", None, {"GQA": Cell(60.0, 100.0)}),
+        Row("vanilla", None, {"GQA": TableCell(60.0, 100.0)}),
         Row(
             "a",
             64,
             {
-                "GQA": Cell(
+                "GQA": TableCell(
                     59.0, 98.3, None, Comparison(96.0, 100.5, False), True, (remark,)
                 )
             },
         ),
-        Row("b", 64, {"GQA": Cell(None, None, remarks=(Remark(OVERFLOWED, "all"),))}),
+        Row(
+            "b",
+            64,
+            {"GQA": TableCell(None, None, remarks=(Remark(OVERFLOWED, "all"),))},
+        ),
     ]
     lines = narrow(Table("m", ["GQA"], rows), 80).splitlines()
     (first,) = [number for number, line in enumerate(lines) if line.startswith("a ")]
@@ -165,7 +169,7 @@ def drawn_tables(draw):
         )
         cells = {}
         for name in columns:
-            cells[name] = Cell(
+            cells[name] = TableCell(
                 draw(SCORES),
                 draw(PERCENTAGES),
                 None,

@@ -1,4 +1,4 @@
-"""Which benchmarks of a table are shown: `columns=POPE,gqa`."""
+"""Choose which benchmarks of a table are shown: `columns=POPE,gqa`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def choose(names: Sequence[str], headings: Iterable[str]) -> list[str]:
     Args:
         names: headings as they are printed, or names of tasks. Case does not matter, nor what stands in a heading
             behind the name: `exact_match` means all columns of this metric, whatever their filters.
+        headings: the headings that there are.
 
     Raises:
         UsageError: for a name that means none of the headings.
@@ -32,21 +33,20 @@ def choose(names: Sequence[str], headings: Iterable[str]) -> list[str]:
     for name in names:
         matching = _matching(name, headings)
         if not matching:
-            raise UsageError(
-                f"columns={name}: no such column.{did_you_mean(name, headings)}"
-            )
+            suggestion = did_you_mean(name, headings)
+            raise UsageError(f"columns={name}: no such column.{suggestion}")
         chosen += matching
     return list(dict.fromkeys(chosen))
 
 
 def _matching(name: str, headings: list[str]) -> list[str]:
-    """Return the headings that a name means, those that it is most exactly."""
+    """Return the headings that match a name most exactly."""
     wanted = BENCHMARKS[name].column if name in BENCHMARKS else name
-    # `GQA` is the column of this name, even where there is `GQA (turns)` too: so exact names come first.
-    for comparable in (str, _without_case, _without_ending):
-        matching = [
-            heading for heading in headings if comparable(heading) == comparable(wanted)
-        ]
+    # `GQA` is the column of this name, even where there is `GQA (turns)` too: so exact
+    # names come first.
+    for simplify in (str, _without_case, _without_ending):
+        simple = simplify(wanted)
+        matching = [heading for heading in headings if simplify(heading) == simple]
         if matching:
             return matching
     return []
@@ -57,10 +57,14 @@ def _without_case(heading: str) -> str:
 
 
 def _without_ending(heading: str) -> str:
-    """Return a heading without the metric or the filter behind its name; of a known benchmark all of it is its name."""
-    if heading in KNOWN:
-        return heading.casefold()
-    return heading.partition(" (")[0].partition(",")[0].casefold()
+    """Return a heading without the metric or the filter behind its name.
+
+    All of the heading of a known benchmark is its name.
+    """
+    name = heading
+    if heading not in KNOWN:
+        name = heading.partition(" (")[0].partition(",")[0]
+    return name.casefold()
 
 
 def with_columns(tables: list[Table], columns: list[str]) -> list[Table]:
@@ -68,27 +72,32 @@ def with_columns(tables: list[Table], columns: list[str]) -> list[Table]:
 
     An average is of all columns of its table, so that it is left out where some are.
     """
-    return [
-        _with_columns(table, columns)
-        for table in tables
-        if not {*columns}.isdisjoint(table.columns)
-    ]
+    narrow = []
+    for table in tables:
+        shown = [name for name in columns if name in table.columns]
+        if shown:
+            narrow.append(_with_columns(table, shown))
+    return narrow
 
 
-def _with_columns(table: Table, columns: list[str]) -> Table:
-    shown = [name for name in columns if name in table.columns]
-    if len(shown) == len(table.columns):  # in another order, perhaps
+def _with_columns(table: Table, shown: list[str]) -> Table:
+    """Return a table with some of its columns, in this order."""
+    hidden = {*table.columns} - {*shown}
+    if not hidden:
         return replace(table, columns=shown)
     rows = []
     for row in table.rows:
         cells = {name: row.cells[name] for name in shown if name in row.cells}
-        # What is left of it would be another number than the one that a paper printed.
+        # An average of fewer columns would be another number than the one that a paper
+        # printed.
         rows.append(replace(row, cells=cells, average=None, average_comparison=None))
-    # A note begins with what it is about: the row and the column.
-    hidden = tuple(f" {name}" for name in {*table.columns, "average"} - {*shown})
-    notes = [
-        note for note in table.notes if not note.partition(":")[0].endswith(hidden)
-    ]
+    # A note begins with its subject: the row and the column.
+    endings = tuple(f" {name}" for name in (*hidden, "average"))
+    notes = []
+    for note in table.notes:
+        subject = note.partition(":")[0]
+        if not subject.endswith(endings):
+            notes.append(note)
     if has_average(table):
         notes.append(NO_AVERAGE.format(len(table.columns)))
     return replace(table, columns=shown, rows=rows, notes=notes)
@@ -103,30 +112,39 @@ def chosen_tables(
     """Return the tables of a directory of records, with the columns that are asked for.
 
     Args:
+        results: directory of runs.
         columns: headings or names of tasks, with `task` of its metrics; None for all.
-        options: of zipeval.reporting.tables.tables.
+        task: show all metrics of this task.
+        options: arguments of zipeval.reporting.tables.tables.
 
     Raises:
         UsageError: for a name that means no column, and as `tables` does.
     """
-    if task or not columns:
-        made = tables(results, task, **options)
-        # The columns are the task's metrics, whose names its records tell.
-        metrics = [name for table in made for name in table.columns]
-        return with_columns(made, choose(columns, metrics)) if columns else made
+    if not columns:
+        return tables(results, task, **options)
+    if task:
+        return _chosen_metrics(tables(results, task, **options), columns)
     known = headings(results)
     # Without any record, `tables` says how to make them.
-    chosen = choose(columns, known) if known else None
-    made = tables(results, columns=chosen, **options)
-    if chosen is None or {*chosen} == {*known}:
-        return made
-    return [
-        replace(table, notes=[*table.notes, *_average_notes(table)]) for table in made
-    ]
+    if not known:
+        return tables(results, **options)
+    chosen = choose(columns, known)
+    narrow = tables(results, columns=chosen, **options)
+    if {*chosen} == {*known}:
+        return narrow
+    # An average is then not of all benchmarks that there are.
+    noted = []
+    for table in narrow:
+        if has_average(table):
+            note = f"average: of {', '.join(table.columns)} only."
+            table = replace(table, notes=[*table.notes, note])
+        noted.append(table)
+    return noted
 
 
-def _average_notes(table: Table) -> list[str]:
-    """Say that an average is not of all benchmarks that there are."""
-    return (
-        [f"average: of {', '.join(table.columns)} only."] if has_average(table) else []
-    )
+def _chosen_metrics(tables: list[Table], columns: Sequence[str]) -> list[Table]:
+    """Return the tables of a task with some of its metrics, whose names the records tell."""
+    metrics: list[str] = []
+    for table in tables:
+        metrics += table.columns
+    return with_columns(tables, choose(columns, metrics))

@@ -12,10 +12,10 @@ from zipeval.errors import UsageError
 from zipeval.reporting import remarks
 from zipeval.reporting.scored_samples import kind_of_question, read_scored
 from zipeval.reporting.tables import (
-    Cell,
     Record,
     Row,
     Table,
+    TableCell,
     bound_among,
     heading,
     is_higher_better,
@@ -237,7 +237,7 @@ def _cells(table: Table, row: Row) -> Iterator[dict[str, Any]]:
     head |= {name: _finite(getattr(row, name)) for name in OF_A_METHOD}
     cells = dict(row.cells)
     if row.average is not None:
-        cells["average"] = Cell(
+        cells["average"] = TableCell(
             None, row.average, comparison=row.average_comparison, remarks=row.remarks
         )
     for name, cell in cells.items():

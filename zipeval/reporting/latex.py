@@ -22,7 +22,7 @@ from zipeval.reporting.table_text import (
     texts,
     words,
 )
-from zipeval.reporting.tables import Cell, Table
+from zipeval.reporting.tables import Table, TableCell
 
 SPECIAL = str.maketrans(
     {character: rf"\{character}" for character in "&%$#_{}"}
@@ -230,7 +230,7 @@ def _remarks(table: Table, names: dict[str, str]) -> list[str]:
     ]
 
 
-def _remark_sentences(place: str, cell: Cell) -> Iterator[str]:
+def _remark_sentences(place: str, cell: TableCell) -> Iterator[str]:
     """Yield a sentence for each mark of a cell."""
     for kind, mark in remarks.MARKS.items():
         of_kind = [remark for remark in cell.remarks if remark.kind == kind]

@@ -15,9 +15,9 @@ from zipeval.reporting.columns import choose, with_columns
 from zipeval.reporting.tables import (
     DIFFERENCE,
     PUBLISHED,
-    Cell,
     Row,
     Table,
+    TableCell,
     headings,
     key,
     tables,
@@ -153,8 +153,8 @@ def _speed(record: dict, row: dict) -> Row:
     label, tokens = key(row)
     bound, cells = speed_records.vanilla_of(record, row), {}
     for name, of in (("prefill", speed_records.first), ("answer", speed_records.total)):
-        cells[f"{name}_ms"] = Cell(median(map(of, row["rounds"])), None, record)
-        cells[f"{name}_speedup"] = Cell(
+        cells[f"{name}_ms"] = TableCell(median(map(of, row["rounds"])), None, record)
+        cells[f"{name}_speedup"] = TableCell(
             speed_records.speed_up(record, row, of), None, record
         )
     mean, final = (row["visual_tokens"][name] for name in ("mean", "final"))
@@ -246,7 +246,7 @@ def _difference(ours: Row, theirs: Row) -> Row:
         return None if None in (a, b) else a - b
 
     cells = {
-        name: Cell(
+        name: TableCell(
             minus(cell.score, theirs.cells[name].score),
             minus(cell.percent, theirs.cells[name].percent),
             remarks=cell.remarks,
@@ -279,7 +279,7 @@ def _scores(name: str) -> Table:
         for line in lines:
             if (line["method"], int(line["visual_tokens"])) == (method, tokens):
                 column, score = line["benchmark"], float(line["score"])
-                cells[column] = Cell(score, 100 * score / bound[column])
+                cells[column] = TableCell(score, 100 * score / bound[column])
                 of = f"{score:g} is {{:.1f}}% of {bound[column]:g}"
                 notes += _disagreement(
                     f"{row} {column}",
@@ -310,7 +310,7 @@ def _efficiency() -> Table:
             notes += _disagreement(
                 f"{row} {what}", "it is {:.1f}", numbers[what], line[what], unit=""
             )
-        cells = {name: Cell(number, None) for name, number in numbers.items()}
+        cells = {name: TableCell(number, None) for name, number in numbers.items()}
         rows.append(
             Row(line["method"], int(line["visual_tokens"]), cells, kind=PUBLISHED)
         )
@@ -328,7 +328,7 @@ def _misalignment() -> Table:
     column, bound = lines[0]["benchmark"], float(lines[0]["score"])
     rows, notes = [], []
     for line in lines:
-        cell = Cell(float(line["score"]), 100 * float(line["score"]) / bound)
+        cell = TableCell(float(line["score"]), 100 * float(line["score"]) / bound)
         rows.append(
             Row(
                 line["experiment"],

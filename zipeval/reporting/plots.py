@@ -21,7 +21,7 @@ from zipeval.reporting import remarks
 from zipeval.reporting.method_styles import INK, MethodStyle, method_styles
 from zipeval.reporting.remarks import Remark
 from zipeval.reporting.scored_samples import read_scored, seconds_per_sample
-from zipeval.reporting.tables import Cell, Row, Table
+from zipeval.reporting.tables import Row, Table, TableCell
 
 FRONT = "Pareto front"
 TOKENS = "visual tokens entering the decoder's layers, mean"
@@ -546,7 +546,7 @@ def _line(label: str) -> str:
 def _overall(table: Table, row: Row) -> tuple[float, tuple[float, float]] | None:
     if len(table.columns) == 1:
         return _percent(row.cells.get(table.columns[0]))
-    return _percent(Cell(None, row.average, comparison=row.average_comparison))
+    return _percent(TableCell(None, row.average, comparison=row.average_comparison))
 
 
 def _remarks(table: Table, row: Row) -> tuple[Remark, ...]:
@@ -556,7 +556,7 @@ def _remarks(table: Table, row: Row) -> tuple[Remark, ...]:
     )
 
 
-def _score_errors(cell: Cell, bound: float | None) -> tuple[float, float]:
+def _score_errors(cell: TableCell, bound: float | None) -> tuple[float, float]:
     """Return how far a score's interval reaches below and above it; 0 where it has none."""
     percent = _percent(cell)
     if not percent or not bound or percent[1] == (0.0, 0.0):
@@ -569,7 +569,7 @@ def _score_errors(cell: Cell, bound: float | None) -> tuple[float, float]:
     return cell.score - 100 * bound / (value + above), highest - cell.score
 
 
-def _percent(cell: Cell | None) -> tuple[float, tuple[float, float]] | None:
+def _percent(cell: TableCell | None) -> tuple[float, tuple[float, float]] | None:
     """A percentage and how far its interval reaches below and above; None where there is none."""
     if cell is None or cell.percent is None or math.isnan(cell.percent):
         return None

@@ -8,14 +8,13 @@ from math import isnan
 from typing import Any
 
 Record = dict[str, Any]
-FAILED, UNJUDGED, OVERFLOWED, UNDEFINED = (
-    "failed",
-    "unjudged",
-    "overflowed",
-    "undefined",
-)
+FAILED = "failed"
+UNJUDGED = "unjudged"
+OVERFLOWED = "overflowed"
+UNDEFINED = "undefined"
 MARKS = {FAILED: "§", UNJUDGED: "¶", OVERFLOWED: "‖", UNDEFINED: "#"}
-LOWER = " ↓"  # behind the name of a metric of which less is better
+# Stands behind the name of a metric of which less is better.
+LOWER = " ↓"
 MEANINGS = {
     FAILED: "samples that could not be read",
     UNJUDGED: "answers without a verdict",
@@ -38,58 +37,60 @@ class Remark:
 
 
 def record_remarks(record: Record) -> tuple[Remark, ...]:
-    """Return what has to be said of a record's score."""
+    """Return the remarks on a record's score."""
     total = record["samples"]["count"]
     rule = "count as wrong" if record.get("higher_is_better", True) else "are left out"
-    texts = {
-        FAILED: (record.get("failed"), f"of {total} samples failed and {rule}"),
-        UNJUDGED: (record.get("unscored"), f"of {total} answers are unjudged"),
-        OVERFLOWED: (
-            record.get("overflowed"),
+    counted = [
+        (FAILED, "failed", f"of {total} samples failed and {rule}"),
+        (UNJUDGED, "unscored", f"of {total} answers are unjudged"),
+        (
+            OVERFLOWED,
+            "overflowed",
             f"of {total} prompts are longer than the model's positions",
         ),
-    }
-    return tuple(
-        Remark(kind, f"{count} {text}")
-        for kind, (count, text) in texts.items()
-        if count
-    )
+    ]
+    remarks = []
+    for kind, field, text in counted:
+        count = record.get(field)
+        if count:
+            remarks.append(Remark(kind, f"{count} {text}"))
+    return tuple(remarks)
 
 
 def bound_remarks(bound: Record) -> tuple[Remark, ...]:
-    """Return what has to be said of percentages of an upper bound."""
-    return tuple(
-        Remark(remark.kind, f"upper bound: {remark.text}")
-        for remark in record_remarks(bound)
-    )
+    """Return the remarks on percentages of an upper bound."""
+    remarks = record_remarks(bound)
+    return tuple(Remark(r.kind, f"upper bound: {r.text}") for r in remarks)
 
 
 def undefined_remarks(
     percent: float, higher_is_better: bool, bound: float
 ) -> tuple[Remark, ...]:
     """Return why there is no percentage; nothing where there is one, or where the table says itself that it is of 0."""
-    if not isnan(percent) or (higher_is_better and bound == 0):
+    if not isnan(percent):
         return ()
-    reason = (
-        "the upper bound is below 0"
-        if higher_is_better
-        else "lower is better, and a score is not above 0"
-    )
+    reason = "the upper bound is below 0"
+    if not higher_is_better:
+        reason = "lower is better, and a score is not above 0"
+    elif bound == 0:
+        return ()
     return (Remark(UNDEFINED, f"no percentage: {reason}"),)
+
+
+def _kinds(remarks: Iterable[Remark]) -> list[str]:
+    """Return the kinds of some remarks, each once and in the order of MARKS."""
+    kinds = {remark.kind for remark in remarks}
+    return sorted(kinds, key=list(MARKS).index)
 
 
 def marks(remarks: Iterable[Remark]) -> str:
     """Return the marks of some remarks, each once and in one order."""
-    kinds = {remark.kind for remark in remarks}
-    return "".join(mark for kind, mark in MARKS.items() if kind in kinds)
+    return "".join(map(MARKS.get, _kinds(remarks)))
 
 
 def key(remarks: Iterable[Remark]) -> str:
     """Return what the marks of some remarks mean; nothing without any."""
-    kinds = {remark.kind for remark in remarks}
-    return ", ".join(
-        f"{mark} {MEANINGS[kind]}" for kind, mark in MARKS.items() if kind in kinds
-    )
+    return ", ".join(f"{MARKS[kind]} {MEANINGS[kind]}" for kind in _kinds(remarks))
 
 
 def status(remarks: Iterable[Remark]) -> str:

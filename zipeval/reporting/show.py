@@ -1,9 +1,11 @@
-"""One run as a person reads it: the scores of its tasks, and what they came of. Imports no torch."""
+"""Print one run as a person reads it: the scores of its tasks, and what they came of. Imports no torch."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ from zipeval.reporting.scored_samples import read_scored
 from zipeval.reporting.tables import upper_bound_of
 from zipeval.results import records
 from zipeval.utils.console import NOTHING
-from zipeval.utils.console import add as _add
+from zipeval.utils.console import add as add_row
 from zipeval.utils.console import console as new_console
-from zipeval.utils.console import table as _table
+from zipeval.utils.console import table as new_table
 
 PROVENANCE = (
     "run_id",
@@ -31,19 +33,11 @@ PROVENANCE = (
     "resolved",
     "config",
 )
-OF_SCORES = (
-    "task",
-    "score",
-    "metric",
-    "value",
-    "samples",
-    "failed",
-    "unscored",
-    "tokens",
-    "mean",
-    "final",
-)
-OF_TASKS = (
+SCORE_HEADINGS = ("task", "score", "metric", "value")
+SAMPLE_HEADINGS = ("samples", "failed", "unscored")
+TOKEN_HEADINGS = ("tokens", "mean", "final")
+# Fields of a record that each task has its own of.
+TASK_FIELDS = (
     "status",
     "started",
     "ended",
@@ -51,26 +45,36 @@ OF_TASKS = (
     "task_hash",
     "data_hash",
     "data_revision",
-)  # every task has its own
+)
+SAMPLE_FIELDS = (
+    "question",
+    "choices",
+    "target",
+    "prediction",
+    "score",
+    "error",
+    "unscored",
+)
 
 
 def show(name: str, results: str) -> None:
     """Print a run: coloured on a terminal, elsewhere plain and never folded.
 
     Args:
-        name: of the run, or as much of its beginning as no other run has.
+        name: name of the run, or a beginning that only one has.
         results: directory of runs.
 
     Raises:
         UsageError: if no run, or more than one, begins like this, or if a score is not what its samples come to.
     """
     directory = find(name, results)
-    found = [records.read(path) for path in sorted(directory.glob("*.json"))]
-    for record in found:
-        read_scored(record)  # a score that is not its samples' is not shown
+    run_records = [records.read(path) for path in sorted(directory.glob("*.json"))]
+    # Reading its samples refuses a score that does not follow from them.
+    for record in run_records:
+        read_scored(record)
     console = new_console()
     console.print(Text(directory.name, "bold"))
-    for table in (_scores(found), _tasks(found), _provenance(found)):
+    for table in (_scores(run_records), _tasks(run_records), _provenance(run_records)):
         console.print()
         console.print(table)
 
@@ -79,7 +83,7 @@ def show_sample(name: str, results: str, doc_id: int, task: str | None = None) -
     """Print one sample of a run, and what the upper bound answers to it.
 
     Args:
-        name: of the run, or as much of its beginning as no other run has.
+        name: name of the run, or a beginning that only one has.
         results: directory of runs.
         doc_id: number of the sample.
         task: of the sample, where the run has several.
@@ -91,36 +95,21 @@ def show_sample(name: str, results: str, doc_id: int, task: str | None = None) -
     record = _record_of_task(directory, task)
     sample = _sample(record, doc_id)
     lines = [("run", directory.name), ("task", record["task"]), ("sample", doc_id)]
-    for field in (
-        "question",
-        "choices",
-        "target",
-        "prediction",
-        "score",
-        "error",
-        "unscored",
-    ):
-        if field in sample:
-            lines.append((field, _plain(sample[field])))
+    lines += _fields(sample, SAMPLE_FIELDS)
     bound = upper_bound_of(record, results)
     if bound and bound["run_id"] != record["run_id"]:
-        lines += [
-            (f"{UPPER_BOUND}'s {field}", text)
-            for field, text in _answer(_sample(bound, doc_id))
-        ]
+        bound_sample = _sample(bound, doc_id)
+        for field in ("prediction", "score"):
+            lines.append((f"{UPPER_BOUND}'s {field}", _plain(bound_sample.get(field))))
     if "visual_tokens" in sample:
-        lines.append(("visual tokens", _runs_of_equal(sample["visual_tokens"])))
-    lines += [
-        (field, _plain(sample[field]))
-        for field in ("prompt_tokens", "output_tokens")
-        if field in sample
-    ]
+        lines.append(("visual tokens", _layer_ranges(sample["visual_tokens"])))
+    lines += _fields(sample, ("prompt_tokens", "output_tokens"))
     picture = directory / f"{record['task']}.images" / f"{doc_id}.jpg"
     lines.append(("pictures", ", ".join(sample.get("pictures", [])) or None))
     lines.append(("picture file", picture if picture.exists() else None))
-    table = _table("sample", "", left=("sample", ""))
+    table = new_table("sample", "", left=("sample", ""))
     for field, text in lines:
-        _add(table, field, text)
+        add_row(table, field, text)
     new_console().print(table)
 
 
@@ -149,12 +138,9 @@ def _sample(record: dict, doc_id: int) -> dict:
     return samples[doc_id]
 
 
-def _answer(sample: dict) -> list[tuple[str, str | None]]:
-    """Return what was answered, and what it is worth."""
-    return [
-        ("prediction", _plain(sample["prediction"])),
-        ("score", _plain(sample.get("score"))),
-    ]
+def _fields(sample: dict, names: tuple[str, ...]) -> list[tuple[str, str | None]]:
+    """Return those of some fields that a sample has, as text."""
+    return [(name, _plain(sample[name])) for name in names if name in sample]
 
 
 def _plain(value: Any) -> str | None:
@@ -164,30 +150,33 @@ def _plain(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _runs_of_equal(counts: list[int]) -> str:
+def _layer_ranges(counts: list[int]) -> str:
     """Return the visual tokens of every layer in short: `144 in layers 0-2, 16 in layers 3-5`."""
-    parts, first = [], 0
-    for layer in range(1, len(counts) + 1):
-        if layer == len(counts) or counts[layer] != counts[first]:
-            layers = (
-                f"layers {first}-{layer - 1}" if layer - 1 > first else f"layer {first}"
-            )
-            parts.append(f"{counts[first]} in {layers}")
-            first = layer
+    parts = []
+    first = 0
+    for count, group in groupby(counts):
+        last = first + len(list(group)) - 1
+        layers = f"layer {first}" if first == last else f"layers {first}-{last}"
+        parts.append(f"{count} in {layers}")
+        first = last + 1
     return ", ".join(parts)
 
 
 def find(name: str, results: str) -> Path:
-    """The directory of a run, by its name or a beginning of it."""
-    runs = {
-        path.parent.name: path.parent
-        for path in sorted(Path(results).expanduser().glob("*/*.json"))
-    }
+    """Return the directory of a run, by its name or a beginning of it.
+
+    Raises:
+        UsageError: if no run, or more than one, begins like this.
+    """
+    paths = sorted(Path(results).expanduser().glob("*/*.json"))
+    runs = {path.parent.name: path.parent for path in paths}
     if not runs:
         raise UsageError(
             f"results={results}: no records. `zipeval run` makes them; results=DIR looks elsewhere."
         )
-    matching = [name] if name in runs else [run for run in runs if run.startswith(name)]
+    if name in runs:
+        return runs[name]
+    matching = [run for run in runs if run.startswith(name)]
     if not matching:
         raise UsageError(
             f"show {name}: no such run.{closest(name, runs)} `ls {results}` lists all {len(runs)}."
@@ -199,90 +188,78 @@ def find(name: str, results: str) -> Path:
     return runs[matching[0]]
 
 
-def _scores(found: list[dict]) -> Table:
-    """A line for every metric of every task, its value as the task has it, its score on the papers' scale."""
-    overflowed = any(
-        record.get("overflowed") for record in found
-    )  # a column that is rarely needed
-    headings = [*OF_SCORES]
+def _scores(run_records: list[dict]) -> Table:
+    """Return a line for every metric of every task: its value as the task has it, its score on the papers' scale."""
+    headings = [*SCORE_HEADINGS, *SAMPLE_HEADINGS]
+    # This column is rarely needed.
+    overflowed = any(record.get("overflowed") for record in run_records)
     if overflowed:
-        headings.insert(headings.index("tokens"), "overflowed")
-    table = _table(*headings, left=("task", "metric"))
-    for record in found:
-        visual = record["visual_tokens"]
+        headings.append("overflowed")
+    table = new_table(*headings, *TOKEN_HEADINGS, left=("task", "metric"))
+    for record in run_records:
         counts = [
             record["samples"]["count"],
             record["failed"],
             record.get("unscored", 0),
         ]
-        counts += [record.get("overflowed", 0)] if overflowed else []
-        tokens = [
-            visual["requested"],
-            f"{visual['mean']:.1f}",
-            f"{visual['final']:.1f}",
-        ]
-        main, others = record["metric"], dict(record["metrics"])
-        value = _number(others.pop(main, None))
-        shown = main if record.get("higher_is_better", True) else f"{main}{LOWER}"
-        _add(
-            table,
-            record["task"],
-            _number(record["score"]),
-            shown,
-            value,
-            *counts,
-            *tokens,
-        )
-        for metric, value in others.items():
-            _add(table, "", "", metric, _number(value))
+        if overflowed:
+            counts.append(record.get("overflowed", 0))
+        visual = record["visual_tokens"]
+        tokens = [visual["requested"], *(f"{visual[n]:.1f}" for n in ("mean", "final"))]
+        main = record["metric"]
+        metrics = dict(record["metrics"])
+        value = _number(metrics.pop(main, None))
+        metric = main if record.get("higher_is_better", True) else f"{main}{LOWER}"
+        score = _number(record["score"])
+        add_row(table, record["task"], score, metric, value, *counts, *tokens)
+        for name, other in metrics.items():
+            add_row(table, "", "", name, _number(other))
     return table
 
 
-def _tasks(found: list[dict]) -> Table:
-    table = _table("task", *OF_TASKS, left=("task", *OF_TASKS))
-    for record in found:
-        _add(table, record["task"], *(record.get(name) for name in OF_TASKS))
+def _tasks(run_records: list[dict]) -> Table:
+    """Return a line for every task: when it ran, and of what."""
+    table = new_table("task", *TASK_FIELDS, left=("task", *TASK_FIELDS))
+    for record in run_records:
+        add_row(table, record["task"], *map(record.get, TASK_FIELDS))
     return table
 
 
-def _provenance(found: list[dict]) -> Table:
-    """A line for each setting; where tasks do not agree on it, one for each task."""
-    table = _table("provenance", "", left=("provenance", ""))
-    flat = {
-        r["task"]: dict(_flat({**{k: r.get(k) for k in PROVENANCE}, **_sessions(r)}))
-        for r in found
-    }
-    for name in dict.fromkeys(name for settings in flat.values() for name in settings):
-        held = {
-            task: settings[name] for task, settings in flat.items() if name in settings
-        }
-        if len(held) == len(found) and len(set(held.values())) == 1:
-            _add(table, name, next(iter(held.values())))
+def _provenance(run_records: list[dict]) -> Table:
+    """Return a line for each setting; where tasks do not agree on it, one for each task."""
+    table = new_table("provenance", "", left=("provenance", ""))
+    # Values by setting, then by task.
+    settings: dict[str, dict[str, str]] = defaultdict(dict)
+    for record in run_records:
+        nested = {name: record.get(name) for name in PROVENANCE} | _sessions(record)
+        for name, value in _leaves(nested):
+            settings[name][record["task"]] = value
+    for name, by_task in settings.items():
+        values = set(by_task.values())
+        if len(by_task) == len(run_records) and len(values) == 1:
+            add_row(table, name, *values)
         else:
-            for task, value in held.items():
-                _add(table, f"{name} ({task})", value)
+            for task, value in by_task.items():
+                add_row(table, f"{name} ({task})", value)
     return table
 
 
 def _sessions(record: dict) -> dict[str, dict]:
-    """Of the processes that answered a task, where there was more than one."""
+    """Return the processes that answered a task, where there was more than one."""
     sessions = record.get("sessions", [])
-    return (
-        {f"session {i}": its for i, its in enumerate(sessions, 1)}
-        if len(sessions) > 1
-        else {}
-    )
+    if len(sessions) < 2:
+        return {}
+    return {f"session {i}": session for i, session in enumerate(sessions, 1)}
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of nested dictionaries: `config.model.name`, its value as text."""
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested dictionaries: `config.model.name`, its value as text."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else key)
-    elif value is None:
-        yield name, NOTHING
+            yield from _leaves(inner, f"{name}.{key}" if name else key)
     else:
-        yield name, value if isinstance(value, str) else json.dumps(value)
+        text = _plain(value)
+        yield name, NOTHING if text is None else text
 
 
 def _number(value: float | None) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zipeval.config.schema import UPPER_BOUND
 from zipeval.reporting import remarks
 from zipeval.reporting.remarks import LOWER, UNDEFINED
-from zipeval.reporting.tables import DIFFERENCE, MEASURED, Cell, Row, Table
+from zipeval.reporting.tables import DIFFERENCE, MEASURED, Row, Table, TableCell
 
 if TYPE_CHECKING:
     from zipeval.reporting.stats import Comparison
@@ -218,7 +218,7 @@ def _interval(comparison: Comparison | None) -> str:
     return f"{comparison.low:.1f}-{comparison.high:.1f}"
 
 
-def _marks(cell: Cell) -> str:
+def _marks(cell: TableCell) -> str:
     """Return the marks of a cell's remarks, and before them what a comparison came to.
 
     Where there is no interval nothing is said of the upper bound.
