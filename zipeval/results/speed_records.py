@@ -15,7 +15,7 @@ RESULTS = "results/efficiency"
 
 
 def read(path: Path) -> dict:
-    """A record that `bench` wrote, with its `run_id`.
+    """Return a record that `bench` wrote, with its `run_id`.
 
     Raises:
         UsageError: if it is not one.
@@ -32,59 +32,62 @@ def read(path: Path) -> dict:
 
 
 def vanilla_of(record: dict, row: dict) -> dict:
-    """The upper bound's row at the same batch size."""
-    rows = (other for other in record["rows"] if other["batch"] == row["batch"])
-    return next(
-        other for other in rows if other["config"]["method"]["name"] == UPPER_BOUND
-    )
+    """Return the upper bound's row at the same batch size."""
+    for other in record["rows"]:
+        method = other["config"]["method"]["name"]
+        if method == UPPER_BOUND and other["batch"] == row["batch"]:
+            return other
+    raise KeyError(f"{record['run_id']} has no row of {UPPER_BOUND}")
 
 
 def first(times: dict) -> float:
-    """Milliseconds to the first token."""
+    """Return the milliseconds to the first token."""
     return times["ttft"]
 
 
 def total(times: dict) -> float:
-    """Milliseconds of a whole answer."""
+    """Return the milliseconds of a whole answer."""
     return times["ttft"] + times["decode"]
 
 
-def speed_up(record: dict, row: dict, of: Callable[[dict], float]) -> float | None:
-    """Median over the rounds that both have of vanilla's time over the row's."""
-    bound = {times["round"]: of(times) for times in vanilla_of(record, row)["rounds"]}
-    ratios = [
-        bound[times["round"]] / of(times)
-        for times in row["rounds"]
-        if times["round"] in bound
-    ]
+def speed_up(record: dict, row: dict, time: Callable[[dict], float]) -> float | None:
+    """Return vanilla's time over the row's: the median of the rounds that both have.
+
+    Args:
+        record: the record.
+        row: one of its rows.
+        time: `first` or `total`.
+    """
+    bound = {times["round"]: time(times) for times in vanilla_of(record, row)["rounds"]}
+    ratios = []
+    for times in row["rounds"]:
+        if times["round"] in bound:
+            ratios.append(bound[times["round"]] / time(times))
     return median(ratios) if ratios else None
 
 
 def limit(record: dict, row: dict) -> float:
-    """Milliseconds to the first token if every operation took place at the highest rate that was measured."""
+    """Return the milliseconds to the first token at the highest rate of operations that was measured."""
     return 1000 * sum(row["flops"].values()) / max(record["matrix_flops"])
 
 
 def about(record: dict) -> str:
-    """What its rows have in common."""
+    """Return what the rows of a record have in common, as the heading of their table."""
     settings, resolved = record["settings"], record["resolved"]
-    weights = (
-        "random weights" if settings["init"] == "random" else resolved["fingerprint"]
-    )
-    said = [
+    weights = resolved["fingerprint"]
+    if settings["init"] == "random":
+        weights = "random weights"
+    parts = [
         f"{record['model']['name']} ({weights})",
         record["machine"]["device"],
         resolved["dtype"],
-    ]
-    said += [
         resolved["attn_implementation"],
-        *[resolved["quantization"]] * (resolved["quantization"] != "none"),
     ]
-    said += ["compiled"] * record["compile"]
-    said += [
-        f"{settings['prompt_tokens']} tokens of text",
-        f"{settings['new_tokens']} new tokens",
-    ]
-    return ", ".join(
-        [*said, f"medians of {len(record['matrix_flops'])} rounds (quartiles)"]
-    )
+    if resolved["quantization"] != "none":
+        parts.append(resolved["quantization"])
+    if record["compile"]:
+        parts.append("compiled")
+    parts.append(f"{settings['prompt_tokens']} tokens of text")
+    parts.append(f"{settings['new_tokens']} new tokens")
+    parts.append(f"medians of {len(record['matrix_flops'])} rounds (quartiles)")
+    return ", ".join(parts)
