@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,18 +27,16 @@ from zipeval.results import speed_records
 
 SOURCE = Path(zipeval.published.__path__[0])
 CITATION = "VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467)"
-MODELS = {
-    "table1": "llava15",
-    "table2": "llava_next",
-    "table3": "video_llava",
-}  # ours that the paper measured
+# Our models that the paper measured.
+MODELS = {"table1": "llava15", "table2": "llava_next", "table3": "video_llava"}
 SPEED = {"table4": "llava_next"}
-EXPERIMENTS = {  # of Table 5: our methods, the first of which percentages are of
+# The rows of Table 5 as our methods, the first of which percentages are of.
+EXPERIMENTS = {
     "sparsevlm_all_tokens": "sparsevlm",
     "ex1_without_top50_encoder_tokens": "sparsevlm_without_top",
     "ex2_only_visionzip_top128": "sparsevlm_on_visionzip",
 }
-# What the rows of these methods say of themselves as the paper's: with any other setting they are variants.
+# Labels of these methods with the paper's settings: with any other they are variants.
 AS_PUBLISHED = {
     "sparsevlm": "sparsevlm",
     "sparsevlm_without_top": "sparsevlm_without_top first=without_top:526 second=sparsevlm:{} of=576",
@@ -45,15 +44,25 @@ AS_PUBLISHED = {
 }
 TABLES = (*MODELS, *SPEED, "table5")
 RESULTS = "results/runs"
+SPEED_COLUMNS = [
+    "prefill_ms",
+    "prefill_speedup",
+    "answer_ms",
+    "answer_speedup",
+    "total_time_s",
+    "total_speedup",
+]
 OURS = (
     "prefill_ms: ours is the time to the first token, vision encoder included; answer_ms: of {} tokens, after one "
     "prompt; total_time_s: published only, of a whole benchmark. Speed-ups are within one device."
 )
-ROUNDING = 0.1  # points of a percentage: printed ones have one decimal, of scores that were rounded before
+# Points of a percentage: printed ones have one decimal, of scores that were rounded
+# before.
+ROUNDING = 0.1
 
 
 def published(name: str) -> Table:
-    """A table as its raw numbers imply it. Notes name what was printed and does not follow from them.
+    """Return a table as its raw numbers imply it. Notes name what was printed and does not follow from them.
 
     Args:
         name: `table1` to `table5`.
@@ -76,10 +85,11 @@ def measured(
     statistics: bool = False,
     columns: Sequence[str] = (),
 ) -> list[Table]:
-    """Records in a table's layout, with the published rows and, of scores, the differences from them.
+    """Return records in a table's layout, with the published rows and, of scores, the differences from them.
 
     Args:
-        results: their directory; None: where they are written by default.
+        name: `table1` to `table5`.
+        results: directory of the records; None: where they are written by default.
         columns: names of the benchmarks that are shown; none: all.
 
     Raises:
@@ -87,110 +97,103 @@ def measured(
     """
     printed = published(name)
     if name in SPEED:
-        made = _speeds(printed, SPEED[name], results or speed_records.RESULTS)
-        return with_columns(made, choose(columns, made[0].columns)) if columns else made
+        built = _speeds(printed, SPEED[name], results or speed_records.RESULTS)
+        if not columns:
+            return built
+        return with_columns(built, choose(columns, built[0].columns))
     results = results or RESULTS
     if name in MODELS:
         chosen = choose(columns, printed.columns) or printed.columns
-        found = tables(
+        built = tables(
             results, model=MODELS[name], columns=chosen, statistics=statistics
         )
-        return with_columns([_beside(table, printed) for table in found], chosen)
+        return with_columns([_beside(table, printed) for table in built], chosen)
+    if not columns:
+        return _experiments(printed, results, statistics, None)
     # These experiments may be on other benchmarks than the paper's.
-    chosen = (
-        choose(columns, [*headings(results), *printed.columns]) if columns else None
-    )
-    made = _experiments(printed, results, statistics, chosen)
-    return with_columns(made, chosen) if chosen else made
+    chosen = choose(columns, [*headings(results), *printed.columns])
+    built = _experiments(printed, results, statistics, chosen)
+    return with_columns(built, chosen)
+
+
+def _published_rows(printed: Table) -> list[Row]:
+    """Return the rows of the paper, labelled as such."""
+    return [replace(row, label=f"{row.label} (published)") for row in printed.rows]
 
 
 def _speeds(printed: Table, model: str, results: str) -> list[Table]:
-    """One for every record of `zipeval bench` and batch size, without differences: the devices are not the same."""
-    paths = sorted(Path(results).expanduser().glob("*.json"))
-    found = [
-        record
-        for path in paths
-        if (record := speed_records.read(path))["model"]["name"] == model
-    ]
-    if not found:
+    """Return a table for every record of `zipeval bench` and batch size.
+
+    It has no differences from the paper: the devices are not the same.
+    """
+    measurements = []
+    for path in sorted(Path(results).expanduser().glob("*.json")):
+        record = speed_records.read(path)
+        if record["model"]["name"] == model:
+            measurements.append(record)
+    if not measurements:
         raise UsageError(
             f"results={results}: no measurements of model={model}. Make them with `zipeval bench model={model} "
             "init=random method=visionzip,fastv,sparsevlm tokens=160`; results=DIR looks elsewhere."
         )
-    theirs = [replace(row, label=f"{row.label} (published)") for row in printed.rows]
-    made = []
-    for record in found:
+    built = []
+    for record in measurements:
         for batch in record["settings"]["batch"]:
-            rows = [row for row in record["rows"] if row["batch"] == batch]
-            notes = [
-                f"{key(row)[0]}: {row['failed']}." for row in rows if "failed" in row
-            ]
-            notes += [
-                OURS.format(record["settings"]["new_tokens"]),
-                f"{printed.about}.",
-            ]
-            ours = [_speed(record, row) for row in rows if row["rounds"]]
-            columns = [
-                "prefill_ms",
-                "prefill_speedup",
-                "answer_ms",
-                "answer_speedup",
-                "total_time_s",
-                "total_speedup",
-            ]
-            made.append(
-                Table(
-                    f"{speed_records.about(record)}, batch {batch}",
-                    columns,
-                    ours + theirs,
-                    notes,
-                )
-            )
-    return made
+            built.append(_speed_table(printed, record, batch))
+    return built
 
 
-def _speed(record: dict, row: dict) -> Row:
+def _speed_table(printed: Table, record: dict, batch: int) -> Table:
+    """Return the rows of a record of `zipeval bench` at a batch size, above the published ones."""
+    rows, notes = [], []
+    for row in record["rows"]:
+        if row["batch"] != batch:
+            continue
+        if row["rounds"]:
+            rows.append(_speed_row(record, row))
+        if "failed" in row:
+            notes.append(f"{key(row)[0]}: {row['failed']}.")
+    notes += [OURS.format(record["settings"]["new_tokens"]), f"{printed.about}."]
+    about = f"{speed_records.about(record)}, batch {batch}"
+    return Table(about, SPEED_COLUMNS, rows + _published_rows(printed), notes)
+
+
+def _speed_row(record: dict, row: dict) -> Row:
+    """Return the times of a method, and its speed-ups over vanilla."""
     label, tokens = key(row)
-    bound, cells = speed_records.vanilla_of(record, row), {}
-    for name, of in (("prefill", speed_records.first), ("answer", speed_records.total)):
-        cells[f"{name}_ms"] = TableCell(median(map(of, row["rounds"])), None, record)
-        cells[f"{name}_speedup"] = TableCell(
-            speed_records.speed_up(record, row, of), None, record
-        )
-    mean, final = (row["visual_tokens"][name] for name in ("mean", "final"))
-    share = (
-        row["flops"]["decoder"] / bound["flops"]["decoder"]
-        if "flops" in bound
-        else None
-    )
+    cells = {}
+    times = {"prefill": speed_records.first, "answer": speed_records.total}
+    for name, time in times.items():
+        milliseconds = median(map(time, row["rounds"]))
+        speed_up = speed_records.speed_up(record, row, time)
+        cells[f"{name}_ms"] = TableCell(milliseconds, None, record)
+        cells[f"{name}_speedup"] = TableCell(speed_up, None, record)
+    bound = speed_records.vanilla_of(record, row)
+    share = None
+    if "flops" in bound:
+        share = row["flops"]["decoder"] / bound["flops"]["decoder"]
+    visual_tokens = row["visual_tokens"]
+    mean, final = visual_tokens["mean"], visual_tokens["final"]
     return Row(label, tokens, cells, mean=mean, final=final, flops=share)
 
 
 def _beside(table: Table, printed: Table) -> Table:
-    if (
-        table.columns != printed.columns
-    ):  # of other benchmarks, an average is not to be compared with the printed one
-        table = replace(
-            table,
-            rows=[
-                replace(row, average=None, average_comparison=None)
-                for row in table.rows
-            ],
-        )
-    theirs = {(row.label, row.tokens): row for row in printed.rows}
-    theirs[UPPER_BOUND, None] = printed.rows[0]
-    rows = list(table.rows) + [
-        replace(row, label=f"{row.label} (published)") for row in printed.rows
-    ]
-    rows += [
-        _difference(row, theirs[key])
-        for row in table.rows
-        if (key := (row.label, row.tokens)) in theirs
-    ]
+    """Return a table with the published rows below, and the differences below those."""
+    rows = list(table.rows)
+    # The average of other benchmarks must not be compared with the printed one.
+    if table.columns != printed.columns:
+        rows = [replace(row, average=None, average_comparison=None) for row in rows]
+    counterparts = {(row.label, row.tokens): row for row in printed.rows}
+    counterparts[UPPER_BOUND, None] = printed.rows[0]
+    differences = []
+    for row in rows:
+        counterpart = counterparts.get((row.label, row.tokens))
+        if counterpart is not None:
+            differences.append(_difference(row, counterpart))
     return replace(
         table,
         columns=printed.columns,
-        rows=rows,
+        rows=rows + _published_rows(printed) + differences,
         notes=[*table.notes, f"Published: {CITATION}."],
     )
 
@@ -198,160 +201,162 @@ def _beside(table: Table, printed: Table) -> Table:
 def _experiments(
     printed: Table, results: str, statistics: bool, columns: list[str] | None
 ) -> list[Table]:
-    """One for every model and budget of the experiments, on all their benchmarks: what is compared is a change."""
-    theirs = {(EXPERIMENTS[row.label], row.tokens): row for row in printed.rows}
-    shown = [
-        replace(row, label=f"{name} (published)") for (name, _), row in theirs.items()
-    ]
-    made = []
-    for table in tables(
-        results, columns=columns, statistics=statistics, methods=[*EXPERIMENTS.values()]
-    ):
-        configs = [
-            next(iter(row.cells.values())).record["config"] for row in table.rows
-        ]
-        if (
-            len({config["method"]["name"] for config in configs}) < 2
-        ):  # SparseVLM alone: nobody experimented
-            continue
-        rows = [*table.rows, *shown]
-        for row, config in zip(table.rows, configs, strict=True):
-            key = config["method"]["name"], row.tokens
-            same = config["model"]["name"] == "llava15" and row.label == AS_PUBLISHED[
-                key[0]
-            ].format(row.tokens)
-            if same and key in theirs and row.cells.keys() & printed.columns:
-                rows.append(_difference(row, theirs[key]))
-        columns = [
-            *table.columns,
-            *(name for name in printed.columns if name not in table.columns),
-        ]
-        made.append(
-            replace(
-                table,
-                columns=columns,
-                rows=rows,
-                notes=[*table.notes, f"{printed.about}."],
-            )
-        )
-    if not made:
+    """Return a table for every model and budget of the experiments, on all their benchmarks.
+
+    What is compared with the paper is a change, which other benchmarks have too.
+    """
+    methods = [*EXPERIMENTS.values()]
+    measured_tables = tables(
+        results, columns=columns, statistics=statistics, methods=methods
+    )
+    built = []
+    for table in measured_tables:
+        used = {_config(row)["method"]["name"] for row in table.rows}
+        # Where SparseVLM is alone, nobody experimented.
+        if len(used) > 1:
+            built.append(_experiment_table(table, printed))
+    if not built:
         raise UsageError(
             f"results={results}: no experiments. `zipeval run -m +experiment=misalignment` makes them."
         )
-    return made
+    return built
+
+
+def _config(row: Row) -> dict:
+    """Return the configuration of the first record of a row."""
+    first = next(iter(row.cells.values()))
+    return first.record["config"]
+
+
+def _experiment_table(table: Table, printed: Table) -> Table:
+    """Return our experiments with the published ones below, and the differences where the settings are the paper's."""
+    counterparts, published_rows = {}, []
+    for row in printed.rows:
+        method = EXPERIMENTS[row.label]
+        counterparts[method, row.tokens] = row
+        published_rows.append(replace(row, label=f"{method} (published)"))
+    differences = []
+    for row in table.rows:
+        config = _config(row)
+        method = config["method"]["name"]
+        counterpart = counterparts.get((method, row.tokens))
+        published_label = AS_PUBLISHED[method].format(row.tokens)
+        same_setting = (config["model"]["name"], row.label) == (
+            MODELS["table1"],
+            published_label,
+        )
+        same_benchmark = row.cells.keys() & printed.columns
+        if counterpart and same_setting and same_benchmark:
+            differences.append(_difference(row, counterpart))
+    return replace(
+        table,
+        columns=list(dict.fromkeys(table.columns + printed.columns)),
+        rows=table.rows + published_rows + differences,
+        notes=[*table.notes, f"{printed.about}."],
+    )
 
 
 def _difference(ours: Row, theirs: Row) -> Row:
-    def minus(a: float | None, b: float | None) -> float | None:
-        return None if None in (a, b) else a - b
-
-    cells = {
-        name: TableCell(
-            minus(cell.score, theirs.cells[name].score),
-            minus(cell.percent, theirs.cells[name].percent),
-            remarks=cell.remarks,
-        )
-        for name, cell in ours.cells.items()
-        if name in theirs.cells
-    }
-    label = f"{ours.label}: difference"
+    """Return our numbers minus the published ones, for the benchmarks that both have."""
+    cells = {}
+    for name, cell in ours.cells.items():
+        if name in theirs.cells:
+            other = theirs.cells[name]
+            score = _minus(cell.score, other.score)
+            percent = _minus(cell.percent, other.percent)
+            cells[name] = TableCell(score, percent, remarks=cell.remarks)
     return Row(
-        label,
+        f"{ours.label}: difference",
         ours.tokens,
         cells,
-        average=minus(ours.average, theirs.average),
+        average=_minus(ours.average, theirs.average),
         kind=DIFFERENCE,
     )
 
 
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if None in (a, b) else a - b
+
+
 def _scores(name: str) -> Table:
-    lines, averages = _of(name, "scores.csv"), _of(name, "averages.csv")
-    bound = {
-        line["benchmark"]: float(line["score"])
-        for line in lines
-        if line["method"] == UPPER_BOUND
-    }
+    """Return Tables 1 to 3: scores, their percentages, and the averages of those."""
+    lines = _lines(name, "scores.csv")
+    bound = {}
+    cells_by_row: dict[tuple, dict[str, dict]] = defaultdict(dict)
+    for line in lines:
+        benchmark = line["benchmark"]
+        if line["method"] == UPPER_BOUND:
+            bound[benchmark] = float(line["score"])
+        cells_by_row[line["method"], line["visual_tokens"]][benchmark] = line
     rows, notes = [], []
-    for printed in averages:
-        method, tokens = printed["method"], int(printed["visual_tokens"])
-        row = f"{method} {tokens}"
+    for printed in _lines(name, "averages.csv"):
+        method, tokens = printed["method"], printed["visual_tokens"]
+        label = f"{method} {int(tokens)}"
         cells = {}
-        for line in lines:
-            if (line["method"], int(line["visual_tokens"])) == (method, tokens):
-                column, score = line["benchmark"], float(line["score"])
-                cells[column] = TableCell(score, 100 * score / bound[column])
-                of = f"{score:g} is {{:.1f}}% of {bound[column]:g}"
-                notes += _disagreement(
-                    f"{row} {column}",
-                    of,
-                    cells[column].percent,
-                    line["percent_of_upper_bound"],
-                )
+        for column, line in cells_by_row[method, tokens].items():
+            score = float(line["score"])
+            percent = 100 * score / bound[column]
+            cells[column] = TableCell(score, percent)
+            sentence = f"{score:g} is {{:.1f}}% of {bound[column]:g}"
+            notes += _disagreement(
+                f"{label} {column}", sentence, percent, line["percent_of_upper_bound"]
+            )
         average = fmean(cell.percent for cell in cells.values())
         notes += _disagreement(
-            f"{row} average", "it is {:.1f}%", average, printed["average_percent"]
+            f"{label} average", "it is {:.1f}%", average, printed["average_percent"]
         )
-        rows.append(Row(method, tokens, cells, average=average, kind=PUBLISHED))
+        rows.append(Row(method, int(tokens), cells, average=average, kind=PUBLISHED))
     return Table(_about(name, lines), list(bound), rows, notes)
 
 
 def _efficiency() -> Table:
-    """Table 4. Of a speed-up the paper prints one decimal."""
-    lines = _of("table4", "efficiency.csv")
+    """Return Table 4. Of a speed-up the paper prints one decimal."""
+    lines = _lines("table4", "efficiency.csv")
+    times = {"total_time_s": "total_speedup", "prefill_ms": "prefill_speedup"}
     rows, notes = [], []
     for line in lines:
-        row = f"{line['method']} {line['visual_tokens']}"
-        numbers = {name: float(line[name]) for name in ("total_time_s", "prefill_ms")}
-        for what, name in (
-            ("total_speedup", "total_time_s"),
-            ("prefill_speedup", "prefill_ms"),
-        ):
-            numbers[what] = float(lines[0][name]) / numbers[name]
+        tokens = line["visual_tokens"]
+        label = f"{line['method']} {tokens}"
+        numbers = {time: float(line[time]) for time in times}
+        for time, speedup in times.items():
+            numbers[speedup] = float(lines[0][time]) / numbers[time]
             notes += _disagreement(
-                f"{row} {what}", "it is {:.1f}", numbers[what], line[what], unit=""
+                f"{label} {speedup}",
+                "it is {:.1f}",
+                numbers[speedup],
+                line[speedup],
+                unit="",
             )
         cells = {name: TableCell(number, None) for name, number in numbers.items()}
-        rows.append(
-            Row(line["method"], int(line["visual_tokens"]), cells, kind=PUBLISHED)
-        )
-    return Table(
-        f"{_about('table4', lines)}, {lines[0]['benchmark']}, {lines[0]['gpu']}",
-        list(numbers),
-        rows,
-        notes,
-    )
+        rows.append(Row(line["method"], int(tokens), cells, kind=PUBLISHED))
+    about = f"{_about('table4', lines)}, {lines[0]['benchmark']}, {lines[0]['gpu']}"
+    return Table(about, [*times, *times.values()], rows, notes)
 
 
 def _misalignment() -> Table:
-    """Table 5: percentages are of SparseVLM on all tokens."""
-    lines = _of("table5", "misalignment.csv")
-    column, bound = lines[0]["benchmark"], float(lines[0]["score"])
+    """Return Table 5: percentages are of SparseVLM on all tokens."""
+    lines = _lines("table5", "misalignment.csv")
+    first = lines[0]
+    column, bound = first["benchmark"], float(first["score"])
     rows, notes = [], []
     for line in lines:
-        cell = TableCell(float(line["score"]), 100 * float(line["score"]) / bound)
-        rows.append(
-            Row(
-                line["experiment"],
-                int(line["visual_tokens"]),
-                {column: cell},
-                kind=PUBLISHED,
-            )
-        )
+        experiment, score = line["experiment"], float(line["score"])
+        percent = 100 * score / bound
+        cells = {column: TableCell(score, percent)}
+        rows.append(Row(experiment, int(line["visual_tokens"]), cells, kind=PUBLISHED))
         if line["change_percent"]:
+            sentence = "the change is {:.1f}%"
             notes += _disagreement(
-                line["experiment"],
-                "the change is {:.1f}%",
-                cell.percent - 100,
-                line["change_percent"],
+                experiment, sentence, percent - 100, line["change_percent"]
             )
-    return Table(
-        _about("table5", lines), [column], rows, notes, bound=lines[0]["experiment"]
-    )
+    about = _about("table5", lines)
+    return Table(about, [column], rows, notes, bound=first["experiment"])
 
 
-def _of(name: str, file: str) -> list[dict[str, str]]:
+def _lines(table: str, file: str) -> list[dict[str, str]]:
+    """Return the lines of a table in a file of published numbers."""
     with (SOURCE / file).open(encoding="utf-8", newline="") as stream:
-        return [line for line in csv.DictReader(stream) if line["table"] == name]
+        return [line for line in csv.DictReader(stream) if line["table"] == table]
 
 
 def _about(name: str, lines: list[dict[str, str]]) -> str:
@@ -359,7 +364,8 @@ def _about(name: str, lines: list[dict[str, str]]) -> str:
 
 
 def _disagreement(
-    where: str, said: str, value: float, printed: str, unit: str = "%"
+    place: str, sentence: str, value: float, printed: str, unit: str = "%"
 ) -> Iterator[str]:
+    """Yield a note if a printed number does not follow from the raw ones."""
     if abs(value - float(printed)) > ROUNDING:
-        yield f"{where}: {said.format(value)}, printed {printed}{unit}."
+        yield f"{place}: {sentence.format(value)}, printed {printed}{unit}."
