@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from textwrap import fill
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from zipeval.benchmarks import BENCHMARKS
@@ -26,59 +28,84 @@ from zipeval.reporting.tables import Row, Table, TableCell
 FRONT = "Pareto front"
 TOKENS = "visual tokens entering the decoder's layers, mean"
 LINE = "#c3c7cd"
-# Inches of the axes, whatever labels and legends stand around them; of one of several panels, and panels in a row.
+# Inches of the axes, whatever labels and legends stand around them.
 WIDTH, HEIGHT = 3.7, 2.1
+# The same of one of several panels, and the number of panels in a row.
 PANEL_SIZE, PANELS = (1.6, 1.7), 3
-FIGURE = (4.4, 2.9)  # inches of a whole figure without a legend
-CLOSE = 0.01  # inches that a size may differ by
-FITTINGS = 6  # of a layout; two are enough where labels do not change
+# Inches of a whole figure without a legend.
+FIGURE = (4.4, 2.9)
+# Inches that a size may differ by.
+CLOSE = 0.01
+# Rounds of a layout; two are enough where labels do not change.
+FITTINGS = 6
 HATCHES = ("", "////", "....", "xxxx")
 PAPER = "#ffffff"
-UNDATED = {
-    ".pdf": "CreationDate",
-    ".svg": "Date",
-    ".png": "Software",
-}  # what would differ from file to file
-LEGEND_WIDTH, LABEL_WIDTH = 48, 36  # letters that fit below, and on the left
-PANEL_WIDTH = 28  # letters below a panel
-KEY_WIDTH = 60  # letters of what marks mean, below a plot
-MARK = {
-    "xytext": (3, 3),
-    "textcoords": "offset points",
-    "fontsize": 7,
+# The metadata that would differ from file to file.
+UNDATED = {".pdf": "CreationDate", ".svg": "Date", ".png": "Software"}
+# Letters that fit below, and on the left.
+LEGEND_WIDTH, LABEL_WIDTH = 48, 36
+# Letters below a panel.
+PANEL_WIDTH = 28
+# Letters of what marks mean, below a plot.
+KEY_WIDTH = 60
+# How the marks of remarks stand beside a point.
+MARK = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7, "color": INK}
+# The upper bound's level.
+BOUND_LINE = {
     "color": INK,
-}  # beside a point
+    "linewidth": 0.6,
+    "linestyle": (0, (4, 3)),
+    "zorder": 1,
+}
+# The Pareto front: a band below the lines, and a ring around each method that no other
+# one beats.
+FRONT_LINE = {
+    "where": "post",
+    "color": INK,
+    "alpha": 0.35,
+    "linewidth": 2.5,
+    "zorder": 1,
+    "marker": "o",
+    "markersize": 9,
+    "markerfacecolor": "none",
+    "markeredgewidth": 0.8,
+}
+ERROR_BARS = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.5}
 STYLE = {
     "font.size": 8,
-    "font.family": "DejaVu Sans",  # matplotlib brings it
-    "text.parse_math": False,  # names are text, also where they hold a dollar sign
-    **dict.fromkeys(
-        (
-            "text.color",
-            "axes.labelcolor",
-            "xtick.color",
-            "ytick.color",
-            "axes.edgecolor",
-        ),
-        INK,
-    ),
+    # matplotlib brings this font.
+    "font.family": "DejaVu Sans",
+    # Names are text, also where they hold a dollar sign.
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.edgecolor": INK,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # letters stay letters
+    # Letters stay letters.
+    "pdf.fonttype": 42,
 }
+
+# A percentage, and how far its interval reaches below and above it.
+Percent = tuple[float, tuple[float, float]]
+# A point and its remarks: x, y, remarks.
+MarkedPoint = tuple[float, float, tuple[Remark, ...]]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure.
+    """Hold a figure.
 
     Attributes:
-        name: of its files.
+        name: name of its files.
         about: what it shows, in words.
+        figure: the figure.
         column: the heading of the benchmark that it is of; None for all of them.
     """
 
@@ -114,54 +141,64 @@ class Plot:
 
 
 def plots(table: Table, seconds: list[float | None]) -> list[Plot]:
-    """Two trade-offs over all benchmarks, one for each of them, and bars for each; none that would be empty.
+    """Return two trade-offs over all benchmarks, one for each of them, and bars for each; none that would be empty.
 
     Args:
         table: with statistics, for intervals.
         seconds: per sample, of every row.
     """
-    of = (
-        table.columns[0]
-        if len(table.columns) == 1
-        else f"average of {len(table.columns)}"
-    )
-    percent = _percent_label(of)
+    percent = _percent_label(_overall_name(table))
     tokens = [row.mean for row in table.rows]
-    drawn = [
-        ("tokens", tokens, TOKENS),
+    time = "seconds per sample in this run, at its batch size\n(not a benchmark)"
+    # Name, what it shows, figure, and column of each plot; the figure may be empty.
+    candidates = [
+        (
+            "tokens",
+            f"{_one_line(percent)}, against {TOKENS}",
+            tradeoff(table, tokens, TOKENS, percent),
+            None,
+        ),
         (
             "time",
-            seconds,
-            "seconds per sample in this run, at its batch size\n(not a benchmark)",
+            f"{_one_line(percent)}, against {_one_line(time)}",
+            tradeoff(table, seconds, time, percent),
+            None,
+        ),
+        (
+            "curves",
+            f"Every benchmark's own metric, against {TOKENS}",
+            curves(table),
+            None,
         ),
     ]
-    found = [
-        Plot(name, f"{_line(percent)}, against {_line(label)}", figure)
-        for name, values, label in drawn
-        if (figure := tradeoff(table, values, label, percent))
-    ]
-    if figure := curves(table):
-        found.append(
-            Plot("curves", f"Every benchmark's own metric, against {TOKENS}", figure)
-        )
     for number, column in enumerate(table.columns, 1):
-        if figure := bars(table, column):
-            found.append(
-                Plot(
-                    f"bars-{number}-{column}",
-                    f"{_line(_percent_label(column))}, by budget",
-                    figure,
-                    column,
-                )
-            )
-    key = remarks.key(
-        r for row in table.rows for cell in row.cells.values() for r in cell.remarks
-    )
-    return (
-        [replace(plot, about=f"{plot.about}; {key}") for plot in found]
-        if key
-        else found
-    )
+        about = f"{_one_line(_percent_label(column))}, by budget"
+        candidates.append(
+            (f"bars-{number}-{column}", about, bars(table, column), column)
+        )
+    key = _key(table)
+    drawn = []
+    for name, about, figure, column in candidates:
+        if figure is not None:
+            about = f"{about}; {key}" if key else about
+            drawn.append(Plot(name, about, figure, column))
+    return drawn
+
+
+def _overall_name(table: Table) -> str:
+    """Return the name of the number that a table has over all its benchmarks."""
+    if len(table.columns) == 1:
+        return table.columns[0]
+    return f"average of {len(table.columns)}"
+
+
+def _key(table: Table) -> str:
+    """Return what the marks in a table mean; nothing without any."""
+    marked: list[Remark] = []
+    for row in table.rows:
+        for cell in row.cells.values():
+            marked += cell.remarks
+    return remarks.key(marked)
 
 
 def table_plots(table: Table) -> list[Plot]:
@@ -173,9 +210,9 @@ def table_plots(table: Table) -> list[Plot]:
     seconds = {}
     for row in table.rows:
         for cell in row.cells.values():
-            seconds[cell.record["path"]] = seconds_per_sample(
-                cell.record, read_scored(cell.record, positions=False)
-            )
+            record = cell.record
+            samples = read_scored(record, positions=False)
+            seconds[record["path"]] = seconds_per_sample(record, samples)
     return plots(table, seconds_of_rows(table, seconds))
 
 
@@ -191,56 +228,44 @@ def seconds_of_rows(
     """
     means = []
     for row in table.rows:
-        of_row = [seconds[cell.record["path"]] for cell in row.cells.values()]
-        is_whole = len(of_row) == len(table.columns) and None not in of_row
-        means.append(fmean(of_row) if is_whole else None)
+        times = [seconds[cell.record["path"]] for cell in row.cells.values()]
+        is_whole = len(times) == len(table.columns) and None not in times
+        means.append(fmean(times) if is_whole else None)
     return means
 
 
 def tradeoff(
     table: Table, values: list[float | None], x_label: str, y_label: str
 ) -> Figure | None:
-    """A line for each method over its budgets, 95% intervals, and the Pareto front behind; None without a method."""
-    points, noted = [], []
+    """Draw a line for each method over its budgets, 95% intervals, and the Pareto front behind.
+
+    Returns:
+        None without a method beside the upper bound.
+    """
+    # Points (x, percentage, its interval) by method.
+    lines: dict[str, list[tuple]] = defaultdict(list)
+    marked: list[MarkedPoint] = []
     for row, x in zip(table.rows, values, strict=True):
-        overall = None if x is None else _overall(table, row)
-        if overall:
-            points.append((row.label, x, *overall))
-            noted.append((x, overall[0], _remarks(table, row)))
-    if len({label for label, *_ in points}) < 2:
+        overall = _overall(table, row)
+        if x is not None and overall is not None:
+            lines[row.label].append((x, *overall))
+            marked.append((x, overall[0], _overall_remarks(table, row)))
+    if len(lines) < 2:
         return None
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
-        best = front([(x, percent) for _, x, percent, _ in points])
-        # A band below the lines, and a ring around each method that no other one beats.
-        ring = {
-            "marker": "o",
-            "markersize": 9,
-            "markerfacecolor": "none",
-            "markeredgewidth": 0.8,
-        }
-        axes.step(
-            *zip(*best, strict=True),
-            where="post",
-            color=INK,
-            alpha=0.35,
-            linewidth=2.5,
-            label=FRONT,
-            zorder=1,
-            **ring,
-        )
-        axes.axhline(100, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
+        best = front([(x, percent) for x, percent, _ in marked])
+        axes.step(*zip(*best, strict=True), label=FRONT, **FRONT_LINE)
+        axes.axhline(100, **BOUND_LINE)
         for label, style in styles(table).items():
-            of_label = [point[1:] for point in points if point[0] == label]
-            if not of_label:
-                continue
-            x, y, interval = zip(*of_label, strict=True)
-            errors = list(zip(*interval, strict=True))
-            axes.errorbar(
-                x, y, errors, label=_legend_text(label), **_line_options(style)
-            )
+            if label in lines:
+                x, y, intervals = zip(*lines[label], strict=True)
+                errors = list(zip(*intervals, strict=True))
+                axes.errorbar(
+                    x, y, errors, label=_legend_text(label), **_line_options(style)
+                )
         axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, None))
-        _mark(axes, noted)
+        _mark(axes, marked)
         _grid(axes)
         _finish(figure, [axes], (WIDTH, HEIGHT))
     return figure
@@ -262,8 +287,13 @@ def _line_options(style: MethodStyle) -> dict:
 
 
 def curves(table: Table) -> Figure | None:
-    """A panel for every benchmark (Figure 4 of VisionZip): its metric over the visual tokens of its records, a line for
-    each method, 95% intervals, and the upper bound's level; None without a method.
+    """Draw a panel for every benchmark, as Figure 4 of VisionZip.
+
+    It shows the benchmark's metric over the visual tokens of its records, a line for each method, 95% intervals, and
+    the upper bound's level.
+
+    Returns:
+        None without a method beside the upper bound.
     """
     if len(styles(table)) < 2 or all(row.mean is None for row in table.rows):
         return None
@@ -272,110 +302,123 @@ def curves(table: Table) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         figure = Figure((FIGURE[0] * columns, FIGURE[1] * rows), layout="constrained")
         cells = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, column in zip(cells, table.columns, strict=False):
+        shown, empty = np.split(cells, [len(table.columns)])
+        for axes, column in zip(shown, table.columns, strict=True):
             _curve(axes, table, column)
-        for axes in cells[len(table.columns) :]:
+        for axes in empty:
             axes.set_visible(False)
-        shown = cells[: len(table.columns)]
         size = PANEL_SIZE if columns > 1 else (WIDTH, HEIGHT)
         _finish(figure, shown, size, rows, columns)
     return figure
 
 
 def _curve(axes, table: Table, column: str) -> None:
-    """A benchmark's panel."""
-    bound = table.rows[0].cells[column].score
-    noted = []
+    """Draw a benchmark's panel."""
+    bound = table.rows[0].cells[column]
+    # Points (x, score, lower error, upper error) by method.
+    lines: dict[str, list[tuple]] = defaultdict(list)
+    marked: list[MarkedPoint] = []
+    for row in table.rows:
+        cell = row.cells.get(column)
+        if cell is not None and None not in (row.mean, cell.score):
+            errors = _score_errors(cell, bound.score)
+            lines[row.label].append((row.mean, cell.score, *errors))
+            marked.append((row.mean, cell.score, cell.remarks))
     for label, style in styles(table).items():
-        points = []
-        for row in table.rows:
-            cell = row.cells.get(column)
-            if row.label == label and None not in (row.mean, cell and cell.score):
-                points.append((row.mean, cell.score, *_score_errors(cell, bound)))
-                noted.append((row.mean, cell.score, cell.remarks))
-        # Also without a point: the legend is the first panel's.
-        x, y, *errors = (
-            zip(*sorted(points), strict=True) if points else ((), (), (), ())
-        )
+        # A method without a point here is drawn too: the legend is the first panel's.
+        x, y, *errors = [(), (), (), ()]
+        if label in lines:
+            x, y, *errors = zip(*sorted(lines[label]), strict=True)
         axes.errorbar(x, y, errors, label=_legend_text(label), **_line_options(style))
-    if bound is not None:
-        axes.axhline(bound, color=INK, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
-    known = next((its for its in BENCHMARKS.values() if its.column == column), None)
-    scale = f" x {known.scale:g}" if known and known.scale != 1 else ""
-    direction = (
-        "" if table.rows[0].cells[column].higher_is_better else "\n(lower is better)"
-    )
-    axes.set(
-        ylabel=(known.metric if known else "score") + scale + direction,
-        xlabel=fill(TOKENS, PANEL_WIDTH),
-    )
-    _mark(axes, noted, PANEL_WIDTH)
+    if bound.score is not None:
+        axes.axhline(bound.score, **BOUND_LINE)
+    metric = _metric_name(column)
+    if not bound.higher_is_better:
+        metric += "\n(lower is better)"
+    axes.set(ylabel=metric, xlabel=fill(TOKENS, PANEL_WIDTH))
+    _mark(axes, marked, PANEL_WIDTH)
     axes.set_title(fill(column, PANEL_WIDTH - 6), fontsize=8)
     axes.set_xlim(0, None)
     _grid(axes)
 
 
+def _metric_name(column: str) -> str:
+    """Return the metric of a benchmark and its scale, by the heading of its column."""
+    for benchmark in BENCHMARKS.values():
+        if benchmark.column == column:
+            scale = f" x {benchmark.scale:g}" if benchmark.scale != 1 else ""
+            return benchmark.metric + scale
+    return "score"
+
+
 def bars(table: Table, column: str) -> Figure | None:
     """Draw how far every method at every budget is from the upper bound, with 95% intervals; None without a method."""
-    style = {
-        label: kind for label, kind in styles(table).items() if label != UPPER_BOUND
-    }
-    groups = [
-        {
-            row.label: value
-            for row in group
-            if row.label in style and (value := _percent(row.cells.get(column)))
-        }
-        for group in table.groups()
-    ]
-    about = [
-        {row.label: row.cells[column].remarks for row in g if column in row.cells}
-        for g in table.groups()
-    ]
-    about = [of_group for of_group, group in zip(about, groups, strict=True) if group]
-    noted = []
-    names = [budget(group[0]) for group in table.groups()]
-    shown = [(name, group) for name, group in zip(names, groups, strict=True) if group]
-    if not shown:
+    methods = styles(table)
+    methods.pop(UPPER_BOUND, None)
+    names = []
+    # Bars (place of the budget, percentage, its interval, remarks) by method.
+    by_method: dict[str, list[tuple]] = {label: [] for label in methods}
+    for group in table.groups():
+        place = len(names)
+        group_bars = _group_bars(group, column, methods)
+        for label, percent, interval, about in group_bars:
+            by_method[label].append((place, percent, interval, about))
+        if group_bars:
+            names.append(budget(group[0]))
+    if not names:
         return None
-    width = 0.8 / len(style)
+    width = 0.8 / len(methods)
+    marked: list[MarkedPoint] = []
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         colours: list[str] = []
-        for i, (label, kind) in enumerate(style.items()):
-            has = [place for place, (_, group) in enumerate(shown) if label in group]
-            values = [shown[place][1][label] for place in has]
-            x = [place + (i - (len(style) - 1) / 2) * width for place in has]
-            noted += [
-                (at, value[0], about[place][label])
-                for at, value, place in zip(x, values, has, strict=True)
-            ]
-            heights, errors = (
-                [percent - 100 for percent, _ in values],
-                list(zip(*(e for _, e in values), strict=True)),
+        for i, (label, style) in enumerate(methods.items()):
+            # Bars have no markers, so that methods of one colour differ by their
+            # hatches.
+            hatch = HATCHES[colours.count(style.colour) % len(HATCHES)]
+            colours.append(style.colour)
+            offset = (i - (len(methods) - 1) / 2) * width
+            x, heights, intervals = [], [], []
+            for place, percent, interval, about in by_method[label]:
+                x.append(place + offset)
+                # A bar begins at 100%.
+                heights.append(percent - 100)
+                intervals.append(interval)
+                marked.append((place + offset, percent, about))
+            axes.bar(
+                x,
+                heights,
+                width * 0.9,
+                bottom=100,
+                linewidth=0,
+                color=style.colour,
+                hatch=hatch,
+                edgecolor=PAPER,
+                label=_legend_text(label),
+                yerr=list(zip(*intervals, strict=True)) or None,
+                error_kw=ERROR_BARS,
             )
-            error = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.5}
-            # Bars have no markers, so that methods of one colour differ by what fills them.
-            look = {
-                "color": kind.colour,
-                "hatch": HATCHES[colours.count(kind.colour) % len(HATCHES)],
-                "edgecolor": PAPER,
-            }
-            colours.append(kind.colour)
-            named = {
-                "label": _legend_text(label),
-                "yerr": errors or None,
-                "error_kw": error,
-            }
-            axes.bar(x, heights, width * 0.9, 100, linewidth=0, **look, **named)
         axes.axhline(100, color=INK, linewidth=0.8)
-        axes.set(ylabel=_percent_label(column), xticks=range(len(shown)))
-        axes.set_xticklabels([name for name, _ in shown])
+        axes.set(ylabel=_percent_label(column), xticks=range(len(names)))
+        axes.set_xticklabels(names)
         axes.margins(y=0.08)
-        _mark(axes, noted)
+        _mark(axes, marked)
         _grid(axes)
         _finish(figure, [axes], (WIDTH, HEIGHT))
     return figure
+
+
+def _group_bars(
+    group: list[Row], column: str, methods: dict[str, MethodStyle]
+) -> list[tuple]:
+    """Return the bars (label, percentage, its interval, remarks) of one budget."""
+    group_bars = []
+    for row in group:
+        cell = row.cells.get(column)
+        percent = _percent(cell)
+        if percent is not None and row.label in methods:
+            group_bars.append((row.label, *percent, cell.remarks))
+    return group_bars
 
 
 def budget(row: Row) -> str:
@@ -400,11 +443,11 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def write(found: list[Plot], directory: Path, prefix: str) -> list[Path]:
-    """PDF and SVG files `PREFIX-NAME`, the same bytes for the same records."""
+def write(drawn: list[Plot], directory: Path, prefix: str) -> list[Path]:
+    """Write PDF and SVG files `PREFIX-NAME`, the same bytes for the same records, and return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for plot in found:
+    for plot in drawn:
         stem = re.sub(r"[^\w.-]+", "_", f"{prefix}-{plot.name}")
         for form in ("pdf", "svg"):
             paths.append(directory / f"{stem}.{form}")
@@ -413,7 +456,7 @@ def write(found: list[Plot], directory: Path, prefix: str) -> list[Path]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """The same bytes for the same figure; a PNG file has a white background, as few viewers would give it one.
+    """Write a figure, the same bytes for the same one; a PNG file has a white background, as few viewers would give it one.
 
     Args:
         path: its suffix is one of UNDATED.
@@ -426,44 +469,53 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def inline(plot: Plot, prefix: str, colours: dict[str, str]) -> str:
-    """SVG to stand within HTML: without namespaces, global styles and metadata, its ids made unique by `prefix`.
+    """Return SVG to stand within HTML: without namespaces, global styles and metadata.
 
     Args:
-        colours: what replaces some of its colours, such as INK -> a variable of the page's style sheet.
+        plot: the plot.
+        prefix: beginning of its ids, which makes them unique in the page.
+        colours: replacements of some of its colours, such as INK -> a variable of the page's style sheet.
     """
     text = io.StringIO()
-    with matplotlib.rc_context(
-        {**STYLE, "svg.fonttype": "none", "svg.hashsalt": prefix}
-    ):
+    text_as_text = {**STYLE, "svg.fonttype": "none", "svg.hashsalt": prefix}
+    with matplotlib.rc_context(text_as_text):
         plot.figure.savefig(
             text, format="svg", transparent=True, metadata={"Date": None}
         )
     root = ElementTree.fromstring(text.getvalue())
-    replaced = {key.lower(): value for key, value in colours.items()}
     for parent in root.iter():
         for child in list(parent):
             if child.tag.endswith(("}metadata", "}style")):
                 parent.remove(child)
+    replacements = {key.lower(): value for key, value in colours.items()}
     for element in root.iter():
+        # Tags and attributes are written `{namespace}name`.
         element.tag = element.tag.partition("}")[2]
-        element.attrib = {
-            k.rpartition("}")[2]: _local(v, prefix) for k, v in element.attrib.items()
-        }
-        if "id" in element.attrib:
-            element.attrib["id"] = f"{prefix}-{element.attrib['id']}"
-        if "style" in element.attrib:
-            element.attrib["style"] = re.sub(
-                r"#[0-9a-f]{6}",
-                lambda found: replaced.get(found[0], found[0]),
-                element.attrib["style"],
-            )
-    del root.attrib["width"], root.attrib["height"], root.attrib["version"]
+        attributes = {}
+        for name, value in element.attrib.items():
+            attributes[name.rpartition("}")[2]] = _local(value, prefix)
+        if "id" in attributes:
+            attributes["id"] = f"{prefix}-{attributes['id']}"
+        if "style" in attributes:
+            attributes["style"] = _recoloured(attributes["style"], replacements)
+        element.attrib = attributes
+    for name in ("width", "height", "version"):
+        del root.attrib[name]
     root.attrib |= {"role": "img", "aria-label": plot.about}
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
+def _recoloured(style: str, replacements: dict[str, str]) -> str:
+    """Return a style with some of its colours replaced."""
+
+    def replacement(match: re.Match) -> str:
+        return replacements.get(match[0], match[0])
+
+    return re.sub(r"#[0-9a-f]{6}", replacement, style)
+
+
 def _local(value: str, prefix: str) -> str:
-    """An attribute that refers to an id does so below the prefix."""
+    """Return the value of an attribute, with a reference to an id below the prefix."""
     return re.sub(r"^#|(?<=^url\()#", f"#{prefix}-", value)
 
 
@@ -498,18 +550,16 @@ def _fit(
         figure.set_size_inches(whole[0] + missing[0], whole[1] + missing[1])
 
 
-def _mark(
-    axes, points: list[tuple[float, float, tuple[Remark, ...]]], width: int = KEY_WIDTH
-) -> None:
-    """Write the marks of remarks beside points (x, y, remarks), and what they mean below the axis."""
+def _mark(axes, points: list[MarkedPoint], width: int = KEY_WIDTH) -> None:
+    """Write the marks of remarks beside their points, and what they mean below the axis."""
+    shown: list[Remark] = []
     for x, y, about in points:
+        shown += about
         if about:
             axes.annotate(remarks.marks(about), (x, y), **MARK)
-    key = remarks.key(remark for *_, about in points for remark in about)
-    if key:
-        axes.set_xlabel(
-            "\n".join(line for line in (axes.get_xlabel(), fill(key, width)) if line)
-        )
+    if shown:
+        key = fill(remarks.key(shown), width)
+        axes.set_xlabel("\n".join(filter(None, [axes.get_xlabel(), key])))
 
 
 def _grid(axes) -> None:
@@ -535,25 +585,26 @@ def _legend_text(label: str) -> str:
     return fill(label, LEGEND_WIDTH)
 
 
-def _percent_label(of: str) -> str:
-    return f"% of the upper bound:\n{fill(of, LABEL_WIDTH)}"
+def _percent_label(name: str) -> str:
+    return f"% of the upper bound:\n{fill(name, LABEL_WIDTH)}"
 
 
-def _line(label: str) -> str:
+def _one_line(label: str) -> str:
     return " ".join(label.split())
 
 
-def _overall(table: Table, row: Row) -> tuple[float, tuple[float, float]] | None:
+def _overall(table: Table, row: Row) -> Percent | None:
+    """Return a row's percentage over all benchmarks."""
     if len(table.columns) == 1:
         return _percent(row.cells.get(table.columns[0]))
     return _percent(TableCell(None, row.average, comparison=row.average_comparison))
 
 
-def _remarks(table: Table, row: Row) -> tuple[Remark, ...]:
-    """Return what has to be said of a row's percentage over all benchmarks."""
-    return (
-        row.cells[table.columns[0]].remarks if len(table.columns) == 1 else row.remarks
-    )
+def _overall_remarks(table: Table, row: Row) -> tuple[Remark, ...]:
+    """Return the remarks on a row's percentage over all benchmarks."""
+    if len(table.columns) == 1:
+        return row.cells[table.columns[0]].remarks
+    return row.remarks
 
 
 def _score_errors(cell: TableCell, bound: float | None) -> tuple[float, float]:
@@ -569,14 +620,13 @@ def _score_errors(cell: TableCell, bound: float | None) -> tuple[float, float]:
     return cell.score - 100 * bound / (value + above), highest - cell.score
 
 
-def _percent(cell: TableCell | None) -> tuple[float, tuple[float, float]] | None:
-    """A percentage and how far its interval reaches below and above; None where there is none."""
+def _percent(cell: TableCell | None) -> Percent | None:
+    """Return a percentage with the reach of its interval; None where there is none."""
     if cell is None or cell.percent is None or math.isnan(cell.percent):
         return None
-    found = cell.comparison
-    if found is None or math.isnan(found.low):
+    comparison = cell.comparison
+    if comparison is None or math.isnan(comparison.low):
         return cell.percent, (0.0, 0.0)
-    return cell.percent, (
-        max(0.0, cell.percent - found.low),
-        max(0.0, found.high - cell.percent),
-    )
+    below = max(0.0, cell.percent - comparison.low)
+    above = max(0.0, comparison.high - cell.percent)
+    return cell.percent, (below, above)
