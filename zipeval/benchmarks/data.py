@@ -41,9 +41,7 @@ def copy_of(dataset: str, root: str | None) -> Path | None:
 
 def fingerprint(task: str, root: str | None) -> str | None:
     """Return the hash of the names and contents of the local copy that a task reads; None where it reads none."""
-    if not root:
-        return None
-    dataset = benchmarks.dataset(task)
+    dataset = benchmarks.dataset(task) if root else None
     folder = copy_of(dataset, root) if dataset else None
     return _digest(folder) if folder else None
 
@@ -181,7 +179,7 @@ def copies_below(root: str | None) -> Iterator[None]:
 
 def sources(task: str) -> tuple[Source, ...]:
     """Return the parts of data sets that a task of the papers is known to read, its samples first."""
-    return benchmarks.BENCHMARKS[task].sources if task in benchmarks.BENCHMARKS else ()
+    return benchmarks.lookup(task).sources
 
 
 def _files(folder: Path, source: Source) -> Mapping[str, list[str]]:

@@ -46,12 +46,12 @@ class Package:
     Attributes:
         name: of its distribution.
         version: that is installed; None if it is missing.
-        bounds: that zipeval's metadata declares, as ">=1,<2"; None where it declares none.
+        bounds: that zipeval's metadata declares, as ">=1,<2"; empty where it declares none.
     """
 
     name: str
     version: str | None
-    bounds: str | None
+    bounds: str
 
     @property
     def tested(self) -> tuple[str, str] | None:
@@ -81,7 +81,7 @@ class Package:
         if self.version is None:
             return False
         # A prerelease that the user installed was meant to be used.
-        bounds = SpecifierSet(self.bounds or "")
+        bounds = SpecifierSet(self.bounds)
         return bounds.contains(self.version, prereleases=True)
 
     def repair(self) -> str:
@@ -91,7 +91,7 @@ class Package:
     def wanted(self) -> str:
         """Return what to ask pip for: a version within the bounds, a tested one, or one before that which broke."""
         if not self.fits():
-            return f"{self.name}{self.bounds or ''}"
+            return f"{self.name}{self.bounds}"
         if self.tested:
             lowest, newest = self.tested
             return f"{self.name}>={lowest},<={newest}"
@@ -173,7 +173,7 @@ def installed(name: str, extra: str = "") -> Package:
     version = None
     with suppress(metadata.PackageNotFoundError):
         version = metadata.version(name)
-    return Package(name, version, specifiers.get(name) or None)
+    return Package(name, version, specifiers.get(name, ""))
 
 
 def requirements(extra: str = "") -> list[Requirement]:
@@ -210,15 +210,15 @@ def extras_outside_bounds() -> list[tuple[str, Package]]:
     from packaging.utils import canonicalize_name
 
     try:
-        extras = metadata.metadata("zipeval").get_all("Provides-Extra") or []
+        extras = metadata.metadata("zipeval").get_all("Provides-Extra", [])
     except metadata.PackageNotFoundError:
         return []
+    # What zipeval itself needs is asked for along with every extra.
     needed = {requirement.name for requirement in requirements()}
     outside = []
     for extra in extras:
-        # With an extra, what zipeval itself needs is listed too.
-        names = {requirement.name: None for requirement in requirements(extra)}
-        for name in names:
+        for requirement in requirements(extra):
+            name = requirement.name
             package = installed(canonicalize_name(name), extra)
             # Nobody has to install an extra: a missing package is no fault.
             if name not in needed and package.version and not package.fits():
