@@ -141,13 +141,12 @@ class RunConfig:
     logger: str | None = None
 
 
-VIDEO_FAMILIES = ("video_llava",)  # whose papers' benchmarks are videos
-BUDGETS = (
-    "paper",
-    "mean",
-    "final",
-)  # what `tokens` counts; zipeval/engine/budget.py says how
-PROMPTS = ("hf", "vicuna_v1", "llava_v1")  # of zipeval/checkpoints/prompts.py
+# Families whose papers' benchmarks are videos.
+VIDEO_FAMILIES = ("video_llava",)
+# `tokens` counts one of these; zipeval/engine/budget.py says how.
+BUDGETS = ("paper", "mean", "final")
+# Templates of zipeval/checkpoints/prompts.py.
+PROMPTS = ("hf", "vicuna_v1", "llava_v1")
 PACKINGS = ("published", "newline")
 BOUNDS = ("auto", "none")
 REUSES = ("none", "features", "prefix")
@@ -174,9 +173,8 @@ def with_tasks(config: RunConfig) -> RunConfig:
 
     import zipeval.configs
 
-    file = Path(
-        zipeval.configs.__path__[0], "suite", f"{fitting_suite(config.model)}.yaml"
-    )
+    suite = f"{fitting_suite(config.model)}.yaml"
+    file = Path(zipeval.configs.__path__[0], "suite", suite)
     return replace(config, tasks=list(OmegaConf.load(file).tasks))
 
 
