@@ -20,14 +20,18 @@ from zipeval.errors import NotHereError, UsageError
 from zipeval.utils import content_hash, foreign_patches
 from zipeval.utils.hub_access import reachable
 
-PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
+# The states of a part of a data set.
+PRESENT = "present"
+MISSING = "missing"
+DAMAGED = "damaged"
 
 
 def check_root(root: str | None) -> None:
     """Raise UsageError if there is no such directory."""
     if root is not None and not Path(root).expanduser().is_dir():
         raise UsageError(
-            f"data.root={root}: no such directory. Give the one that holds ORGANISATION/NAME folders."
+            f"data.root={root}: no such directory. "
+            "Give the one that holds ORGANISATION/NAME folders."
         )
 
 
@@ -55,7 +59,8 @@ def require(task: str, root: str | None) -> None:
         # A copy comes before the hub, so that the hub does not make up for a bad one.
         if copy_of(source.dataset, root) or not reachable():
             raise NotHereError(
-                f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}."
+                f"tasks=[{task}]: {source.dataset} is {state} ({reason}). "
+                f"{_advice(source, root)}."
             )
 
 
@@ -171,7 +176,8 @@ def copies_below(root: str | None) -> Iterator[None]:
         folder = copy_of(path, root) if path.count("/") == 1 else None
         if folder is None:
             return load(path, *args, **kwargs)
-        return load(str(folder), *args, **{**kwargs, "cache_dir": _cache(folder)})
+        kwargs["cache_dir"] = _cache(folder)
+        return load(str(folder), *args, **kwargs)
 
     with foreign_patches.load_datasets_with(load_dataset):
         yield
@@ -222,8 +228,9 @@ def _prepared(source: Source, cache: Path | None = None) -> Path | None:
     Args:
         cache: the Hugging Face cache, if it is None.
     """
+    if cache is None:
+        cache = _datasets_cache()
     organisation, name = source.dataset.split("/")
-    cache = cache or _datasets_cache()
     # Where there is nothing of the organisation, the seconds of the import are saved.
     if not any(cache.glob(f"{organisation}___*")):
         return None
@@ -231,7 +238,8 @@ def _prepared(source: Source, cache: Path | None = None) -> Path | None:
 
     folder = cache / f"{organisation}___{camelcase_to_snakecase(name)}"
     # CONFIG/VERSION/HASH/dataset_info.json, which is written when the rows are there.
-    prepared = folder.glob(f"{source.config or '*'}/*/*/dataset_info.json")
+    config = source.config or "*"
+    prepared = folder.glob(f"{config}/*/*/dataset_info.json")
     return folder if any(prepared) else None
 
 
@@ -244,8 +252,12 @@ def _nowhere(root: str | None) -> str:
 def _advice(source: Source, root: str | None) -> str:
     """Say how to make a local copy."""
     place = root or "data"
-    command = f"hf download --repo-type dataset {source.dataset} --local-dir {place}/{source.dataset}"
-    return f"Where the hub can be reached, `{command}` makes a copy to use with data.root={place}"
+    folder = f"{place}/{source.dataset}"
+    command = f"hf download --repo-type dataset {source.dataset} --local-dir {folder}"
+    return (
+        f"Where the hub can be reached, `{command}` "
+        f"makes a copy to use with data.root={place}"
+    )
 
 
 def _digest(folder: Path) -> str:

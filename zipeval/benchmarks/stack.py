@@ -209,10 +209,9 @@ def extras_outside_bounds() -> list[tuple[str, Package]]:
     """Return (extra, package) of those that an extra needs and that are installed in a version which does not fit."""
     from packaging.utils import canonicalize_name
 
-    try:
+    extras = []
+    with suppress(metadata.PackageNotFoundError):
         extras = metadata.metadata("zipeval").get_all("Provides-Extra", [])
-    except metadata.PackageNotFoundError:
-        return []
     # What zipeval itself needs is asked for along with every extra.
     needed = {requirement.name for requirement in requirements()}
     outside = []

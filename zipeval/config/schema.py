@@ -13,7 +13,7 @@ from omegaconf import MISSING
 # are explained here and nowhere else. In parentheses: what stands for the value.
 @dataclass
 class ModelConfig:
-    """Which weights, and how they are loaded.
+    """The weights, and the way they are loaded.
 
     Attributes:
         name: the model's name on the command line and in tables, set by model=NAME.
@@ -65,7 +65,7 @@ class JudgeConfig:
 
 @dataclass
 class DataConfig:
-    """Where data are read from.
+    """The places that data are read from.
 
     Attributes:
         root (DIR): directory of local copies of data sets, ORGANISATION/NAME in the hub's layout; null reads the hub's.
@@ -78,7 +78,7 @@ class DataConfig:
 
 @dataclass
 class RunnerConfig:
-    """How answers are made fast; what they are does not depend on it.
+    """Means to make answers fast; what they are does not depend on them.
 
     Attributes:
         reuse: what questions about one picture share; features is the encoder's output, prefix is also the cache of the
