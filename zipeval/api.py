@@ -39,7 +39,8 @@ def load(name: str, **settings: Any):
     for setting in settings:
         if setting not in LOADED:
             raise UsageError(
-                f"{setting}={settings[setting]}: no setting of load(). It takes {', '.join(LOADED)}."
+                f"{setting}={settings[setting]}: no setting of load(). It takes "
+                f"{', '.join(LOADED)}."
             )
     config = compose([f"model={name}"])
     config = check(replace(config, model=replace(config.model, **settings))).model
@@ -70,7 +71,8 @@ def method(
     config = compose(overrides)
     if "projector" in config.method:
         raise UsageError(
-            f"method={name}: it has a file that is tuned for one checkpoint. `zipeval run` looks into it."
+            f"method={name}: it has a file that is tuned for one checkpoint. `zipeval "
+            "run` looks into it."
         )
     config = check(replace(config, method=_with(config.method, options)))
     if tokens is not None and tokens > shape.image:
@@ -101,7 +103,8 @@ def shape_of(config) -> Shape:
         family = models.family(ModelConfig(family=kind))
     except UsageError:
         raise UsageError(
-            f"model: {kind} is of no family that is supported. `zipeval list models` shows them."
+            f"model: {kind} is of no family that is supported. `zipeval list models` "
+            "shows them."
         ) from None
     settings = config.to_dict()
     tokens = family.visual_tokens(settings)

@@ -19,8 +19,9 @@ from PIL import ExifTags, Image, ImageOps
 from zipeval.errors import MediaError
 from zipeval.utils.foreign_patches import refuse_truncated_images
 
-# What PIL raises for a file that is not as it should be: SyntaxError for a PNG, RuntimeError for an AVIF.
-# AttributeError is that of a row without its image, struct.error that of datasets where EXIF is damaged.
+# What PIL raises for a file that is not as it should be: SyntaxError for a PNG,
+# RuntimeError for an AVIF. AttributeError is that of a row without its image,
+# struct.error that of datasets where EXIF is damaged.
 BROKEN = (
     OSError,
     ValueError,
@@ -146,9 +147,11 @@ def _scale_integers(levels: np.ndarray, source: str | None) -> np.ndarray:
     lowest, highest = levels.min(), levels.max()
     if lowest < 0 or highest > 65535:
         raise ValueError(
-            f"32-bit integers from {lowest} to {highest}, of which nothing says the range"
+            f"32-bit integers from {lowest} to {highest}, of which nothing says the "
+            "range"
         )
-    # From a file of another format, small numbers are an array of bytes held in integers.
+    # From a file of another format, small numbers are an array of bytes held in
+    # integers.
     are_bytes = source not in SIXTEEN_BIT_FORMATS and highest <= 255
     return levels if are_bytes else levels / TO_EIGHT_BITS
 
@@ -159,7 +162,8 @@ def _scale_floats(levels: np.ndarray) -> np.ndarray:
         raise ValueError("floating point numbers that are not finite")
     if levels.min() < -ROUNDING or levels.max() > 1 + ROUNDING:
         raise ValueError(
-            f"floating point numbers from {levels.min():g} to {levels.max():g}, and not from 0 to 1"
+            f"floating point numbers from {levels.min():g} to {levels.max():g}, and "
+            "not from 0 to 1"
         )
     return levels * 255
 
@@ -245,7 +249,8 @@ def _displayed(frame: av.VideoFrame) -> np.ndarray:
     matrices = [data for data in frame.side_data if data.type == Type.DISPLAYMATRIX]
     if not matrices:
         return pixels
-    # A pixel at (x, y) is displayed at (a x + c y, b x + d y): ffmpeg's libavutil/display.h.
+    # A pixel at (x, y) is displayed at (a x + c y, b x + d y): ffmpeg's
+    # libavutil/display.h.
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrices[0]))
     straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
     if min(straight, crossed) > ANGLE_TOLERANCE * max(straight, crossed):

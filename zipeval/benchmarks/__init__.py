@@ -19,7 +19,8 @@ from zipeval.errors import UsageError, closest
 from zipeval.utils.content_hash import digest_files
 
 OURS = Path(zipeval.tasks.__path__[0])
-# Settings in a task's YAML. They are searched for, since parsing 2,000 files takes seconds.
+# Settings in a task's YAML. They are searched for, since parsing 2,000 files takes
+# seconds.
 NAME = re.compile(r"""^(task|group)\s*:\s*["']?([\w\-.]+)["']?\s*(?:#.*)?$""", re.M)
 DATASET = re.compile(r"""^dataset_path\s*:\s*["']?([\w\-./]+)""", re.M)
 # Files beside a task with these endings are its data, whoever reads them.
@@ -31,7 +32,8 @@ JUDGE = re.compile(
     r"OPENAI_API|API_KEY|gpt_eval|llm_judge|get_chat_response|verifiers\.openai|AzureOpenAI"
 )
 SEVERAL_ROUNDS = (
-    "tasks=[{}]: it asks in several rounds; zipeval runs tasks that ask once, and its own conversations. "
+    "tasks=[{}]: it asks in several rounds; zipeval runs tasks that ask once, and its "
+    "own conversations. "
     "`zipeval list tasks` shows both."
 )
 
@@ -145,7 +147,8 @@ BENCHMARKS = {
         "MMB",
         "gpt_eval_score",
         1,
-        "as LLaVA: validation, a question is right in all rotations of its options (a limit= may part them); the judge "
+        "as LLaVA: validation, a question is right in all rotations of its options (a "
+        "limit= may part them); the judge "
         "reads answers that name no option",
         (Source(f"{HUB}/MMBench", "dev", "en"),),
         samples=4_329,
@@ -167,7 +170,8 @@ BENCHMARKS = {
         "POPE",
         "pope_f1_llava",
         100,
-        "mean F1 of adversarial, popular and random under LLaVA's rule for yes and no; pope_f1_exact is lmms-eval's",
+        "mean F1 of adversarial, popular and random under LLaVA's rule for yes and no; "
+        "pope_f1_exact is lmms-eval's",
         (Source(f"{HUB}/POPE", "test"),),
         samples=9_000,
         sample=scoring.pope_sample,
@@ -202,7 +206,8 @@ BENCHMARKS = {
                 "default": {"pre_prompt": "", "post_prompt": SHORT, "ocr": True}
             },
             "generation_kwargs": LLAVA_LENGTH,
-            # Without lmms-eval's second metric, a file to submit that it writes into the working directory.
+            # Without lmms-eval's second metric, a file to submit that it writes into
+            # the working directory.
             "metric_list": [
                 {
                     "metric": "exact_match",
@@ -216,7 +221,8 @@ BENCHMARKS = {
         "MMMU",
         "mmmu_acc",
         100,
-        "as MMMU: validation, images in their places, a seeded guess where no option is named",
+        "as MMMU: validation, images in their places, a seeded guess where no option "
+        "is named",
         (Source(f"{HUB}/MMMU", "validation"),),
         samples=900,
         sample=scoring.mmmu_sample,
@@ -226,7 +232,8 @@ BENCHMARKS = {
         "SEED",
         "seed_all",
         100,
-        "as LLaVA: images and videos, of a video the middle one of the data set's frames; lmms-eval gives all of them",
+        "as LLaVA: images and videos, of a video the middle one of the data set's "
+        "frames; lmms-eval gives all of them",
         (Source(f"{HUB}/SEED-Bench", "test"),),
         samples=17_990,
         settings={"generation_kwargs": LLAVA_LENGTH},
@@ -237,7 +244,8 @@ BENCHMARKS = {
         "MM-Vet",
         "gpt_eval_score",
         1,
-        "as LLaVA, without lmms-eval's preamble, graded once by the judge that you name; theirs is GPT-4 (0613)",
+        "as LLaVA, without lmms-eval's preamble, graded once by the judge that you "
+        "name; theirs is GPT-4 (0613)",
         (Source(f"{HUB}/MMVet", "test"),),
         samples=218,
         settings={
@@ -252,7 +260,8 @@ BENCHMARKS = {
         "LLaVA-B",
         "gpt_eval_llava_all",
         1,
-        "as LLaVA, in the wild, up to 1024 tokens, graded by the judge that you name; theirs is GPT-4 (0613)",
+        "as LLaVA, in the wild, up to 1024 tokens, graded by the judge that you name; "
+        "theirs is GPT-4 (0613)",
         (Source(f"{HUB}/llava-bench-in-the-wild", "train"),),
         samples=60,
         settings={
@@ -320,12 +329,14 @@ def task_folder(name: str) -> Path:
     files = task_files()
     if name not in files:
         raise UsageError(
-            f"tasks=[{name}]: no such task.{_closest_task(name)} `zipeval list tasks` says more."
+            f"tasks=[{name}]: no such task.{_closest_task(name)} `zipeval list tasks` "
+            "says more."
         )
     kind, file = files[name]
     if kind == "group":
         raise UsageError(
-            f"tasks=[{name}]: that is a group of tasks; name its members, listed in {file}."
+            f"tasks=[{name}]: that is a group of tasks; name its members, listed in "
+            f"{file}."
         )
     if name not in BENCHMARKS:
         _check_runnable(name, file)
@@ -342,7 +353,8 @@ def _check_runnable(name: str, file: Path) -> None:
     """Raise UsageError for a task of lmms-eval's that zipeval does not score or does not ask as it is meant."""
     if any(JUDGE.search(_text(source)) for source in _sources(file.parent)):
         raise UsageError(
-            f"tasks=[{name}]: a judge model scores its answers, and zipeval knows no protocol for it; without a judge "
+            f"tasks=[{name}]: a judge model scores its answers, and zipeval knows no "
+            "protocol for it; without a judge "
             f"lmms-eval makes numbers up. It knows those of {', '.join(PROTOCOLS)}."
         )
     if _first_of(OUTPUT, file) == lmms_names.MULTI_ROUND:
@@ -354,7 +366,8 @@ def check_limit(name: str, limit: int | None) -> None:
     multiple = lookup(name).multiple
     if limit and limit % multiple:
         raise UsageError(
-            f"limit={limit}: tasks=[{name}] scores {multiple} questions about an image together. Choose a multiple of "
+            f"limit={limit}: tasks=[{name}] scores {multiple} questions about an image "
+            "together. Choose a multiple of "
             f"{multiple}, such as limit={limit + multiple - limit % multiple}."
         )
 

@@ -111,7 +111,8 @@ def _hash_videos(task: str, root: str, questions: Sequence[dict[str, str]]) -> s
         digests = content_hash.digests(files)
     except OSError as error:
         raise UsageError(
-            f"data.videos={root}: {error.filename} cannot be read ({error.strerror}). Give a copy that can."
+            f"data.videos={root}: {error.filename} cannot be read ({error.strerror}). "
+            "Give a copy that can."
         ) from error
     # A video that comes later makes other data.
     missing = dict.fromkeys(videos - digests.keys(), "missing")
@@ -124,7 +125,8 @@ def _hash_videos(task: str, root: str, questions: Sequence[dict[str, str]]) -> s
 def _identify_rows(task: str, folder: Path, root: str | None) -> DataIdentity:
     """Load a task's rows as lmms-eval does, and what else the task is known to read."""
     stack.load(stack.RUN)
-    # A task's own module is imported with its settings, and may import what nothing else does.
+    # A task's own module is imported with its settings, and may import what nothing
+    # else does.
     with (
         no_key(),
         ranks.alone(),

@@ -51,7 +51,8 @@ class Judge:
         # The client refuses such a key too, in a message that shows it.
         if not re.fullmatch("[!-~]*", key):
             raise UsageError(
-                f"{KEY}: it holds a character that no key has, such as a line break. Set it again."
+                f"{KEY}: it holds a character that no key has, such as a line break. "
+                "Set it again."
             )
         # Servers and the client repeat them in messages.
         self._secrets = [*filter(None, (key, urlsplit(config.url).password))]
@@ -76,8 +77,10 @@ class Judge:
                 self.verdict(protocol, protocol.probe)
         except JudgeError as error:
             raise UsageError(
-                f"{self.named}: {error}. Set judge.url= to an OpenAI-compatible server (its address ends in /v1), "
-                f"judge.model= to a model that it serves, and its key, if it needs one, in the environment as {KEY}."
+                f"{self.named}: {error}. Set judge.url= to an OpenAI-compatible server "
+                "(its address ends in /v1), "
+                "judge.model= to a model that it serves, and its key, if it needs "
+                f"one, in the environment as {KEY}."
             ) from error
 
     def verdict(self, protocol: JudgeProtocol, sample: dict) -> dict:

@@ -34,7 +34,8 @@ SCORE_SUFFIX = ",none"
 STDERR = "_stderr"
 # In a request's metadata: see `numbered`.
 NUMBER = "zipeval_number"
-# Fields of a logged sample that are no scores. `doc` holds pictures, and the rest is kept under other names or not at all.
+# Fields of a logged sample that are no scores. `doc` holds pictures, and the rest is
+# kept under other names or not at all.
 NOT_SCORES = {
     "doc",
     "arguments",
@@ -135,8 +136,10 @@ def _unexpected(what: str, fields: tuple[str, ...]) -> IncompatibleError:
     lowest, newest = TESTED
     tested = lowest if lowest == newest else f"{lowest} to {newest}"
     return IncompatibleError(
-        f"lmms-eval {version('lmms-eval')}: {what}, where lmms-eval {tested}, which zipeval is tested with, gives "
-        f"{', '.join(fields)}. Run `pip install lmms-eval=={newest}`, then `zipeval doctor`."
+        f"lmms-eval {version('lmms-eval')}: {what}, where lmms-eval {tested}, which "
+        "zipeval is tested with, gives "
+        f"{', '.join(fields)}. Run `pip install lmms-eval=={newest}`, then `zipeval "
+        "doctor`."
     )
 
 
@@ -177,7 +180,8 @@ def tasks_folder() -> Path:
     package = find_spec("lmms_eval")
     if package is None:
         raise IncompatibleError(
-            f"lmms-eval is not installed, so run `pip install lmms-eval=={TESTED[1]}`, then `zipeval doctor`."
+            f"lmms-eval is not installed, so run `pip install lmms-eval=={TESTED[1]}`, "
+            "then `zipeval doctor`."
         )
     return Path(package.submodule_search_locations[0]) / "tasks"
 
@@ -209,7 +213,8 @@ def task_settings(file: Path) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         """Takes None for a function, or for any other Python object."""
 
-    # The empty prefix is that of every tag, such as !function, and importing is not wanted.
+    # The empty prefix is that of every tag, such as !function, and importing is not
+    # wanted.
     Loader.add_multi_constructor("", lambda loader, suffix, node: None)
     try:
         config = yaml.load(file.read_text(encoding="utf-8"), Loader) or {}
@@ -255,7 +260,8 @@ def scores(results: dict[str, Any], task: str) -> dict[str, float]:
     """Return a task's scores by the names that its YAML gives them."""
     values = {}
     for name, value in results["results"][task].items():
-        # Beside the scores there are texts, such as the task's alias, and the number of samples.
+        # Beside the scores there are texts, such as the task's alias, and the number of
+        # samples.
         is_score = isinstance(value, Real) and STDERR not in name
         if is_score and name != "samples":
             values[name.removesuffix(SCORE_SUFFIX)] = float(value)
@@ -311,7 +317,8 @@ def load_rows(task: str, folder: Path) -> tuple[Any, Path | None]:
 
     config = task_manager(folder, {})._get_config(task)
     split = config.get("test_split") or config.get("validation_split")
-    # Whatever `download` reads of a task. Unless `process_results_use_image` is set it drops images from a copy.
+    # Whatever `download` reads of a task. Unless `process_results_use_image` is set it
+    # drops images from a copy.
     stub = SimpleNamespace(
         DATASET_PATH=config["dataset_path"],
         DATASET_NAME=config.get("dataset_name"),
@@ -354,7 +361,8 @@ def not_loaded(task: str, cause: BaseException) -> UsageError:
     """Return the error that tells of a task whose data set does not load."""
     reason = str(cause).split("\n")[0]
     return UsageError(
-        f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
+        f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says "
+        "whether the hub is there."
     )
 
 
@@ -414,7 +422,8 @@ def _own_function(
 ) -> traceback.FrameSummary | None:
     """Return the function of a task that an error comes from; None where it comes from zipeval, or from elsewhere."""
     ours = Path(__file__).resolve().parents[1]
-    # The innermost function comes last. What a task calls of other libraries counts as the task's.
+    # The innermost function comes last. What a task calls of other libraries counts as
+    # the task's.
     for frame in reversed(frames):
         file = Path(frame.filename).resolve()
         if file.is_relative_to(folder.resolve()):

@@ -22,7 +22,8 @@ from zipeval.benchmarks.videoqa import SETS
 from zipeval.utils import foreign_patches
 
 Message = dict[str, str]
-# A judge may reply with any text: no dictionary, one without a key, numbers in place of words.
+# A judge may reply with any text: no dictionary, one without a key, numbers in place of
+# words.
 BAD_REPLY = (
     LookupError,
     TypeError,
@@ -90,16 +91,22 @@ class VideoQA(JudgeProtocol):
         "prediction": "It is a dog.",
     }
     SYSTEM = (
-        "You evaluate question-answer pairs about videos. Compare the predicted answer with the correct answer and "
-        "decide whether they agree in meaning. Synonyms and paraphrases agree; what counts is whether the prediction "
+        "You evaluate question-answer pairs about videos. Compare the predicted answer "
+        "with the correct answer and "
+        "decide whether they agree in meaning. Synonyms and paraphrases agree; what "
+        "counts is whether the prediction "
         "is correct, given the correct answer."
     )
     USER = (
         "Evaluate this question-answer pair about a video.\n\n"
-        "Question: {question}\nCorrect Answer: {target}\nPredicted Answer: {prediction}\n\n"
-        "Give a yes or no and a score: an integer from 0 to 5, where 5 is the best agreement in meaning. Reply with a "
-        "Python dictionary string and nothing else. Its keys are 'pred', whose value is the string 'yes' or 'no', and "
-        "'score', whose value is an integer and not a string. An example of a reply: {{'pred': 'yes', 'score': 4}}"
+        "Question: {question}\nCorrect Answer: {target}\nPredicted Answer: "
+        "{prediction}\n\n"
+        "Give a yes or no and a score: an integer from 0 to 5, where 5 is the best "
+        "agreement in meaning. Reply with a "
+        "Python dictionary string and nothing else. Its keys are 'pred', whose value "
+        "is the string 'yes' or 'no', and "
+        "'score', whose value is an integer and not a string. An example of a reply: "
+        "{{'pred': 'yes', 'score': 4}}"
     )
 
     def select_fields(self, doc):
@@ -155,7 +162,8 @@ class MMBench(JudgeProtocol):
         options = {}
         for letter in "ABCD":
             text = str(doc[letter])
-            # An option that is missing is the string nan, which lmms-eval then finds in answers such as banana.
+            # An option that is missing is the string nan, which lmms-eval then finds in
+            # answers such as banana.
             if text not in MISSING:
                 options[letter] = text
         return {
@@ -240,7 +248,8 @@ class MMVet(JudgeProtocol):
     def metrics(self, samples):
         """Return the mean of all, and of the questions that need a capability."""
         metrics = {"gpt_eval_score": 100 * fmean(s["score"] for s in samples)}
-        # A question needs several capabilities, and a limit may leave one without questions.
+        # A question needs several capabilities, and a limit may leave one without
+        # questions.
         grades = defaultdict(list)
         for sample in samples:
             for name in set(sample["capabilities"]):

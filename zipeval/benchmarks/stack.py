@@ -142,11 +142,13 @@ def explained(importing: str, errors: type[Exception] = ImportError) -> Iterator
             raise
         importer = installed(_distribution(importing) or importing)
         what = _describe_import(importer, package)
-        # What an importer of another version reads in a package may never have been there.
+        # What an importer of another version reads in a package may never have been
+        # there.
         if package.fits() and not importer.fits():
             package = importer
         raise IncompatibleError(
-            f"cannot import {what} ({_reason(error)}); {package.describe()}, so run `{package.repair()}`, "
+            f"cannot import {what} ({_reason(error)}); {package.describe()}, so run "
+            f"`{package.repair()}`, "
             "then `zipeval doctor`."
         ) from error
 
@@ -275,8 +277,8 @@ def _distribution(module: str) -> str | None:
     names = metadata.packages_distributions().get(module)
     if names:
         return canonicalize_name(names[0])
-    # Python 3.10 does not know the modules of a package that was built without a list of them.
-    # ValueError: the module has no name at all.
+    # Python 3.10 does not know the modules of a package that was built without a list
+    # of them. ValueError: the module has no name at all.
     with suppress(metadata.PackageNotFoundError, ValueError):
         return canonicalize_name(metadata.distribution(module).name)
     return None

@@ -55,7 +55,8 @@ def questions(task: str, root: str) -> list[dict[str, str]]:
     videos = folder / place.videos
     if not videos.is_dir():
         raise UsageError(
-            f"data.videos={root}: tasks=[{task}] needs the videos in {videos}. No such directory."
+            f"data.videos={root}: tasks=[{task}] needs the videos in {videos}. No such "
+            "directory."
         )
     try:
         if len(entries) != len(answers):
@@ -66,7 +67,8 @@ def questions(task: str, root: str) -> list[dict[str, str]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UsageError(
-            f"data.videos={root}: {QUESTIONS} and {ANSWERS} in {folder} do not fit together ({reason}). "
+            f"data.videos={root}: {QUESTIONS} and {ANSWERS} in {folder} do not fit "
+            f"together ({reason}). "
             "Use the two of one release."
         ) from error
     paths = _video_paths(videos)
@@ -108,7 +110,8 @@ def _read(task: str, root: str, path: Path) -> list[dict]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise UsageError(
-            f"data.videos={root}: tasks=[{task}] needs {path} ({reason}). The directory is to look like Video-LLaVA's "
+            f"data.videos={root}: tasks=[{task}] needs {path} ({reason}). The "
+            "directory is to look like Video-LLaVA's "
             "GPT_Zero_Shot_QA: see docs/benchmarks.md."
         ) from error
     if not isinstance(entries, list) or not entries:

@@ -90,7 +90,8 @@ def compose(overrides: list[str], config_dir: str | None = None):
     try:
         with initialize_config_module("zipeval.configs", version_base="1.3"):
             node = hydra_compose("run", [*elsewhere, *overrides])
-            # To a RunConfig: OmegaConf checks types, and the nodes of methods become dicts.
+            # To a RunConfig: OmegaConf checks types, and the nodes of methods become
+            # dicts.
             return with_tasks(OmegaConf.to_object(node))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides, config_dir) from error
@@ -198,7 +199,8 @@ def _explain_cause(cause: BaseException, arguments: list[str]) -> UsageError:
     for launcher, extra in LAUNCHERS.items():
         if f"'hydra/launcher/{launcher}'" in reason:
             return UsageError(
-                f"hydra/launcher={launcher}: it is not installed. pip install 'zipeval[{extra}]'"
+                f"hydra/launcher={launcher}: it is not installed. pip install "
+                f"'zipeval[{extra}]'"
             )
     # OmegaConf's errors know the setting, and not the argument.
     key = getattr(cause, "full_key", None)

@@ -101,14 +101,17 @@ def installed_directories() -> tuple[ConfigDirectory, ...]:
     from importlib.metadata import entry_points
 
     directories = []
-    # The order of entry points is that of the folders on sys.path, and differs between machines.
+    # The order of entry points is that of the folders on sys.path, and differs between
+    # machines.
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=attrgetter("name")):
         package = _package_name(entry_point)
         path = _entry_point_directory(entry_point)
         if path is None or not (path / "method").is_dir():
             raise UsageError(
-                f"{package}: its entry point {entry_point.name} = {entry_point.value!r} of the group {ENTRY_POINTS} "
-                f"names no directory with a folder method/. Mend or uninstall the package."
+                f"{package}: its entry point {entry_point.name} = "
+                f"{entry_point.value!r} of the group {ENTRY_POINTS} "
+                "names no directory with a folder method/. Mend or uninstall the "
+                "package."
             )
         directories.append(ConfigDirectory(path.absolute(), package))
     return tuple(directories)
@@ -127,7 +130,8 @@ def _entry_point_directory(entry_point: EntryPoint) -> Path | None:
         with suppress(ImportError, AttributeError, TypeError):
             return Path(entry_point.load())
         return None
-    # The folder is looked up, not imported: a method's package may import torch, and a list should not wait for that.
+    # The folder is looked up, not imported: a method's package may import torch, and a
+    # list should not wait for that.
     top, *inner = entry_point.module.split(".")
     paths = [folder.joinpath(*inner) for folder in _package_folders(top)]
     return next(filter(Path.is_dir, paths), None)

@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import MISSING
 
 
-# `zipeval run --help` prints what the docstrings of these classes say of each setting, and CHOICES below, so that they
-# are explained here and nowhere else. In parentheses: what stands for the value.
+# `zipeval run --help` prints what the docstrings of these classes say of each setting,
+# and CHOICES below, so that they are explained here and nowhere else. In parentheses:
+# what stands for the value.
 @dataclass
 class ModelConfig:
     """The weights, and the way they are loaded.

@@ -40,7 +40,8 @@ def hash_rows(dataset: Dataset) -> str:
     # Rows that are in memory only have no file whose change would show.
     if not files:
         return _hash_columns(dataset)[0]
-    # The fingerprint of datasets tells what was done to the rows of the files: selected, renamed, added.
+    # The fingerprint of datasets tells what was done to the rows of the files:
+    # selected, renamed, added.
     entry = content_hash.Entry(f"rows {dataset._fingerprint} {len(dataset)}", files)
     if entry.digest:
         return entry.digest
@@ -54,7 +55,8 @@ def hash_rows(dataset: Dataset) -> str:
 def _hash_columns(dataset: Dataset) -> tuple[str, bool]:
     """Return (hash of all columns, whether a column names files)."""
     columns = {name: ColumnHash() for name in dataset.column_names}
-    # Of rows in the order of their file no copy is made: the bytes are hashed where the file is mapped.
+    # Of rows in the order of their file no copy is made: the bytes are hashed where the
+    # file is mapped.
     for table in dataset.with_format("arrow").iter(BATCH):
         for name, column in columns.items():
             column.update(table.column(name))
@@ -126,7 +128,8 @@ class ColumnHash:
         """Yield the parts of a struct's fields: none but its own where it is null."""
         names = [field.name for field in array.type]
         fields = dict(zip(names, array.flatten(), strict=True))
-        # The same image counts the same, whether its bytes are in the rows or in a file.
+        # The same image counts the same, whether its bytes are in the rows or in a
+        # file.
         if fields.keys() == MEDIA:
             fields["path"] = self._with_contents(fields["path"], fields["bytes"])
         for field_name, values in fields.items():

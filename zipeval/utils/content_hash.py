@@ -33,10 +33,12 @@ CHUNK = 64 << 20
 READ = 4 << 20
 # Disks and networks may give more to several readers; xxhash holds no lock meanwhile.
 THREADS = 8
-# Part of what a cache file is named by: digests of another algorithm are not taken for ours.
+# Part of what a cache file is named by: digests of another algorithm are not taken for
+# ours.
 ALGORITHM = f"xxh3_128 of chunks of {CHUNK}"
-# A file that changed so short a time ago may change again without another mtime: the clock of a file system has a tick,
-# of up to two seconds. So its digest is not remembered, as git does not trust its index there.
+# A file that changed so short a time ago may change again without another mtime: the
+# clock of a file system has a tick, of up to two seconds. So its digest is not
+# remembered, as git does not trust its index there.
 SETTLED = 2_000_000_000  # nanoseconds
 
 # The numbers of stat that change with a file's content, see `_signature`.
@@ -195,7 +197,8 @@ def _known_digests(signatures: Mapping[str, Signature]) -> dict[str, str]:
 
 def _is_entry_of(entry: Any, signature: Signature) -> bool:
     """Return whether an entry has a digest of the file with this signature."""
-    # A cache file may be of anything: only a list of just these numbers and a text is an entry.
+    # A cache file may be of anything: only a list of just these numbers and a text is
+    # an entry.
     is_of_file = isinstance(entry, list) and entry[:-1] == signature
     return is_of_file and isinstance(entry[-1], str)
 

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, fields
 
 HEADING = "Attributes:"
-# `results (DIR): directory of the records.`; what is in parentheses stands for the value.
+# `results (DIR): directory of the records.`; what is in parentheses stands for the
+# value.
 ENTRY = re.compile(r"(?P<name>\w+)(?: \((?P<value>.+?)\))?: (?P<meaning>.*)")
 
 

@@ -180,7 +180,8 @@ def _end_with_others() -> Iterator[None]:
         yield
     except RuntimeError as error:
         print(
-            f"zipeval: rank {here().rank}: another rank ended ({str(error).splitlines()[0]}).",
+            f"zipeval: rank {here().rank}: another rank ended "
+            f"({str(error).splitlines()[0]}).",
             file=sys.stderr,
         )
         end(1)
