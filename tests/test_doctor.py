@@ -295,8 +295,8 @@ def missing(name):
     [
         (Package("filelock", "4.3.1", "<4.3,>=3.16"), "filelock<4.3,>=3.16"),
         (Package("filelock", "4.2", "<4.3,>=3.16"), "filelock<4.2"),
-        (Package("filelock", "4.3.1", None), "filelock<4.3.1"),
-        (Package("filelock", None, None), "filelock"),
+        (Package("filelock", "4.3.1", ""), "filelock<4.3.1"),
+        (Package("filelock", None, ""), "filelock"),
         (Package("lmms-eval", "0.7.4", "<0.8,>=0.7.3"), "lmms-eval>=0.7.3,<=0.7.3"),
         (Package("lmms-eval", "0.8", "<0.8,>=0.7.3"), "lmms-eval<0.8,>=0.7.3"),
     ],

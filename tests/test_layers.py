@@ -14,7 +14,8 @@ ROOT = Path(zipeval.__file__).parent
 # The lowest first. Packages of one layer do not know each other.
 LAYERS = (
     ("errors", "moved"),
-    ("utils", "config", "media"),
+    ("utils", "config"),
+    ("media",),
     ("engine",),
     ("checkpoints",),
     ("methods", "models", "benchmarks"),
@@ -94,6 +95,19 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
             return sorted(left)
         for name in ends:
             del left[name]
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_module_uses_what_is_for_tests(name):
+    """Patches of foreign libraries are in utils/foreign_patches.py, and what is ours is an argument."""
+    tree = ast.parse(modules()[name].read_text())
+    libraries = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            libraries |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            libraries.add(node.module.partition(".")[0])
+    assert "unittest" not in libraries
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

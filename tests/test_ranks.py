@@ -221,7 +221,7 @@ def test_alone_nothing_is_distributed(monkeypatch):
     """Also where another launcher, such as Slurm's, sets some of torchrun's variables."""
     script = (
         "import sys; from zipeval.utils import ranks\n"
-        "with ranks.agreed(), ranks.alone():\n    ranks.exchange(ranks.gather(1))\n"
+        "with ranks.raise_on_all_ranks(), ranks.alone():\n    ranks.exchange(ranks.gather(1))\n"
         "ranks.leave(); print(ranks.here().count, 'torch' in sys.modules)"
     )
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}

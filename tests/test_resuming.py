@@ -21,7 +21,7 @@ from test_lock import HOLDING
 from test_ranks import TORCHRUN, kept
 
 from zipeval.cli import compose
-from zipeval.errors import BudgetError, Held, RunError, Stopped, UsageError
+from zipeval.errors import BudgetError, RunError, Stopped, TaskLockedError, UsageError
 from zipeval.evaluation.runner import run
 from zipeval.methods.visionzip import VisionZip
 from zipeval.reporting.render import render
@@ -393,7 +393,9 @@ def test_a_task_that_another_process_answers_keeps_no_other_task_waiting(
     )
     try:
         holding.stdout.readline()
-        with pytest.raises(Held, match=r"answering tasks=\[zipeval_shapes\]"):
+        with pytest.raises(
+            TaskLockedError, match=r"answering tasks=\[zipeval_shapes\]"
+        ):
             run(compose([*settings, "tasks=[zipeval_shapes,gqa]"]))
     finally:
         holding.kill()

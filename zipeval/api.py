@@ -1,4 +1,4 @@
-"""For Python, what `model=`, `method=` and `tokens=` are on the command line."""
+"""Load models and make methods in Python, as `model=`, `method=` and `tokens=` do on the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(name: str, **settings: Any):
     They are a copy of the caller's own: what is done to them changes no run.
 
     Args:
-        settings: how it is loaded, `LOADED`: as model.SETTING= on the command line.
+        settings: the way it is loaded, `LOADED`: as model.SETTING= on the command line.
 
     Raises:
         UsageError: for what cannot be loaded; says what to do.
@@ -39,7 +39,8 @@ def load(name: str, **settings: Any):
     for setting in settings:
         if setting not in LOADED:
             raise UsageError(
-                f"{setting}={settings[setting]}: no setting of load(). It takes {', '.join(LOADED)}."
+                f"{setting}={settings[setting]}: no setting of load(). It takes "
+                f"{', '.join(LOADED)}."
             )
     config = compose([f"model={name}"])
     config = check(replace(config, model=replace(config.model, **settings))).model
@@ -49,7 +50,7 @@ def load(name: str, **settings: Any):
 def method(
     name: str, model, tokens: int | None = None, budget: str = "paper", **options: Any
 ):
-    """A method of `zipeval list methods` with its settings for a budget on a model, as `zipeval run` chooses them.
+    """Return a method of `zipeval list methods` with its settings for a budget on a model, as `zipeval run` chooses them.
 
     Args:
         model: a Hugging Face model of a supported family, or its config.
@@ -62,18 +63,16 @@ def method(
     from zipeval.config.compose import compose
 
     shape = shape_of(getattr(model, "config", model))
-    seed = [f"seed={options.pop('seed')}"] if "seed" in options else []
-    config = compose(
-        [
-            f"method={name}",
-            f"budget={budget}",
-            f"tokens={'null' if tokens is None else tokens}",
-            *seed,
-        ]
-    )
+    count = "null" if tokens is None else tokens
+    overrides = [f"method={name}", f"budget={budget}", f"tokens={count}"]
+    # The seed is a setting of a run, which the method's node refers to.
+    if "seed" in options:
+        overrides.append(f"seed={options.pop('seed')}")
+    config = compose(overrides)
     if "projector" in config.method:
         raise UsageError(
-            f"method={name}: it has a file that is tuned for one checkpoint. `zipeval run` looks into it."
+            f"method={name}: it has a file that is tuned for one checkpoint. `zipeval "
+            "run` looks into it."
         )
     config = check(replace(config, method=_with(config.method, options)))
     if tokens is not None and tokens > shape.image:
@@ -84,33 +83,32 @@ def method(
 
 
 def _with(node: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """A method's node with other options, also of the nodes in it."""
-    inner = {
-        k: _with(node[k], v)
-        for k, v in options.items()
-        if isinstance(v, dict) and isinstance(node.get(k), dict)
-    }
-    return {**node, **options, **inner}
+    """Return a method's node with other options, also of the nodes in it."""
+    changed = {**node, **options}
+    for name, option in options.items():
+        # A part of a chain is a node of its own, whose other options stay.
+        if isinstance(option, dict) and isinstance(node.get(name), dict):
+            changed[name] = _with(node[name], option)
+    return changed
 
 
 def shape_of(config) -> Shape:
-    """What a budget is spent on in a model with this Hugging Face configuration.
+    """Return the shape of a model with this Hugging Face configuration, for which a budget is chosen.
 
     Raises:
         UsageError: for a model of another family.
     """
     kind = getattr(config, "model_type", type(config).__name__)
     try:
-        its = models.family(ModelConfig(family=kind))
+        family = models.family(ModelConfig(family=kind))
     except UsageError:
         raise UsageError(
-            f"model: {kind} is of no family that is supported. `zipeval list models` shows them."
+            f"model: {kind} is of no family that is supported. `zipeval list models` "
+            "shows them."
         ) from None
     settings = config.to_dict()
-    tokens = its.visual_tokens(settings)
-    return Shape(
-        tokens,
-        tokens,
-        its.decoder_layers(settings),
-        tuple(sorted({(c, 0) for c, _ in its.grids(settings)})),
-    )
+    tokens = family.visual_tokens(settings)
+    layers = family.decoder_layers(settings)
+    # Row ends are of packing=newline only, which is chosen for a run.
+    crops = tuple(sorted({(crop, 0) for crop, _ in family.grids(settings)}))
+    return Shape(tokens, tokens, layers, crops)

@@ -6,7 +6,17 @@ import difflib
 from collections.abc import Iterable
 
 
-class UsageError(Exception):
+class RunEndingError(Exception):
+    """An error that ends a command in a sentence or two.
+
+    Attributes:
+        on_all_ranks: every process of a run raises it, and none has to tell the others.
+    """
+
+    on_all_ranks = False
+
+
+class UsageError(RunEndingError):
     """A refused request; exit code 2. Its message names the argument, the value and the next command."""
 
 
@@ -14,11 +24,11 @@ class NotHereError(UsageError):
     """Weights or data that a run needs are not on this machine and cannot be fetched."""
 
 
-class Held(UsageError):
+class TaskLockedError(UsageError):
     """Another process answers this task."""
 
 
-class RunError(Exception):
+class RunError(RunEndingError):
     """A run that ended without its result; exit code 1."""
 
 
@@ -39,12 +49,12 @@ class MediaError(Exception):
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean x?', or nothing where nothing is close."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    """Return ' Did you mean x?', or nothing where nothing is close."""
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {matches[0]}?" if matches else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean x? Available: x, y.' with the first part only where something is close."""
+    """Return ' Did you mean x? Available: x, y.', with the first part only where something is close."""
     known = sorted(known)
     return f"{closest(word, known)} Available: {', '.join(known)}."

@@ -113,11 +113,11 @@ def attribute(module: str, name: str) -> Any:
         AttributeError: if it had no such name.
     """
     for place in MOVED.get(module.removeprefix("zipeval."), ()):
-        now = import_module(f"zipeval.{place}")
-        if hasattr(now, name):
+        module_now = import_module(f"zipeval.{place}")
+        if hasattr(module_now, name):
             text = f"{module}.{name} has moved: import it from zipeval.{place}"
             warnings.warn(text, DeprecationWarning, stacklevel=3)
-            return getattr(now, name)
+            return getattr(module_now, name)
     raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
@@ -138,11 +138,8 @@ class MovedModules(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         """Return the specification of a module of before; None for any other."""
         package, _, name = fullname.partition(".")
-        return (
-            ModuleSpec(fullname, self)
-            if package == "zipeval" and name in MOVED
-            else None
-        )
+        is_moved = package == "zipeval" and name in MOVED
+        return ModuleSpec(fullname, self) if is_moved else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return a module whose names are looked up when they are asked for."""

@@ -1,4 +1,4 @@
-"""What tasks/turns/utils.py imports. Its text is part of the hash in records, and so imports from here as before."""
+"""Names for tasks/turns/utils.py, whose text is part of the hash in records, and so imports from here as before."""
 
 from __future__ import annotations
 

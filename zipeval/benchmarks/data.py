@@ -8,90 +8,111 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
 from zipeval import benchmarks
 from zipeval.benchmarks import Source
 from zipeval.errors import NotHereError, UsageError
-from zipeval.utils import content_hash
+from zipeval.utils import content_hash, foreign_patches
 from zipeval.utils.hub_access import reachable
 
-PRESENT, MISSING, DAMAGED = "present", "missing", "damaged"
+# The states of a part of a data set.
+PRESENT = "present"
+MISSING = "missing"
+DAMAGED = "damaged"
 
 
 def check_root(root: str | None) -> None:
-    """Raises UsageError if there is no such directory."""
+    """Raise UsageError if there is no such directory."""
     if root is not None and not Path(root).expanduser().is_dir():
         raise UsageError(
-            f"data.root={root}: no such directory. Give the one that holds ORGANISATION/NAME folders."
+            f"data.root={root}: no such directory. "
+            "Give the one that holds ORGANISATION/NAME folders."
         )
 
 
 def copy_of(dataset: str, root: str | None) -> Path | None:
-    """The local copy of a data set, if there is one."""
+    """Return the local copy of a data set, if there is one."""
     if root is None:
         return None
-    return (
-        folder
-        if (folder := Path(root).expanduser().absolute() / dataset).is_dir()
-        else None
-    )
+    folder = Path(root).expanduser().absolute() / dataset
+    return folder if folder.is_dir() else None
 
 
 def fingerprint(task: str, root: str | None) -> str | None:
-    """Hash of the names and contents of the local copy that a task reads; None where it reads none."""
+    """Return the hash of the names and contents of the local copy that a task reads; None where it reads none."""
     dataset = benchmarks.dataset(task) if root else None
     folder = copy_of(dataset, root) if dataset else None
     return _digest(folder) if folder else None
 
 
 def require(task: str, root: str | None) -> None:
-    """Raises NotHereError where a task's data is damaged, or neither here nor can be downloaded; says how to get it."""
+    """Raise NotHereError where a task's data is damaged, or neither here nor can be downloaded; say how to get it."""
     for source in sources(task):
         state, reason = examine(source, root)
-        if state != PRESENT and (copy_of(source.dataset, root) or not reachable()):
+        if state == PRESENT:
+            continue
+        # A copy comes before the hub, so that the hub does not make up for a bad one.
+        if copy_of(source.dataset, root) or not reachable():
             raise NotHereError(
-                f"tasks=[{task}]: {source.dataset} is {state} ({reason}). {_advice(source, root)}."
+                f"tasks=[{task}]: {source.dataset} is {state} ({reason}). "
+                f"{_advice(source, root)}."
             )
 
 
 def examine(source: Source, root: str | None) -> tuple[str, str]:
-    """(present | missing | damaged, where it is or what is wrong). Of parquet files the footers are read, not rows."""
+    """Return (present | missing | damaged, where it is or what is wrong).
+
+    Of parquet files the footers are read, not rows.
+    """
     folder = copy_of(source.dataset, root)
-    if folder is None:
-        prepared = _prepared(source)
-        return (PRESENT, str(prepared)) if prepared else (MISSING, _nowhere(root))
-    import pyarrow
+    if folder is not None:
+        return _examine_copy(folder, source)
+    prepared = _prepared(source)
+    return (PRESENT, str(prepared)) if prepared else (MISSING, _nowhere(root))
+
+
+def _examine_copy(folder: Path, source: Source) -> tuple[str, str]:
+    """Return the state of a local copy as `examine` does."""
     import yaml
-    from pyarrow import parquet
 
     try:
         files = _files(folder, source)
     except yaml.YAMLError as error:
         return (
             DAMAGED,
-            f"{folder}/README.md: its head is no YAML: {str(error).splitlines()[0]}",
+            f"{folder}/README.md: its head is no YAML: {_first_line(error)}",
         )
-    except (
-        ValueError,
-        FileNotFoundError,
-    ) as error:  # no such config; nothing matches what its README names
-        return MISSING, str(error).split("\n")[0]
+    # There is no such config, or nothing matches what the README names.
+    except (ValueError, FileNotFoundError) as error:
+        return MISSING, _first_line(error)
     if source.split not in files:
-        return (
-            MISSING,
-            f"{folder} has no split {source.split}, only {', '.join(map(str, files)) or 'nothing'}",
-        )
-    for file in files[source.split]:
+        splits = ", ".join(map(str, files)) or "nothing"
+        return MISSING, f"{folder} has no split {source.split}, only {splits}"
+    problem = _find_damaged(files[source.split])
+    return (DAMAGED, problem) if problem else (PRESENT, str(folder))
+
+
+def _find_damaged(files: list[str]) -> str | None:
+    """Return the first parquet file without a whole footer, and what is wrong with it."""
+    import pyarrow
+    from pyarrow import parquet
+
+    for file in files:
         try:
             parquet.read_metadata(file)
         except (pyarrow.ArrowInvalid, OSError) as error:
-            return DAMAGED, f"{file}: {str(error).splitlines()[0]}"
-    return PRESENT, str(folder)
+            return f"{file}: {_first_line(error)}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message; what follows is a library's advice."""
+    return str(error).split("\n")[0]
 
 
 def is_here(task: str, root: str | None, cache: Path | None = None) -> bool:
@@ -100,91 +121,79 @@ def is_here(task: str, root: str | None, cache: Path | None = None) -> bool:
     Args:
         cache: where else than in datasets' own cache it may be.
     """
-    names = {source.dataset for source in sources(task)} | {
-        benchmarks.dataset(task) or ""
-    }
-    of_the_hub = [name for name in names if name.count("/") == 1]
+    names = {source.dataset for source in sources(task)}
+    names.add(benchmarks.dataset(task) or "")
+    # Any other name is that of a data set which lies beside its task.
+    on_hub = [name for name in names if name.count("/") == 1]
     return all(
-        copy_of(name, root) or _prepared(Source(name, ""), cache) for name in of_the_hub
+        copy_of(name, root) or _prepared(Source(name, ""), cache) for name in on_hub
     )
 
 
 def rows(source: Source, root: str | None) -> int | None:
-    """Of the local copy, if there is a whole one."""
+    """Return the number of rows of the local copy, if there is a whole one."""
     folder = copy_of(source.dataset, root)
     if folder is None or examine(source, root)[0] != PRESENT:
         return None
     from pyarrow import parquet
 
-    return sum(
-        parquet.read_metadata(file).num_rows
-        for file in _files(folder, source)[source.split]
-    )
+    files = _files(folder, source)[source.split]
+    return sum(parquet.read_metadata(file).num_rows for file in files)
 
 
 def report(tasks: list[str], root: str | None) -> tuple[str, bool]:
-    """(a line for each part of a data set that the tasks read, whether all are present)."""
+    """Return (a line for each part of a data set that the tasks read, whether all are present)."""
     check_root(root)
-    found = {
-        source: examine(source, root) for task in tasks for source in sources(task)
-    }
-    lines = []
-    for source, (state, detail) in found.items():
+    # Tasks share data sets, and each is told of once, where it comes first.
+    parts = dict.fromkeys(chain.from_iterable(map(sources, tasks)))
+    lines, all_present = [], True
+    for source in parts:
+        state, detail = examine(source, root)
         name = " ".join(filter(None, (source.dataset, source.config, source.split)))
-        lines.append(
-            f"{state:<8} {name}: {detail}"
-            + ("" if state == PRESENT else f". {_advice(source, root)}")
-        )
-    return "\n".join(lines), all(state == PRESENT for state, _ in found.values())
+        line = f"{state:<8} {name}: {detail}"
+        if state != PRESENT:
+            line += f". {_advice(source, root)}"
+            all_present = False
+        lines.append(line)
+    return "\n".join(lines), all_present
 
 
 @contextmanager
 def copies_below(root: str | None) -> Iterator[None]:
-    """Within the block datasets.load_dataset reads local copies, whoever calls it; also ids that a task hard-codes."""
+    """Let datasets.load_dataset read local copies within the block, whoever calls it.
+
+    So are those read whose ids a task has in its own code.
+    """
     import datasets
 
     load = datasets.load_dataset
 
     @functools.wraps(load)
     def load_dataset(path, *args, **kwargs):
-        if (
-            kwargs.get("token") is True
-        ):  # lmms-eval's tasks insist on a login; without this one is used if there is one
+        # lmms-eval's tasks insist on a login; without this one is used if there is one.
+        if kwargs.get("token") is True:
             del kwargs["token"]
         folder = copy_of(path, root) if path.count("/") == 1 else None
         if folder is None:
             return load(path, *args, **kwargs)
-        return load(str(folder), *args, **{**kwargs, "cache_dir": _cache(folder)})
+        kwargs["cache_dir"] = _cache(folder)
+        return load(str(folder), *args, **kwargs)
 
-    with patch.object(datasets, "load_dataset", load_dataset):
-        yield
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Within the block datasets reads what its cache has: a newer version on the hub is not what was answered."""
-    import datasets
-    from huggingface_hub import constants
-
-    with (
-        patch.object(datasets.config, "HF_HUB_OFFLINE", True),
-        patch.object(constants, "HF_HUB_OFFLINE", True),
-    ):
+    with foreign_patches.load_datasets_with(load_dataset):
         yield
 
 
 def sources(task: str) -> tuple[Source, ...]:
     """Return the parts of data sets that a task of the papers is known to read, its samples first."""
-    return benchmarks.BENCHMARKS[task].sources if task in benchmarks.BENCHMARKS else ()
+    return benchmarks.lookup(task).sources
 
 
-def _files(folder: Path, source: Source) -> dict:
-    """Those of a copy, by split."""
+def _files(folder: Path, source: Source) -> Mapping[str, list[str]]:
+    """Return the files of a copy by split."""
     import datasets
 
-    with (
-        TemporaryDirectory() as nothing
-    ):  # it makes folders for rows that are not read here
+    # The builder makes folders for rows, which are not read here.
+    with TemporaryDirectory() as nothing:
         builder = datasets.load_dataset_builder(
             str(folder), name=source.config, cache_dir=nothing
         )
@@ -192,51 +201,63 @@ def _files(folder: Path, source: Source) -> dict:
 
 
 def _cache(folder: Path) -> str:
-    """Where rows of a copy are kept: datasets tells copies of one name apart neither by place nor by content."""
+    """Return the folder for the prepared rows of a copy.
+
+    datasets tells copies of one name apart neither by place nor by content.
+    """
     from datasets import config
 
     return str(Path(config.HF_DATASETS_CACHE) / "zipeval" / _digest(folder))
 
 
 def _datasets_cache() -> Path:
-    """datasets' own HF_DATASETS_CACHE; where that is not imported yet, what it will be."""
+    """Return datasets' own HF_DATASETS_CACHE; where that is not imported yet, what it will be."""
     if "datasets" in sys.modules:
         from datasets import config
 
         return Path(config.HF_DATASETS_CACHE)
     from huggingface_hub import constants
 
-    return Path(
-        os.environ.get("HF_DATASETS_CACHE", f"{constants.HF_HOME}/datasets")
-    ).expanduser()
+    default = f"{constants.HF_HOME}/datasets"
+    return Path(os.environ.get("HF_DATASETS_CACHE", default)).expanduser()
 
 
 def _prepared(source: Source, cache: Path | None = None) -> Path | None:
-    """The folder in the Hugging Face cache, or in another one, with the rows of a data set that was loaded before."""
+    """Return the folder in a cache with the rows of a data set that was loaded before.
+
+    Args:
+        cache: the Hugging Face cache, if it is None.
+    """
+    if cache is None:
+        cache = _datasets_cache()
     organisation, name = source.dataset.split("/")
-    cache = cache or _datasets_cache()
+    # Where there is nothing of the organisation, the seconds of the import are saved.
     if not any(cache.glob(f"{organisation}___*")):
-        return None  # without the seconds that an import of datasets takes
+        return None
     from datasets.naming import camelcase_to_snakecase
 
     folder = cache / f"{organisation}___{camelcase_to_snakecase(name)}"
-    return (
-        folder
-        if any(folder.glob(f"{source.config or '*'}/*/*/dataset_info.json"))
-        else None
-    )
+    # CONFIG/VERSION/HASH/dataset_info.json, which is written when the rows are there.
+    config = source.config or "*"
+    prepared = folder.glob(f"{config}/*/*/dataset_info.json")
+    return folder if any(prepared) else None
 
 
 def _nowhere(root: str | None) -> str:
-    return "not in the Hugging Face cache" + (
-        f", not below data.root={root}" if root else ""
-    )
+    """Say where a data set was looked for."""
+    elsewhere = f", not below data.root={root}" if root else ""
+    return f"not in the Hugging Face cache{elsewhere}"
 
 
 def _advice(source: Source, root: str | None) -> str:
+    """Say how to make a local copy."""
     place = root or "data"
-    command = f"hf download --repo-type dataset {source.dataset} --local-dir {place}/{source.dataset}"
-    return f"Where the hub can be reached, `{command}` makes a copy to use with data.root={place}"
+    folder = f"{place}/{source.dataset}"
+    command = f"hf download --repo-type dataset {source.dataset} --local-dir {folder}"
+    return (
+        f"Where the hub can be reached, `{command}` "
+        f"makes a copy to use with data.root={place}"
+    )
 
 
 def _digest(folder: Path) -> str:

@@ -12,6 +12,7 @@ Data that lies beside a task of zipeval's own is in the hash of the task.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """Which data a task is asked about.
+    """The data that a task is asked about.
 
     Attributes:
         data_hash: of all of its contents; None where they are in the hash of the task.
@@ -44,6 +45,9 @@ class DataIdentity:
     setting: str
 
 
+# git's name of a commit.
+COMMIT = re.compile("[0-9a-f]{40}")
+# What was identified in this process last.
 _latest: dict[tuple, DataIdentity] = {}
 
 
@@ -54,12 +58,12 @@ def identify(
     questions: Sequence[dict[str, str]] | None,
     limit: int | None,
 ) -> DataIdentity:
-    """Return which data a task would be asked about now. What the hub gives is downloaded first where it is not here.
+    """Return the data that a task would be asked about now. What the hub gives is downloaded first where it is not here.
 
     Args:
-        folder: that defines the task.
-        given: where local data lies.
-        questions: about videos, of a task that has such.
+        folder: folder that defines the task.
+        given: the places of local data.
+        questions: questions about videos, of a task that has such.
         limit: of the samples; of questions about videos only those have a part in it.
 
     Raises:
@@ -81,18 +85,19 @@ def identify(
 def known(
     task: str, folder: Path, given: DataConfig, questions, limit: int | None
 ) -> DataIdentity | None:
-    """Return which data a finished record would be made of now, downloading nothing; None: it is not here.
+    """Return the data that a finished record would be made of now, downloading nothing; None: it is not here.
 
     Of the hub's data sets each is looked at once in a process: nothing is answered for a record that is finished.
     """
     if not data.is_here(task, given.root):
+        # lmms-eval may have another cache, which only its code tells.
         stack.load(stack.RUN)
         if not data.is_here(task, given.root, lmms_names.datasets_cache()):
             return None
-    if questions is None and (
-        identity := _latest.get((task, given.root, given.videos, limit))
-    ):
-        return identity
+    latest = _latest.get((task, given.root, given.videos, limit))
+    # Videos are looked at again: files tell cheaply whether they have changed.
+    if questions is None and latest:
+        return latest
     return identify(task, folder, given, questions, limit)
 
 
@@ -106,23 +111,22 @@ def _hash_videos(task: str, root: str, questions: Sequence[dict[str, str]]) -> s
         digests = content_hash.digests(files)
     except OSError as error:
         raise UsageError(
-            f"data.videos={root}: {error.filename} cannot be read ({error.strerror}). Give a copy that can."
+            f"data.videos={root}: {error.filename} cannot be read ({error.strerror}). "
+            "Give a copy that can."
         ) from error
-    by_name = {
-        file.relative_to(place).as_posix(): digest for file, digest in digests.items()
-    }
-    missing = {
-        video.relative_to(place).as_posix(): "missing"
-        for video in videos
-        if not video.is_file()
-    }
-    return content_hash.combined(by_name | missing)
+    # A video that comes later makes other data.
+    missing = dict.fromkeys(videos - digests.keys(), "missing")
+    by_name = {}
+    for file, digest in (missing | digests).items():
+        by_name[file.relative_to(place).as_posix()] = digest
+    return content_hash.combined(by_name)
 
 
 def _identify_rows(task: str, folder: Path, root: str | None) -> DataIdentity:
     """Load a task's rows as lmms-eval does, and what else the task is known to read."""
     stack.load(stack.RUN)
-    # A task's own module is imported with its settings, and may import what nothing else does.
+    # A task's own module is imported with its settings, and may import what nothing
+    # else does.
     with (
         no_key(),
         ranks.alone(),
@@ -132,17 +136,18 @@ def _identify_rows(task: str, folder: Path, root: str | None) -> DataIdentity:
     ):
         rows, videos = lmms_names.load_rows(task, folder)
         others = [_load(source) for source in data.sources(task)[1:]]
-    digests = {
-        str(number): hash_rows(dataset)
-        for number, dataset in enumerate([rows, *others])
-    }
+    digests = {}
+    for number, dataset in enumerate([rows, *others]):
+        digests[str(number)] = hash_rows(dataset)
     if videos and videos.is_dir():
         digests["videos"] = content_hash.digest_folder(videos)
+    # Most tasks read one data set and no more.
     digest = digests["0"] if len(digests) == 1 else content_hash.combined(digests)
     return DataIdentity(digest, revision(rows), f"tasks=[{task}]")
 
 
 def _load(source: Source) -> Dataset:
+    """Load a part of a data set."""
     import datasets
 
     return datasets.load_dataset(source.dataset, name=source.config, split=source.split)
@@ -152,6 +157,6 @@ def revision(dataset: Dataset) -> str | None:
     """Return the hub's commit that a data set was prepared from: datasets names a folder in its cache by it."""
     for file in dataset.cache_files:
         name = Path(file["filename"]).parent.name
-        if len(name) == 40 and not set(name) - set("0123456789abcdef"):
+        if COMMIT.fullmatch(name):
             return name
     return None

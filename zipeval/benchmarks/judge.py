@@ -1,4 +1,4 @@
-"""A judge model behind an OpenAI-compatible address; what it is asked is in zipeval/benchmarks/protocols.py."""
+"""A judge model behind an OpenAI-compatible address; its prompts are in zipeval/benchmarks/protocols.py."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from urllib.parse import urlsplit
 
 import openai
 
-from zipeval.benchmarks.protocols import Protocol
+from zipeval.benchmarks.protocols import JudgeProtocol, Message
 from zipeval.config.schema import JudgeConfig
 from zipeval.errors import UsageError
 from zipeval.utils.urls import public_url
 
 KEY = "OPENAI_API_KEY"
-TIMEOUT = 60.0  # seconds for one reply
-RETRIES = 2  # of a request, with the client's own pauses
+# Seconds for one reply.
+TIMEOUT = 60.0
+# Repeats of a request that fails, with the client's own pauses.
+RETRIES = 2
 THREADS = 8
-GIVE_UP = 10  # requests in a row without a reply, after which the rest is left for another run
+# After so many requests in a row without a reply the rest is left for another run.
+GIVE_UP = 10
 
 
 class JudgeError(Exception):
@@ -45,44 +48,63 @@ class Judge:
         self.named = f"judge.model={config.model} at judge.url={public_url(config.url)}"
         self._model = config.model
         key = os.environ.get(KEY, "").strip()
-        if not re.fullmatch("[!-~]*", key):  # the client's own message would show it
+        # The client refuses such a key too, in a message that shows it.
+        if not re.fullmatch("[!-~]*", key):
             raise UsageError(
-                f"{KEY}: it holds a character that no key has, such as a line break. Set it again."
+                f"{KEY}: it holds a character that no key has, such as a line break. "
+                "Set it again."
             )
-        self._secrets = [
-            secret for secret in (key, urlsplit(config.url).password) if secret
-        ]
+        # Servers and the client repeat them in messages.
+        self._secrets = [*filter(None, (key, urlsplit(config.url).password))]
         self._client = openai.OpenAI(
-            api_key=key or "none",  # the client insists on one, local servers do not
+            # The client insists on a key, local servers do not.
+            api_key=key or "none",
             base_url=config.url,
             timeout=TIMEOUT,
             max_retries=RETRIES,
         )
-        self._failures = 0  # requests in a row without a reply
+        # Requests in a row without a reply.
+        self._failures = 0
 
-    def check(self, protocols: Iterable[Protocol]) -> None:
-        """Ask one question of each.
+    def check(self, protocols: Iterable[JudgeProtocol]) -> None:
+        """Ask the judge one question of each protocol.
 
         Raises:
-            UsageError: if one gives no verdict.
+            UsageError: if it gives no verdict on one.
         """
         try:
             for protocol in protocols:
                 self.verdict(protocol, protocol.probe)
         except JudgeError as error:
             raise UsageError(
-                f"{self.named}: {error}. Set judge.url= to an OpenAI-compatible server (its address ends in /v1), "
-                f"judge.model= to a model that it serves, and its key, if it needs one, in the environment as {KEY}."
+                f"{self.named}: {error}. Set judge.url= to an OpenAI-compatible server "
+                "(its address ends in /v1), "
+                "judge.model= to a model that it serves, and its key, if it needs "
+                f"one, in the environment as {KEY}."
             ) from error
 
-    def verdict(self, protocol: Protocol, sample: dict) -> dict:
-        """See Protocol.
+    def verdict(self, protocol: JudgeProtocol, sample: dict) -> dict:
+        """Return the judge's verdict on a sample, as the protocol reads it.
 
         Raises:
             JudgeError: if there is none.
         """
-        messages = protocol.messages(sample)
+        text = self._reply(protocol.messages(sample))
+        if not text:
+            raise NoVerdict("its reply is empty")
         try:
+            return protocol.verdict(text, sample)
+        except ValueError as error:
+            raise NoVerdict(self._redact(f"its reply {error}: {text!r}")) from error
+
+    def _reply(self, messages: list[Message]) -> str:
+        """Return the text that the judge replies with.
+
+        Raises:
+            JudgeError: if there is no reply.
+        """
+        try:
+            # Greedy, so that the same answer gets the same verdict again.
             reply = self._client.chat.completions.create(
                 model=self._model, messages=messages, temperature=0
             )
@@ -90,7 +112,7 @@ class Judge:
             raise JudgeError(f"no reply within {self._client.timeout:g} s") from error
         except openai.APIConnectionError as error:
             raise JudgeError(
-                self._said(f"not reachable ({error.__cause__ or error})")
+                self._redact(f"not reachable ({error.__cause__ or error})")
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             # Servers repeat a part of the key in what they say.
@@ -100,31 +122,32 @@ class Judge:
                 else f"a key is needed, {KEY} is not set"
             )
             raise JudgeError(f"{refused} (HTTP {error.status_code})") from error
-        except openai.BadRequestError as error:  # such as an answer that a filter stops
-            raise NoVerdict(self._said(str(error))) from error
+        # Such as an answer that the server's filter stops.
+        except openai.BadRequestError as error:
+            raise NoVerdict(self._redact(str(error))) from error
         except openai.OpenAIError as error:
-            raise JudgeError(self._said(str(error))) from error
-        except ValueError as error:  # the client lets it pass
-            raise JudgeError(
-                self._said(f"its reply cannot be read ({error})")
-            ) from error
-        text = _text(reply).strip()
-        if not text:
-            raise NoVerdict("its reply is empty")
-        try:
-            return protocol.verdict(text, sample)
+            raise JudgeError(self._redact(str(error))) from error
+        # A reply that is not JSON: the client lets the error of its parser pass.
         except ValueError as error:
-            raise NoVerdict(self._said(f"its reply {error}: {text!r}")) from error
+            raise JudgeError(
+                self._redact(f"its reply cannot be read ({error})")
+            ) from error
+        return _text(reply).strip()
 
     def score(
-        self, protocol: Protocol, samples: list[dict], advance: Callable[[int], None]
+        self,
+        protocol: JudgeProtocol,
+        samples: list[dict],
+        advance: Callable[[int], None],
     ) -> None:
         """Ask about each of the samples that are unscored; each is left with a verdict, or the reason for none."""
         with ThreadPoolExecutor(THREADS) as pool:
             for _ in pool.map(partial(self._score, protocol), samples):
                 advance(1)
 
-    def _score(self, protocol: Protocol, sample: dict) -> None:
+    def _score(self, protocol: JudgeProtocol, sample: dict) -> None:
+        """Give a sample its verdict, or the reason for none."""
+        # A judge that is gone would cost a timeout for every answer.
         if self._failures >= GIVE_UP:
             sample["unscored"] = f"not asked: the judge failed {GIVE_UP} times in a row"
             return
@@ -132,23 +155,25 @@ class Judge:
             sample |= self.verdict(protocol, sample)
             del sample["unscored"]
             self._failures = 0
+        except NoVerdict as error:
+            sample["unscored"] = str(error)
+            self._failures = 0
         except JudgeError as error:
             sample["unscored"] = str(error)
-            self._failures = 0 if isinstance(error, NoVerdict) else self._failures + 1
+            self._failures += 1
 
-    def _said(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
+        """Return the beginning of a text on one line, without secrets."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return " ".join(text.split())[:200]
 
 
 def _text(reply) -> str:
+    """Return the text of a reply; an empty one where it has none."""
+    # The client does not validate what servers send.
     try:
-        said = reply.choices[0].message.content
-    except (
-        AttributeError,
-        LookupError,
-        TypeError,
-    ):  # the client does not validate what servers send
+        content = reply.choices[0].message.content
+    except (AttributeError, LookupError, TypeError):
         return ""
-    return said if isinstance(said, str) else ""
+    return content if isinstance(content, str) else ""

@@ -7,31 +7,35 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy, deepcopy
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain, count
 from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 from zipeval.errors import IncompatibleError, RunError, UsageError
+from zipeval.utils import foreign_patches
 
-TESTED = ("0.7.3", "0.7.3")  # lowest and newest lmms-eval that the tests ran on
-MULTI_ROUND = (
-    "generate_until_multi_round"  # request_type and output_type of a conversation
-)
-GENERATE = ("generate_until", MULTI_ROUND)  # what lmms-eval calls of a model
-SCORE_SUFFIX, STDERR = (
-    ",none",
-    "_stderr",
-)  # of the names of its scores: no filter was applied; an error of a score
-NUMBER = "zipeval_number"  # in a request's metadata: see `numbered`
-# Of a logged sample, what is no score. `doc` holds pictures, and the rest is kept under other names or not at all.
+# The lowest and the newest lmms-eval that the tests ran on.
+TESTED = ("0.7.3", "0.7.3")
+# The request_type and the output_type of a conversation.
+MULTI_ROUND = "generate_until_multi_round"
+# lmms-eval calls these methods of a model.
+GENERATE = ("generate_until", MULTI_ROUND)
+# The name of a score ends in this where no filter was applied to the answers,
+SCORE_SUFFIX = ",none"
+# and in this where it is the error of another score.
+STDERR = "_stderr"
+# In a request's metadata: see `numbered`.
+NUMBER = "zipeval_number"
+# Fields of a logged sample that are no scores. `doc` holds pictures, and the rest is
+# kept under other names or not at all.
 NOT_SCORES = {
     "doc",
     "arguments",
@@ -70,11 +74,10 @@ class RequestArgs(NamedTuple):
             IncompatibleError: if they are not what the tested lmms-eval gives.
         """
         arguments = request.args
-        types = [type(argument).__name__ for argument in arguments]
         if len(arguments) != len(cls._fields):
+            types = ", ".join(type(argument).__name__ for argument in arguments)
             raise _unexpected(
-                f"a request has {len(arguments)} arguments ({', '.join(types)})",
-                cls._fields,
+                f"a request has {len(arguments)} arguments ({types})", cls._fields
             )
         args = cls(*arguments)
         expected = (str, Callable, Mapping, int, str, str)
@@ -87,12 +90,12 @@ class RequestArgs(NamedTuple):
 
     @property
     def place(self) -> tuple[str, int]:
-        """(task, doc_id): what tells the samples of a run apart."""
+        """Return (task, doc_id), which no two samples of a run share."""
         return self.task, self.doc_id
 
 
 class RequestKey(NamedTuple):
-    """What tells the requests of a run apart.
+    """A key that no two requests of a run share.
 
     Attributes:
         task: name of the task.
@@ -117,13 +120,12 @@ def numbered(requests: list) -> list:
     """
     if all(NUMBER in request.metadata for request in requests):
         return requests
-    counts: dict[tuple[str, int], int] = {}
+    numbers: defaultdict[tuple[str, int], Iterator[int]] = defaultdict(count)
     copies = []
     for request in requests:
-        place = RequestArgs.of(request).place
-        number = counts.get(place, 0)
-        counts[place] = number + 1
+        # Repeats share one Instance, and so its metadata: each gets its own.
         clone = copy(request)
+        number = next(numbers[RequestArgs.of(request).place])
         clone.metadata = {**request.metadata, NUMBER: number}
         copies.append(clone)
     return copies
@@ -134,8 +136,10 @@ def _unexpected(what: str, fields: tuple[str, ...]) -> IncompatibleError:
     lowest, newest = TESTED
     tested = lowest if lowest == newest else f"{lowest} to {newest}"
     return IncompatibleError(
-        f"lmms-eval {version('lmms-eval')}: {what}, where lmms-eval {tested}, which zipeval is tested with, gives "
-        f"{', '.join(fields)}. Run `pip install lmms-eval=={newest}`, then `zipeval doctor`."
+        f"lmms-eval {version('lmms-eval')}: {what}, where lmms-eval {tested}, which "
+        "zipeval is tested with, gives "
+        f"{', '.join(fields)}. Run `pip install lmms-eval=={newest}`, then `zipeval "
+        "doctor`."
     )
 
 
@@ -146,10 +150,10 @@ def patch_filelocks() -> None:
     """
     from lmms_eval import evaluator
 
-    if hasattr(
-        evaluator, "_enable_reentrant_filelocks"
-    ):  # not every lmms-eval that zipeval takes has to do that
-        evaluator._enable_reentrant_filelocks()
+    # Not every lmms-eval that zipeval takes has to do that.
+    enable = getattr(evaluator, "_enable_reentrant_filelocks", None)
+    if enable is not None:
+        enable()
 
 
 def is_conversation(request) -> bool:
@@ -176,7 +180,8 @@ def tasks_folder() -> Path:
     package = find_spec("lmms_eval")
     if package is None:
         raise IncompatibleError(
-            f"lmms-eval is not installed, so run `pip install lmms-eval=={TESTED[1]}`, then `zipeval doctor`."
+            f"lmms-eval is not installed, so run `pip install lmms-eval=={TESTED[1]}`, "
+            "then `zipeval doctor`."
         )
     return Path(package.submodule_search_locations[0]) / "tasks"
 
@@ -194,12 +199,11 @@ def generation_settings(
         UsageError: if it, or what it includes, is no YAML.
     """
     config = {**task_settings(file), **replaced}
-    # lmms-eval looks for the name of its model among these; ours has none.
-    of_models = (config.get("model_specific_generation_kwargs") or {}).get(
-        "default"
-    ) or {}
-    settings = {**(config.get("generation_kwargs") or {}), **of_models}
-    return settings, config.get("output_type") == MULTI_ROUND
+    settings = config.get("generation_kwargs") or {}
+    # lmms-eval looks for the name of its model among these; ours is not there.
+    by_model = config.get("model_specific_generation_kwargs") or {}
+    for_others = by_model.get("default") or {}
+    return settings | for_others, config.get("output_type") == MULTI_ROUND
 
 
 def task_settings(file: Path) -> dict[str, Any]:
@@ -209,23 +213,29 @@ def task_settings(file: Path) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         """Takes None for a function, or for any other Python object."""
 
+    # The empty prefix is that of every tag, such as !function, and importing is not
+    # wanted.
     Loader.add_multi_constructor("", lambda loader, suffix, node: None)
     try:
         config = yaml.load(file.read_text(encoding="utf-8"), Loader) or {}
     except (yaml.YAMLError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise UsageError(
-            f"{file} cannot be read ({' '.join(str(error).split())}). Mend it and run this again."
+            f"{file} cannot be read ({reason}). Mend it and run this again."
         ) from error
     included = config.pop("include", [])
+    if isinstance(included, str):
+        included = [included]
     merged: dict[str, Any] = {}
-    for name in reversed([included] if isinstance(included, str) else included):
+    # The file that is named first wins, and the including file over all of them.
+    for name in reversed(included):
         path = Path(name)
         merged |= task_settings(path if path.is_file() else file.parent / path)
     return merged | config
 
 
 def question(logged: dict[str, Any]) -> str:
-    """Return the text of a logged sample's question: what was its request's context."""
+    """Return the text of a logged sample's question, which is its request's context."""
     return logged["arguments"][0]
 
 
@@ -236,30 +246,33 @@ def prediction(logged: dict[str, Any]) -> Any:
 
 def responses(logged: dict[str, Any]) -> list[Any]:
     """Return all answers to a logged sample, before any filter: of every request, and of each its repeats."""
-    return [response for of_request in logged["resps"] for response in of_request]
+    return list(chain.from_iterable(logged["resps"]))
 
 
 def generation(results: dict[str, Any], task: str) -> tuple[dict[str, Any], int]:
     """Return the generation_kwargs that a task was evaluated with, and how often each question was asked."""
     config = results["configs"][task]
+    # A task that says nothing of repeats asks once.
     return config.get("generation_kwargs") or {}, config.get("repeats") or 1
 
 
 def scores(results: dict[str, Any], task: str) -> dict[str, float]:
     """Return a task's scores by the names that its YAML gives them."""
-    return {
-        name.removesuffix(SCORE_SUFFIX): float(value)
-        for name, value in results["results"][task].items()
-        if isinstance(value, Real) and STDERR not in name and name != "samples"
-    }
+    values = {}
+    for name, value in results["results"][task].items():
+        # Beside the scores there are texts, such as the task's alias, and the number of
+        # samples.
+        is_score = isinstance(value, Real) and STDERR not in name
+        if is_score and name != "samples":
+            values[name.removesuffix(SCORE_SUFFIX)] = float(value)
+    return values
 
 
 def directions(results: dict[str, Any], task: str) -> dict[str, bool]:
     """Return whether more is better, of a task's metrics in the order of its metric_list."""
-    return {
-        name: higher is not False
-        for name, higher in results["higher_is_better"][task].items()
-    }
+    higher_is_better = results["higher_is_better"][task]
+    # None: the YAML does not say. More is better then, as of nearly all metrics.
+    return {name: higher is not False for name, higher in higher_is_better.items()}
 
 
 def task_manager(folder: Path, settings: dict[str, Any]):
@@ -272,16 +285,17 @@ def task_manager(folder: Path, settings: dict[str, Any]):
 
     class Tasks(TaskManager):
         def _get_config(self, name):
-            return {
-                **super()._get_config(name),
-                **deepcopy(settings),
-            }  # lmms-eval changes them
+            # lmms-eval changes the settings of a task while it runs.
+            return {**super()._get_config(name), **deepcopy(settings)}
 
     return Tasks(include_defaults=False, include_path=str(folder))
 
 
 def datasets_cache() -> Path:
-    """Return where lmms-eval has datasets keep rows: on a disk of this machine where the usual place is on no such."""
+    """Return where lmms-eval has datasets keep rows.
+
+    It takes a disk of this machine where the usual place is on none.
+    """
     from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
 
     return Path(_resolve_hf_datasets_cache_dir())
@@ -303,7 +317,8 @@ def load_rows(task: str, folder: Path) -> tuple[Any, Path | None]:
 
     config = task_manager(folder, {})._get_config(task)
     split = config.get("test_split") or config.get("validation_split")
-    # Whatever `download` reads of a task. It drops images from a copy unless it is told not to, and changes arguments.
+    # Whatever `download` reads of a task. Unless `process_results_use_image` is set it
+    # drops images from a copy.
     stub = SimpleNamespace(
         DATASET_PATH=config["dataset_path"],
         DATASET_NAME=config.get("dataset_name"),
@@ -315,17 +330,19 @@ def load_rows(task: str, folder: Path) -> tuple[Any, Path | None]:
         ),
     )
     options = config.get("dataset_kwargs") or {}
+    # `download` removes options from what it is given.
     ConfigurableTask.download(stub, deepcopy(options) or None)
-    videos = None
-    if options.get("video"):
-        home = os.path.expanduser(os.getenv("HF_HOME", "~/.cache/huggingface/"))
-        videos = Path(resolve_cache_dir(options["cache_dir"], base_dir=home))
-    return stub.dataset[split], videos
+    rows = stub.dataset[split]
+    if not options.get("video"):
+        return rows, None
+    # `download` unpacks videos there, and tells nobody.
+    home = os.path.expanduser(os.getenv("HF_HOME", "~/.cache/huggingface/"))
+    return rows, Path(resolve_cache_dir(options["cache_dir"], base_dir=home))
 
 
 @contextmanager
 def loading(task: str) -> Iterator[None]:
-    """Within the block a data set that does not load is told in one sentence.
+    """Tell in one sentence of a data set that does not load within the block.
 
     Raises:
         UsageError: in place of what lmms-eval and datasets raise then.
@@ -344,13 +361,14 @@ def not_loaded(task: str, cause: BaseException) -> UsageError:
     """Return the error that tells of a task whose data set does not load."""
     reason = str(cause).split("\n")[0]
     return UsageError(
-        f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says whether the hub is there."
+        f"tasks=[{task}]: its data set does not load ({reason}). `zipeval doctor` says "
+        "whether the hub is there."
     )
 
 
 @contextmanager
 def explained_failures(task: str, folder: Path) -> Iterator[None]:
-    """Within the block, what fails of a task is told in one sentence: its data set, or a function of its own.
+    """Tell in one sentence what fails of a task within the block: its data set, or a function of its own.
 
     Args:
         folder: that defines the task.
@@ -359,30 +377,44 @@ def explained_failures(task: str, folder: Path) -> Iterator[None]:
         UsageError: where the data set does not load.
         RunError: where a function of the task fails, or the task's answers cannot be scored.
     """
-    from tenacity import RetryError
 
     try:
         yield
     except (UsageError, RunError):
         raise
-    except Exception as error:  # a task's functions raise anything
-        # lmms-eval tries five times to load a data set, and to score an answer.
-        cause = (
-            error.last_attempt.exception() if isinstance(error, RetryError) else error
-        )
-        frames = traceback.extract_tb(cause.__traceback__)
-        what = f"raised {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'without a reason'}"
-        end = "Mend it and run this again: answers are kept."
-        if function := _own_function(frames, folder):
-            place = f"{Path(function.filename).name}, line {function.lineno}"
-            raise RunError(
-                f"tasks=[{task}]: its function {function.name} ({place}) {what}. {end}"
-            ) from error
-        if not isinstance(error, RetryError):
+    # A task's functions raise anything.
+    except Exception as error:
+        explained = _explain_failure(task, folder, error)
+        if explained is None:
             raise
-        if any(frame.name == "download" for frame in frames):
-            raise not_loaded(task, cause) from error
-        raise RunError(f"tasks=[{task}]: scoring its answers {what}. {end}") from error
+        raise explained from error
+
+
+def _explain_failure(
+    task: str, folder: Path, error: Exception
+) -> UsageError | RunError | None:
+    """Return the sentence for what failed of a task; None where zipeval itself is at fault."""
+    from tenacity import RetryError
+
+    # lmms-eval tries five times to load a data set, and to score an answer.
+    retried = isinstance(error, RetryError)
+    cause = error.last_attempt.exception() if retried else error
+    reason = str(cause).splitlines()[0] if str(cause) else "without a reason"
+    what = f"raised {type(cause).__name__}: {reason}"
+    end = "Mend it and run this again: answers are kept."
+    frames = traceback.extract_tb(cause.__traceback__)
+    function = _own_function(frames, folder)
+    if function is not None:
+        place = f"{Path(function.filename).name}, line {function.lineno}"
+        return RunError(
+            f"tasks=[{task}]: its function {function.name} ({place}) {what}. {end}"
+        )
+    if not retried:
+        return None
+    # lmms-eval loads data sets in a function of this name.
+    if any(frame.name == "download" for frame in frames):
+        return not_loaded(task, cause)
+    return RunError(f"tasks=[{task}]: scoring its answers {what}. {end}")
 
 
 def _own_function(
@@ -390,6 +422,8 @@ def _own_function(
 ) -> traceback.FrameSummary | None:
     """Return the function of a task that an error comes from; None where it comes from zipeval, or from elsewhere."""
     ours = Path(__file__).resolve().parents[1]
+    # The innermost function comes last. What a task calls of other libraries counts as
+    # the task's.
     for frame in reversed(frames):
         file = Path(frame.filename).resolve()
         if file.is_relative_to(folder.resolve()):
@@ -401,24 +435,17 @@ def _own_function(
 
 @contextmanager
 def patched(rows: list[dict[str, Any]] | None) -> Iterator[None]:
-    """Within the block lmms-eval draws no bar, and takes `rows`, if there are any, for the data set of its task."""
-    import datasets
-    from lmms_eval import evaluator
-    from lmms_eval.api import task
-
+    """Let lmms-eval draw no bars within the block, and take `rows`, if there are any, for the data set of its task."""
     with ExitStack() as patches:
-        # It draws them for its questions and its scoring wherever it runs, also where no terminal is.
-        for module in (task, evaluator):
-            patches.enter_context(
-                patch.object(module, "tqdm", partial(_without_bar, module.tqdm))
-            )
-        if rows:  # it knows data sets that datasets can load, and only those
-            loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(rows))
-            patches.enter_context(
-                patch.object(datasets, "load_dataset", lambda **_: loaded)
-            )
+        patches.enter_context(foreign_patches.hide_lmms_bars())
+        if rows:
+            patches.enter_context(_data_set_of(rows))
         yield
 
 
-def _without_bar(tqdm, *args, **kwargs):
-    return tqdm(*args, **{**kwargs, "disable": True})
+def _data_set_of(rows: list[dict[str, Any]]) -> AbstractContextManager[None]:
+    """Put rows in place of any data set: lmms-eval knows those that datasets can load, and no others."""
+    import datasets
+
+    loaded = datasets.DatasetDict(test=datasets.Dataset.from_list(rows))
+    return foreign_patches.load_datasets_with(lambda **_: loaded)

@@ -1,4 +1,4 @@
-"""What a judge model is asked about an answer, and what its reply means: one protocol for each kind of judged task.
+"""Ask a judge model about an answer and read its reply: one protocol for each kind of judged task.
 
 Prompts and rules are those of lmms-eval's own task code where it has them; what it does around them is not: with no
 judge it makes numbers up, and a reply that is no verdict becomes a guess or a zero.
@@ -8,27 +8,37 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from functools import cache
 from statistics import fmean
 from typing import ClassVar
-from unittest.mock import patch
 
 from zipeval.benchmarks import lmms_names
 from zipeval.benchmarks.scoring import MISSING
 from zipeval.benchmarks.videoqa import SETS
+from zipeval.utils import foreign_patches
 
 Message = dict[str, str]
+# A judge may reply with any text: no dictionary, one without a key, numbers in place of
+# words.
+BAD_REPLY = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    SyntaxError,
+)
 
 
-class Protocol(ABC):
-    """How the answers of a task are judged.
+class JudgeProtocol(ABC):
+    """A way to judge the answers of a task.
 
-    A sample has `target`, `prediction` and what `kept` chose. A verdict is its `score`, and `scores` with the rest of
-    what the judge said.
+    A sample has `target`, `prediction` and what `select_fields` chose. A verdict is its `score`, and `scores` with the
+    rest of what the judge said.
 
     Attributes:
         version: part of the task's hash; to be raised with every change that changes a number.
@@ -41,29 +51,37 @@ class Protocol(ABC):
     probe: ClassVar[dict]
 
     @abstractmethod
-    def kept(self, doc: dict) -> dict:
-        """What the judge or the metrics need of a document."""
+    def select_fields(self, doc: dict) -> dict:
+        """Return what the judge or the metrics need of a document."""
 
     def known(self, sample: dict) -> dict | None:
-        """The verdict on a sample about which nobody has to be asked, such as one whose image cannot be decoded."""
+        """Return the verdict on a sample about which nobody has to be asked.
+
+        So it is where the image cannot be decoded.
+        """
         return {"score": 0.0, "scores": {}} if "error" in sample else None
 
     @abstractmethod
     def messages(self, sample: dict) -> list[Message]:
-        """What the judge is asked."""
+        """Return the messages to the judge."""
 
     @abstractmethod
     def verdict(self, reply: str, sample: dict) -> dict:
-        """Raises ValueError, with what is wrong, for a reply that is no verdict."""
+        """Return the verdict that a reply gives.
+
+        Raises:
+            ValueError: with what is wrong, for a reply that is no verdict.
+        """
 
     @abstractmethod
     def metrics(self, samples: list[dict]) -> dict[str, float]:
-        """Of samples with a verdict, at least one."""
+        """Return the metrics of samples that have a verdict; there is at least one."""
 
 
-class VideoQA(Protocol):
-    """Video-ChatGPT's and Video-LLaVA's: a yes or no and a grade of 0 to 5. The prompt says in other words what
-    theirs says.
+class VideoQA(JudgeProtocol):
+    """Video-ChatGPT's and Video-LLaVA's: a yes or no and a grade of 0 to 5.
+
+    The prompt says in other words what theirs says.
     """
 
     metric = "accuracy"
@@ -73,19 +91,25 @@ class VideoQA(Protocol):
         "prediction": "It is a dog.",
     }
     SYSTEM = (
-        "You evaluate question-answer pairs about videos. Compare the predicted answer with the correct answer and "
-        "decide whether they agree in meaning. Synonyms and paraphrases agree; what counts is whether the prediction "
+        "You evaluate question-answer pairs about videos. Compare the predicted answer "
+        "with the correct answer and "
+        "decide whether they agree in meaning. Synonyms and paraphrases agree; what "
+        "counts is whether the prediction "
         "is correct, given the correct answer."
     )
     USER = (
         "Evaluate this question-answer pair about a video.\n\n"
-        "Question: {question}\nCorrect Answer: {target}\nPredicted Answer: {prediction}\n\n"
-        "Give a yes or no and a score: an integer from 0 to 5, where 5 is the best agreement in meaning. Reply with a "
-        "Python dictionary string and nothing else. Its keys are 'pred', whose value is the string 'yes' or 'no', and "
-        "'score', whose value is an integer and not a string. An example of a reply: {{'pred': 'yes', 'score': 4}}"
+        "Question: {question}\nCorrect Answer: {target}\nPredicted Answer: "
+        "{prediction}\n\n"
+        "Give a yes or no and a score: an integer from 0 to 5, where 5 is the best "
+        "agreement in meaning. Reply with a "
+        "Python dictionary string and nothing else. Its keys are 'pred', whose value "
+        "is the string 'yes' or 'no', and "
+        "'score', whose value is an integer and not a string. An example of a reply: "
+        "{{'pred': 'yes', 'score': 4}}"
     )
 
-    def kept(self, doc):
+    def select_fields(self, doc):
         return {"question": doc["question"]}
 
     def known(self, sample):
@@ -98,37 +122,30 @@ class VideoQA(Protocol):
         ]
 
     def verdict(self, reply, sample):
-        """Text around it, such as a code fence, is forgiven."""
+        # Text around the dictionary, such as a code fence, is forgiven.
         try:
-            found = ast.literal_eval(re.findall(r"\{[^{}]*\}", reply)[-1])
-            said, grade = (
-                found["pred"].strip().lower(),
-                int(found["score"]),
-            )  # int() as the papers' code: 4.8 is 4
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            ArithmeticError,
-            SyntaxError,
-        ):
-            said, grade = "", -1
-        if said not in ("yes", "no") or not 0 <= grade <= 5:
+            content = ast.literal_eval(re.findall(r"\{[^{}]*\}", reply)[-1])
+            word = content["pred"].strip().lower()
+            # As in the papers' code: 4.8 is 4.
+            grade = int(content["score"])
+        except BAD_REPLY:
+            word, grade = "", -1
+        if word not in ("yes", "no") or not 0 <= grade <= 5:
             raise ValueError("is no verdict such as {'pred': 'yes', 'score': 4}")
-        return {"score": float(said == "yes"), "scores": {"grade": float(grade)}}
+        return {"score": float(word == "yes"), "scores": {"grade": float(grade)}}
 
     def metrics(self, samples):
-        """`accuracy` is yes of yes and no in percent, `score` the mean grade."""
+        """Return `accuracy`, yes of yes and no in percent, and `score`, the mean grade."""
         return {
             "accuracy": 100 * fmean(s["score"] for s in samples),
             "score": fmean(s["scores"]["grade"] for s in samples),
         }
 
 
-class MMBench(Protocol):
-    """An answer that names or quotes one option needs no judge; of any other a judge says which option it means. A
-    question counts if it is answered right in every rotation of its options (CircularEval; arXiv 2307.06281).
+class MMBench(JudgeProtocol):
+    """An answer that names or quotes one option needs no judge; of any other a judge says which option it means.
+
+    A question counts if it is answered right in every rotation of its options (CircularEval; arXiv 2307.06281).
     """
 
     metric = "gpt_eval_score"
@@ -138,15 +155,17 @@ class MMBench(Protocol):
         "target": "A",
         "prediction": "some puppy",
     }
-    ROTATION = 1_000_000  # of one question differ by multiples of it in their index
+    # The rotations of one question differ by multiples of it in their index.
+    ROTATION = 1_000_000
 
-    def kept(self, doc):
-        # What is missing is the string nan there, which lmms-eval then finds in answers such as banana.
-        options = {
-            letter: str(doc[letter])
-            for letter in "ABCD"
-            if str(doc[letter]) not in MISSING
-        }
+    def select_fields(self, doc):
+        options = {}
+        for letter in "ABCD":
+            text = str(doc[letter])
+            # An option that is missing is the string nan, which lmms-eval then finds in
+            # answers such as banana.
+            if text not in MISSING:
+                options[letter] = text
         return {
             "question": doc["question"],
             "options": options,
@@ -154,48 +173,47 @@ class MMBench(Protocol):
         }
 
     def known(self, sample):
+        if "error" in sample:
+            return super().known(sample)
         option = self._option(sample["prediction"], sample)
-        return super().known(sample) or (
-            self._verdict(option, sample) if option else None
-        )
+        return self._verdict(option, sample) if option else None
 
     def messages(self, sample):
         evaluator = _mmbench()
         options = evaluator.build_option_str(list(sample["options"].values()))
-        return [
-            _user(
-                evaluator.build_prompt(
-                    sample["question"], options, sample["prediction"]
-                )
-            )
-        ]
+        prompt = evaluator.build_prompt(
+            sample["question"], options, sample["prediction"]
+        )
+        return [_user(prompt)]
 
     def verdict(self, reply, sample):
         option = self._option(reply, sample)
         if not option:
-            raise ValueError(
-                f"names none of {', '.join(sample['options'])}, and not E for none of them"
-            )
+            letters = ", ".join(sample["options"])
+            raise ValueError(f"names none of {letters}, and not E for none of them")
         return self._verdict(option, sample)
 
     def metrics(self, samples):
         groups = defaultdict(list)
         for sample in samples:
             groups[sample["group"]].append(sample["score"])
+        # One wrong rotation makes the question wrong.
         return {"gpt_eval_score": 100 * fmean(map(min, groups.values()))}
 
     def _verdict(self, option: str, sample: dict) -> dict:
+        """Return the verdict on an answer that means an option."""
         return {
             "score": float(option == sample["target"]),
             "scores": {"option": option},
         }
 
     def _option(self, text: str, sample: dict) -> str | None:
-        """The one that a text names; E is the judge's word for none."""
+        """Return the option that a text names; E is the judge's word for none."""
+        # A copy: lmms-eval's rule writes the options that it gets in small letters.
         return _mmbench().can_infer(text, dict(sample["options"])) or None
 
 
-class MMVet(Protocol):
+class MMVet(JudgeProtocol):
     """A grade of 0 to 1 for every answer; a few examples of grades are in the prompt (arXiv 2308.02490)."""
 
     metric = "gpt_eval_score"
@@ -206,7 +224,7 @@ class MMVet(Protocol):
     }
     CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
-    def kept(self, doc):
+    def select_fields(self, doc):
         return {
             "question": doc["question"],
             "capabilities": doc["capability"].split(","),
@@ -214,11 +232,9 @@ class MMVet(Protocol):
 
     def messages(self, sample):
         target = sample["target"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-        return [
-            _user(
-                f"{_mmvet_prompt()}\n{sample['question']} | {target} | {sample['prediction']} |"
-            )
-        ]
+        # The next row of the table of examples, without its last column, the grade.
+        row = f"{sample['question']} | {target} | {sample['prediction']} |"
+        return [_user(f"{_mmvet_prompt()}\n{row}")]
 
     def verdict(self, reply, sample):
         try:
@@ -230,17 +246,25 @@ class MMVet(Protocol):
         return {"score": grade, "scores": {}}
 
     def metrics(self, samples):
-        """The mean of all, and of the questions that need a capability."""
-        found = {"gpt_eval_score": 100 * fmean(s["score"] for s in samples)}
+        """Return the mean of all, and of the questions that need a capability."""
+        metrics = {"gpt_eval_score": 100 * fmean(s["score"] for s in samples)}
+        # A question needs several capabilities, and a limit may leave one without
+        # questions.
+        grades = defaultdict(list)
+        for sample in samples:
+            for name in set(sample["capabilities"]):
+                grades[name].append(sample["score"])
         for name in self.CAPABILITIES:
-            if grades := [s["score"] for s in samples if name in s["capabilities"]]:
-                found[name] = 100 * fmean(grades)
-        return found
+            if name in grades:
+                metrics[name] = 100 * fmean(grades[name])
+        return metrics
 
 
-class LLaVABench(Protocol):
-    """The judge grades GPT-4's answer and the model's, from 1 to 10, side by side; the number is the ratio of their
-    sums (LLaVA, arXiv 2304.08485, section 5.1). Without an image it grades an empty answer.
+class LLaVABench(JudgeProtocol):
+    """The judge grades GPT-4's answer and the model's, from 1 to 10, side by side.
+
+    The number is the ratio of their sums (LLaVA, arXiv 2304.08485, section 5.1). Without an image it grades an empty
+    answer.
     """
 
     metric = "gpt_eval_llava_all"
@@ -252,7 +276,7 @@ class LLaVABench(Protocol):
         "prediction": "It is a dog on a lawn.",
     }
 
-    def kept(self, doc):
+    def select_fields(self, doc):
         captions = doc["caption"]
         context = captions if isinstance(captions, str) else "\n".join(captions)
         return {
@@ -262,37 +286,45 @@ class LLaVABench(Protocol):
         }
 
     def known(self, sample):
+        # The ratio needs the grade of GPT-4's answer, also where the model has none.
         return None
 
     def messages(self, sample):
         rule = _llava_bench_rules()[f"llava_bench_{sample['kind']}"]
         role = rule["role"]
-        said = [f"[Context]\n{sample['context']}", f"[Question]\n{sample['question']}"]
-        for number, answer in enumerate((sample["target"], sample["prediction"]), 1):
-            said += [f"[{role} {number}]\n{answer}", f"[End of {role} {number}]"]
-        return [_user("\n\n".join([*said, f"[System]\n{rule['prompt']}"]) + "\n\n")]
+        parts = [
+            f"[Context]\n{sample['context']}",
+            f"[Question]\n{sample['question']}",
+            f"[{role} 1]\n{sample['target']}",
+            f"[End of {role} 1]",
+            f"[{role} 2]\n{sample['prediction']}",
+            f"[End of {role} 2]",
+            f"[System]\n{rule['prompt']}",
+        ]
+        return [_user("\n\n".join(parts) + "\n\n")]
 
     def verdict(self, reply, sample):
         numbers = re.findall(r"-?\d+(?:\.\d+)?", reply.strip().split("\n")[0])
-        grades = [float(number) for number in numbers]
-        if len(grades) != 2 or not all(1 <= grade <= 10 for grade in grades):
+        grades = list(map(float, numbers))
+        if len(grades) != 2 or min(grades) < 1 or max(grades) > 10:
             raise ValueError("does not begin with a line of two grades from 1 to 10")
+        # GPT-4's answer is the first one in the prompt.
         return {"score": grades[1], "scores": {"reference": grades[0]}}
 
     def metrics(self, samples):
-        """The ratio in percent, of all and of each kind of question."""
+        """Return the ratio in percent, of all and of each kind of question."""
         kinds = {"all": samples}
         for sample in samples:
             kinds.setdefault(sample["kind"], []).append(sample)
-        return {
-            f"gpt_eval_llava_{kind}": 100
-            * sum(s["score"] for s in of)
-            / sum(s["scores"]["reference"] for s in of)
-            for kind, of in kinds.items()
-        }
+        metrics = {}
+        for kind, members in kinds.items():
+            grades = sum(s["score"] for s in members)
+            references = sum(s["scores"]["reference"] for s in members)
+            metrics[f"gpt_eval_llava_{kind}"] = 100 * grades / references
+        return metrics
 
 
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: dict[str, JudgeProtocol] = {
     "mmbench_en_dev": MMBench(),
     "mmvet": MMVet(),
     "llava_in_the_wild": LLaVABench(),
@@ -301,17 +333,19 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def pending(task: str, sample: dict, doc: dict) -> dict:
-    """A sample before a judge is asked about it; with its verdict where nobody has to be."""
+    """Return a sample as it is before a judge is asked about it; with its verdict where nobody has to be."""
     protocol = PROTOCOLS[task]
-    sample = {**sample, "score": None, "scores": {}, **protocol.kept(doc)}
-    return {**sample, **(protocol.known(sample) or {"unscored": "not asked yet"})}
+    sample = {**sample, "score": None, "scores": {}, **protocol.select_fields(doc)}
+    verdict = protocol.known(sample) or {"unscored": "not asked yet"}
+    return {**sample, **verdict}
 
 
 def summary(task: str, samples: list[dict]) -> dict:
-    """The part of a record that follows from what is judged by now; no number where nothing was."""
+    """Return the part of a record that follows from what is judged by now; no number where nothing was."""
     protocol = PROTOCOLS[task]
     scored = [sample for sample in samples if "unscored" not in sample]
     unscored = len(samples) - len(scored)
+    # Zeros of images that cannot be decoded are no result of a judge.
     judged = any("error" not in sample for sample in scored)
     metrics = protocol.metrics(scored) if judged else {}
     return {
@@ -323,18 +357,19 @@ def summary(task: str, samples: list[dict]) -> dict:
     }
 
 
-def no_key():
-    """A context for importing lmms-eval's judges, which insist on a key: it does not get the user's."""
-    return patch.dict(os.environ, OPENAI_API_KEY="none")
+def no_key() -> AbstractContextManager[None]:
+    """Return a context for importing lmms-eval's judges, which insist on a key: it does not get the user's."""
+    return foreign_patches.environment(OPENAI_API_KEY="none")
 
 
 def _user(content: str) -> Message:
+    """Return a message of the user's."""
     return {"role": "user", "content": content}
 
 
 @cache
 def _mmbench():
-    """lmms-eval's rules and prompt; nothing in here asks a judge of its own."""
+    """Return lmms-eval's rules and prompt; nothing in here asks a judge of its own."""
     from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 
     return MMBench_Evaluator()
@@ -342,6 +377,7 @@ def _mmbench():
 
 @cache
 def _mmvet_prompt() -> str:
+    """Return MM-Vet's prompt, whose end is a table of examples."""
     with no_key():
         from lmms_eval.tasks.mmvet.utils import MM_VET_PROMPT
     return MM_VET_PROMPT
@@ -349,5 +385,6 @@ def _mmvet_prompt() -> str:
 
 @cache
 def _llava_bench_rules() -> dict:
+    """Return the judge's role and instructions for each kind of question."""
     file = lmms_names.tasks_folder() / "llava-in-the-wild" / "rule.json"
     return json.loads(file.read_text(encoding="utf-8"))

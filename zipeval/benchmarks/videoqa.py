@@ -19,12 +19,12 @@ QUESTIONS, ANSWERS = "test_q.json", "test_a.json"
 
 @dataclass(frozen=True)
 class VideoSet:
-    """Where a set lies below DIR.
+    """The place of a set below DIR.
 
     Attributes:
-        folder: of the set.
-        videos: of its videos, below that.
-        prefix: of their file names, before the `video_name` of a question.
+        folder: folder of the set.
+        videos: folder of its videos, below that.
+        prefix: beginning of their file names, before the `video_name` of a question.
     """
 
     folder: str
@@ -41,7 +41,7 @@ SETS = {
 
 
 def questions(task: str, root: str) -> list[dict[str, str]]:
-    """The `question_id`, `question`, `answer` and `video` (a path) of every question of a set, in its order.
+    """Return the `question_id`, `question`, `answer` and `video` (a path) of every question of a set, in its order.
 
     Where a video is missing the path is of no file: that is a matter of its samples only.
 
@@ -50,54 +50,72 @@ def questions(task: str, root: str) -> list[dict[str, str]]:
     """
     place = SETS[task]
     folder = Path(root).expanduser().absolute() / place.folder
-    asked, answers = (_read(task, root, folder / name) for name in (QUESTIONS, ANSWERS))
+    entries = _read(task, root, folder / QUESTIONS)
+    answers = _read(task, root, folder / ANSWERS)
     videos = folder / place.videos
     if not videos.is_dir():
         raise UsageError(
-            f"data.videos={root}: tasks=[{task}] needs the videos in {videos}. No such directory."
+            f"data.videos={root}: tasks=[{task}] needs the videos in {videos}. No such "
+            "directory."
         )
-    found = {
-        file.stem: file
-        for file in sorted(videos.iterdir(), reverse=True)
-        if file.suffix.lower() in SUFFIXES
-    }
-    rows = []
     try:
-        if len(asked) != len(answers):
-            raise ValueError(f"{len(asked)} questions, {len(answers)} answers")
-        for question, answer in zip(asked, answers, strict=True):
-            number = question["question_id"]
-            if answer.get("question_id", number) != number:
-                raise ValueError(f"question_id {number} meets {answer['question_id']}")
-            stem = f"{place.prefix}{question['video_name']}"
-            rows.append(
-                {
-                    "question_id": str(number),
-                    "question": str(question["question"]),
-                    "answer": str(answer["answer"]),
-                    "video": str(found.get(stem, videos / f"{stem}{SUFFIXES[0]}")),
-                }
-            )
+        if len(entries) != len(answers):
+            raise ValueError(f"{len(entries)} questions, {len(answers)} answers")
+        rows = list(map(_joined, entries, answers))
+        stems = [f"{place.prefix}{entry['video_name']}" for entry in entries]
+    # The files are of somebody else: lists of anything.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UsageError(
-            f"data.videos={root}: {QUESTIONS} and {ANSWERS} in {folder} do not fit together ({reason}). "
+            f"data.videos={root}: {QUESTIONS} and {ANSWERS} in {folder} do not fit "
+            f"together ({reason}). "
             "Use the two of one release."
         ) from error
+    paths = _video_paths(videos)
+    for row, stem in zip(rows, stems, strict=True):
+        row["video"] = str(paths.get(stem, videos / f"{stem}{SUFFIXES[0]}"))
     return rows
 
 
+def _joined(question: dict, answer: dict) -> dict[str, str]:
+    """Return a question with its answer.
+
+    Raises:
+        ValueError: if they are not of one question.
+    """
+    number = question["question_id"]
+    if answer.get("question_id", number) != number:
+        raise ValueError(f"question_id {number} meets {answer['question_id']}")
+    return {
+        "question_id": str(number),
+        "question": str(question["question"]),
+        "answer": str(answer["answer"]),
+    }
+
+
+def _video_paths(folder: Path) -> dict[str, Path]:
+    """Return the videos of a folder by their names without an ending."""
+    paths = {}
+    # Backwards, so that of two videos of one name the first counts.
+    for file in sorted(folder.iterdir(), reverse=True):
+        if file.suffix.lower() in SUFFIXES:
+            paths[file.stem] = file
+    return paths
+
+
 def _read(task: str, root: str, path: Path) -> list[dict]:
+    """Return the entries of a file of questions or answers."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise UsageError(
-            f"data.videos={root}: tasks=[{task}] needs {path} ({reason}). The directory is to look like Video-LLaVA's "
+            f"data.videos={root}: tasks=[{task}] needs {path} ({reason}). The "
+            "directory is to look like Video-LLaVA's "
             "GPT_Zero_Shot_QA: see docs/benchmarks.md."
         ) from error
-    if not isinstance(found, list) or not found:
+    if not isinstance(entries, list) or not entries:
         raise UsageError(
             f"data.videos={root}: {path} holds no list of questions or answers."
         )
-    return found
+    return entries

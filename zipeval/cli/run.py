@@ -142,7 +142,7 @@ PLAN = replace(
 )
 
 
-@ranks.agreed()
+@ranks.raise_on_all_ranks()
 def run(arguments: list[str]) -> None:
     """Run `zipeval run`: Hydra composes the configuration, or those of a sweep and launches its jobs."""
     if asks_for_help(arguments):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 from zipeval.config.directories import check_config_dir, check_unique, config_files
 from zipeval.errors import UsageError, did_you_mean
 
@@ -13,13 +15,44 @@ GROUPS = {
     "experiment": "experiments",
     "launcher": "launchers",
 }
-LAUNCHERS = {
-    "submitit_slurm": "slurm",
-    "submitit_local": "slurm",
-    "ray": "ray",
-}  # Hydra's: the extra that brings it
-SWEEPS = ("table", "experiment")  # whose files say what is swept
-ADDED = (*SWEEPS, "launcher")  # to a configuration that has none
+# Hydra's launchers, and the extra of zipeval that brings each.
+LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+# Groups whose files say what is swept.
+SWEEPS = ("table", "experiment")
+# Groups that a configuration has none of: Hydra adds them with a plus only.
+ADDED = (*SWEEPS, "launcher")
+
+
+@dataclass(frozen=True)
+class Override:
+    """An argument of the form NAME=VALUE.
+
+    Attributes:
+        argument: the argument as it was typed, also with a + before it.
+        name: name of a setting or a group; of a part of a method also METHOD@PLACE.
+        assigned: the equals sign, if there is one.
+        value: text behind it.
+    """
+
+    argument: str
+    name: str
+    assigned: str
+    value: str
+
+    @classmethod
+    def parse(cls, argument: str) -> Override:
+        """Return the parts of an argument."""
+        return cls(argument, *argument.lstrip("+~").partition("="))
+
+    @property
+    def group(self) -> str:
+        """Return the group that it chooses from, if it does: method of method@method.first=visionzip."""
+        return self.name.partition("@")[0]
+
+    def is_of_zipeval(self) -> bool:
+        """Return whether it sets something, and nothing of Hydra's or of a sweep."""
+        foreign = ("-", "hydra", "sweep.")
+        return bool(self.assigned) and not self.name.startswith(foreign)
 
 
 def config_dir_override(directory: str | None) -> list[str]:
@@ -56,9 +89,10 @@ def compose(overrides: list[str], config_dir: str | None = None):
     elsewhere = config_dir_override(config_dir)
     try:
         with initialize_config_module("zipeval.configs", version_base="1.3"):
-            return with_tasks(
-                OmegaConf.to_object(hydra_compose("run", [*elsewhere, *overrides]))
-            )
+            node = hydra_compose("run", [*elsewhere, *overrides])
+            # To a RunConfig: OmegaConf checks types, and the nodes of methods become
+            # dicts.
+            return with_tasks(OmegaConf.to_object(node))
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides, config_dir) from error
 
@@ -69,20 +103,19 @@ def check_names(overrides: list[str], config_dir: str | None = None) -> None:
     Raises:
         UsageError: names both.
     """
-    for override in overrides:
-        name, assigned, value = override.lstrip("+~").partition("=")
-        group = name.partition("@")[0]
-        if assigned and group in GROUPS:
-            for choice in value.split(","):
-                check_unique(group, choice, config_dir)
+    for override in map(Override.parse, overrides):
+        if override.assigned and override.group in GROUPS:
+            # A sweep has several values.
+            for choice in override.value.split(","):
+                check_unique(override.group, choice, config_dir)
 
 
 def _check_single(overrides: list[str]) -> None:
     """Raise UsageError for several values of a group: only a sweep takes them."""
     for override in overrides:
-        name, _, value = override.partition("=")
-        if name in GROUPS and "," in value:
-            raise UsageError(f"{override}: expected one {name}. Run this for each.")
+        group, _, value = override.partition("=")
+        if group in GROUPS and "," in value:
+            raise UsageError(f"{override}: expected one {group}. Run this for each.")
 
 
 def explain(
@@ -93,75 +126,87 @@ def explain(
     Args:
         config_dir: directory of further configurations, as --config-dir names it.
     """
-    from dataclasses import fields
-
-    from zipeval.config.schema import (
-        DataConfig,
-        JudgeConfig,
-        ModelConfig,
-        RunConfig,
-        RunnerConfig,
-    )
-
-    nodes = {
-        "model": ModelConfig,
-        "judge": JudgeConfig,
-        "data": DataConfig,
-        "runner": RunnerConfig,
-    }
-    settings = [f.name for f in fields(RunConfig)]
+    # What else can be named there is not looked up.
     elsewhere = any("hydra.searchpath=" in argument for argument in arguments)
-    for argument in arguments:
-        name, assigned, value = argument.lstrip("+~").partition("=")
-        if not assigned or name.startswith(("-", "hydra", "sweep.")):
+    for override in map(Override.parse, arguments):
+        if not override.is_of_zipeval():
             continue
-        group = name.partition("@")[0]  # method@method.first=visionzip
-        top, _, option = name.partition(".")
-        if group in GROUPS:
-            known = [file.name for file in config_files(group, config_dir)]
-            for choice in value.split(","):
-                if choice not in known and not elsewhere:
-                    return UsageError(
-                        f"{name}={choice}: no such {group}.{did_you_mean(choice, known)}"
-                    )
-            if group in ADDED and not argument.startswith("+"):
-                return UsageError(f"{argument}: write +{argument}.")
-        elif top not in [*settings, *GROUPS]:
-            return UsageError(
-                f"{argument}: no such setting.{did_you_mean(top, [*settings, 'suite'])}"
-            )
-        elif (
-            top in nodes
-            and option
-            and option not in (known := [f.name for f in fields(nodes[top])])
-        ):
-            shown = (
-                name if top == "judge" else argument
-            )  # whose value may be a key, which belongs into the environment
-            return UsageError(
-                f"{shown}: no such setting of {top}.{did_you_mean(option, known)}"
-            )
+        if override.group in GROUPS:
+            refusal = None if elsewhere else _explain_choice(override, config_dir)
+            refusal = refusal or _explain_plus(override)
+        else:
+            refusal = _explain_setting(override)
+        if refusal:
+            return UsageError(refusal)
+    # Hydra's errors say what failed, and their first cause says why.
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return _told(cause, arguments)
+    return _explain_cause(cause, arguments)
 
 
-def _told(cause: BaseException, arguments: list[str]) -> UsageError:
-    """Return what an override was refused for, of which nothing more is known than what Hydra says."""
+def _explain_choice(override: Override, config_dir: str | None) -> str | None:
+    """Return what is wrong with the name of a configuration; None where nothing is."""
+    known = {file.name for file in config_files(override.group, config_dir)}
+    for choice in override.value.split(","):
+        if choice not in known:
+            hint = did_you_mean(choice, known)
+            return f"{override.name}={choice}: no such {override.group}.{hint}"
+    return None
+
+
+def _explain_plus(override: Override) -> str | None:
+    """Return what is wrong with a group that has to be added; None where it is, or has not to be."""
+    if override.group in ADDED and not override.argument.startswith("+"):
+        return f"{override.argument}: write +{override.argument}."
+    return None
+
+
+def _explain_setting(override: Override) -> str | None:
+    """Return what is wrong with the name of a setting; None where nothing is."""
+    from zipeval.config import schema
+
+    top, _, option = override.name.partition(".")
+    settings = _field_names(schema.RunConfig)
+    if top not in settings and top not in GROUPS:
+        hint = did_you_mean(top, [*settings, "suite"])
+        return f"{override.argument}: no such setting.{hint}"
+    nodes = {
+        "model": schema.ModelConfig,
+        "judge": schema.JudgeConfig,
+        "data": schema.DataConfig,
+        "runner": schema.RunnerConfig,
+    }
+    # A method's options are checked when it is built.
+    if top not in nodes or not option:
+        return None
+    known = _field_names(nodes[top])
+    if option in known:
+        return None
+    # The value may be the judge's key, which belongs into the environment.
+    shown = override.name if top == "judge" else override.argument
+    return f"{shown}: no such setting of {top}.{did_you_mean(option, known)}"
+
+
+def _field_names(node: type) -> list[str]:
+    """Return the names of a dataclass's fields."""
+    return [field.name for field in fields(node)]
+
+
+def _explain_cause(cause: BaseException, arguments: list[str]) -> UsageError:
+    """Return the refusal of an override of which nothing more is known than what Hydra says."""
     reason = str(cause).splitlines()[0]
     for launcher, extra in LAUNCHERS.items():
         if f"'hydra/launcher/{launcher}'" in reason:
             return UsageError(
-                f"hydra/launcher={launcher}: it is not installed. pip install 'zipeval[{extra}]'"
+                f"hydra/launcher={launcher}: it is not installed. pip install "
+                f"'zipeval[{extra}]'"
             )
+    # OmegaConf's errors know the setting, and not the argument.
     key = getattr(cause, "full_key", None)
-    culprit = next(
-        (a for a in arguments if key and a.lstrip("+").startswith(f"{key}=")), None
-    )
-    return UsageError(
-        f"{culprit + ': ' if culprit else ''}{reason}. `zipeval run --help` shows every setting."
-    )
+    named = [a for a in arguments if key and a.lstrip("+").startswith(f"{key}=")]
+    culprit = f"{named[0]}: " if named else ""
+    return UsageError(f"{culprit}{reason}. `zipeval run --help` shows every setting.")
 
 
 def register_schema() -> None:

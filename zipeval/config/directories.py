@@ -1,4 +1,4 @@
-"""Where configurations are: zipeval's own, those that installed packages bring, and a directory of the user's.
+"""Find configurations: zipeval's own, those that installed packages bring, and those in a directory of the user's.
 
 A package brings methods by an entry point of the group `zipeval.methods`, which names what holds `method/NAME.yaml`:
 
@@ -10,11 +10,17 @@ A package brings methods by an entry point of the group `zipeval.methods`, which
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zipeval.errors import UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "zipeval.methods"
 OWN = "zipeval"
@@ -26,7 +32,7 @@ class ConfigDirectory:
 
     Attributes:
         path: of the directory; a folder in it is a group, such as method.
-        source: who brings it, for people: `zipeval`, `zipeval-pyramid 1.0`, `--config-dir DIR`.
+        source: a name for people of what brings it: `zipeval`, `zipeval-pyramid 1.0`, `--config-dir DIR`.
     """
 
     path: Path
@@ -35,10 +41,11 @@ class ConfigDirectory:
     def files(self, group: str) -> dict[str, Path]:
         """Return the files of a group by the name that is typed: of a table in a folder, FOLDER/NAME."""
         folder = self.path / group
-        paths = sorted(folder.rglob("*.yaml"))
-        return {
-            path.relative_to(folder).with_suffix("").as_posix(): path for path in paths
-        }
+        files = {}
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).with_suffix("")
+            files[name.as_posix()] = path
+        return files
 
 
 @dataclass(frozen=True)
@@ -94,38 +101,40 @@ def installed_directories() -> tuple[ConfigDirectory, ...]:
     from importlib.metadata import entry_points
 
     directories = []
-    for entry_point in sorted(
-        entry_points(group=ENTRY_POINTS), key=lambda entry_point: entry_point.name
-    ):
-        package = (
-            f"{entry_point.dist.name} {entry_point.dist.version}"
-            if entry_point.dist
-            else entry_point.name
-        )
+    # The order of entry points is that of the folders on sys.path, and differs between
+    # machines.
+    for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=attrgetter("name")):
+        package = _package_name(entry_point)
         path = _entry_point_directory(entry_point)
         if path is None or not (path / "method").is_dir():
             raise UsageError(
-                f"{package}: its entry point {entry_point.name} = {entry_point.value!r} of the group {ENTRY_POINTS} "
-                f"names no directory with a folder method/. Mend or uninstall the package."
+                f"{package}: its entry point {entry_point.name} = "
+                f"{entry_point.value!r} of the group {ENTRY_POINTS} "
+                "names no directory with a folder method/. Mend or uninstall the "
+                "package."
             )
         directories.append(ConfigDirectory(path.absolute(), package))
     return tuple(directories)
 
 
-def _entry_point_directory(entry_point) -> Path | None:
+def _package_name(entry_point: EntryPoint) -> str:
+    """Return the name and version of the package that an entry point is of, or else its own name."""
+    package = entry_point.dist
+    return f"{package.name} {package.version}" if package else entry_point.name
+
+
+def _entry_point_directory(entry_point: EntryPoint) -> Path | None:
     """Return the directory that an entry point names, if there is one."""
     if entry_point.attr:
-        try:
+        # TypeError: the attribute is no path.
+        with suppress(ImportError, AttributeError, TypeError):
             return Path(entry_point.load())
-        except (ImportError, AttributeError, TypeError):
-            return None
-    # The folder is looked up, not imported: a method's package may import torch, and a list should not wait for that.
+        return None
+    # The folder is looked up, not imported: a method's package may import torch, and a
+    # list should not wait for that.
     top, *inner = entry_point.module.split(".")
-    for folder in _package_folders(top):
-        path = folder.joinpath(*inner)
-        if path.is_dir():
-            return path
-    return None
+    paths = [folder.joinpath(*inner) for folder in _package_folders(top)]
+    return next(filter(Path.is_dir, paths), None)
 
 
 def _package_folders(name: str) -> Iterator[Path]:
@@ -152,6 +161,7 @@ def check_unique(group: str, name: str, config_dir: str | None = None) -> None:
     Raises:
         UsageError: names both files.
     """
+    # By their real paths: --config-dir may name a directory that a package brings.
     places = {}
     for directory in config_directories(config_dir):
         path = directory.path / group / f"{name}.yaml"

@@ -9,11 +9,12 @@ from typing import Any
 from omegaconf import MISSING
 
 
-# `zipeval run --help` prints what the docstrings of these classes say of each setting, and CHOICES below, so that they
-# are explained here and nowhere else. In parentheses: what stands for the value.
+# `zipeval run --help` prints what the docstrings of these classes say of each setting,
+# and CHOICES below, so that they are explained here and nowhere else. In parentheses:
+# what stands for the value.
 @dataclass
 class ModelConfig:
-    """Which weights, and how they are loaded.
+    """The weights, and the way they are loaded.
 
     Attributes:
         name: the model's name on the command line and in tables, set by model=NAME.
@@ -65,7 +66,7 @@ class JudgeConfig:
 
 @dataclass
 class DataConfig:
-    """Where data are read from.
+    """The places that data are read from.
 
     Attributes:
         root (DIR): directory of local copies of data sets, ORGANISATION/NAME in the hub's layout; null reads the hub's.
@@ -78,7 +79,7 @@ class DataConfig:
 
 @dataclass
 class RunnerConfig:
-    """How answers are made fast; what they are does not depend on it.
+    """Means to make answers fast; what they are does not depend on them.
 
     Attributes:
         reuse: what questions about one picture share; features is the encoder's output, prefix is also the cache of the
@@ -141,13 +142,12 @@ class RunConfig:
     logger: str | None = None
 
 
-VIDEO_FAMILIES = ("video_llava",)  # whose papers' benchmarks are videos
-BUDGETS = (
-    "paper",
-    "mean",
-    "final",
-)  # what `tokens` counts; zipeval/engine/budget.py says how
-PROMPTS = ("hf", "vicuna_v1", "llava_v1")  # of zipeval/checkpoints/prompts.py
+# Families whose papers' benchmarks are videos.
+VIDEO_FAMILIES = ("video_llava",)
+# `tokens` counts one of these; zipeval/engine/budget.py says how.
+BUDGETS = ("paper", "mean", "final")
+# Templates of zipeval/checkpoints/prompts.py.
+PROMPTS = ("hf", "vicuna_v1", "llava_v1")
 PACKINGS = ("published", "newline")
 BOUNDS = ("auto", "none")
 REUSES = ("none", "features", "prefix")
@@ -174,9 +174,8 @@ def with_tasks(config: RunConfig) -> RunConfig:
 
     import zipeval.configs
 
-    file = Path(
-        zipeval.configs.__path__[0], "suite", f"{fitting_suite(config.model)}.yaml"
-    )
+    suite = f"{fitting_suite(config.model)}.yaml"
+    file = Path(zipeval.configs.__path__[0], "suite", suite)
     return replace(config, tasks=list(OmegaConf.load(file).tasks))
 
 

@@ -21,10 +21,10 @@ from zipeval.config.schema import REUSES, RunConfig
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
 from zipeval.errors import (
     BudgetError,
-    Held,
     NotHereError,
     RunError,
     Stopped,
+    TaskLockedError,
     UsageError,
 )
 from zipeval.evaluation import repeats, task_scores
@@ -109,7 +109,7 @@ def _prepare(
     return session, found, folders, results
 
 
-@ranks.agreed()
+@ranks.raise_on_all_ranks()
 def run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[Path]:
     """Evaluate what is not finished yet; returns the paths of all the run's records, of several ranks in the first.
 
@@ -128,7 +128,7 @@ def run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[
     if config.logger:
         logger.log(results, written)
     if held:
-        raise Held("\nzipeval: ".join(map(str, held)))
+        raise TaskLockedError("\nzipeval: ".join(map(str, held)))
     return written
 
 
@@ -159,7 +159,7 @@ def _written(
     folders: dict[str, Path],
     results: Path,
     judge,
-) -> tuple[list[Path], list[Held]]:
+) -> tuple[list[Path], list[TaskLockedError]]:
     """The paths of the records, those made that were not there, and who is at the others."""
 
     @cache
@@ -185,7 +185,7 @@ def _written(
                         record = _judge(judge, directory, record)
                     print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
                 written.append(path)
-        except Held as error:
+        except TaskLockedError as error:
             held.append(error)
     return written, held
 
@@ -197,7 +197,7 @@ def _turn(
     """A block in which a task that is not finished is this process's; yields its record as it is now.
 
     Raises:
-        Held: if another process is in such a block.
+        TaskLockedError: if another process is in such a block.
     """
     if record and not records.incomplete(record):
         yield record
@@ -207,7 +207,7 @@ def _turn(
             lock.enter_context(
                 locked(results / session.record_id(task) / f"{task}.lock")
             )
-        except Held:
+        except TaskLockedError:
             if not record:
                 ranks.exchange(False)  # the others wait to help
             raise

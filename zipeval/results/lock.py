@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zipeval.errors import Held, UsageError
+from zipeval.errors import TaskLockedError, UsageError
 from zipeval.results.records import now
 
 JOBS = ("SLURM_JOB_ID", "RAY_JOB_ID")
@@ -37,7 +37,7 @@ def locked(path: Path) -> Iterator[None]:
     """A block in which no other process is in such a block.
 
     Raises:
-        Held: if one is. It names it.
+        TaskLockedError: if one is. It names it.
         UsageError: where nothing can be locked.
     """
     file = _locked(path)
@@ -90,7 +90,7 @@ def _locked(path: Path) -> int:
         if not taken:
             tries += 1
             if tries == TRIES:
-                raise Held(_refusal(path, by))
+                raise TaskLockedError(_refusal(path, by))
             time.sleep(PAUSE)
 
 

@@ -57,7 +57,7 @@ class Data:
     about: dict[str, Any]
 
 
-@ranks.agreed()
+@ranks.raise_on_all_ranks()
 def tune(config: RunConfig, settings: Settings) -> Path:
     """Train a projector under the method of a configuration, or go on with that; returns the file that it is in.
 

@@ -13,24 +13,24 @@ NOTHING = "-"
 
 
 def console() -> Console:
-    """Standard output."""
+    """Return a console on standard output."""
     return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
 
 
 def table(*headings: str, left: tuple[str, ...]) -> Table:
-    """One without rows.
+    """Return a table without rows.
 
     Args:
         left: headings of columns that hold text; the others hold numbers.
     """
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in headings:
-        made.add_column(
+        grid.add_column(
             heading, justify="left" if heading in left else "right", overflow="fold"
         )
-    return made
+    return grid
 
 
 def add(rows: Table, *cells: Any) -> None:
-    """A row. What is in a file is text, not rich's markup: `[red]` stays as it is."""
+    """Add a row. What is in a file is text, not rich's markup: `[red]` stays as it is."""
     rows.add_row(*(Text(NOTHING if cell is None else str(cell)) for cell in cells))

@@ -19,25 +19,33 @@ import json
 import os
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import starmap
 from pathlib import Path
+from typing import Any
 
-CHUNK = 64 << 20  # bytes that one thread hashes; the digest depends on it
-READ = 4 << 20  # bytes of a read
-THREADS = 8  # for disks and networks that give more to several readers; xxhash holds no lock meanwhile
-# Part of what a cache file is named by: digests of another algorithm are not taken for ours.
+# Bytes that one thread hashes; the digest depends on it.
+CHUNK = 64 << 20
+# Bytes of a read.
+READ = 4 << 20
+# Disks and networks may give more to several readers; xxhash holds no lock meanwhile.
+THREADS = 8
+# Part of what a cache file is named by: digests of another algorithm are not taken for
+# ours.
 ALGORITHM = f"xxh3_128 of chunks of {CHUNK}"
-# A file that changed so short a time ago may change again without another mtime: the clock of a file system has a tick,
-# of up to two seconds. So its digest is not remembered, as git does not trust its index there.
+# A file that changed so short a time ago may change again without another mtime: the
+# clock of a file system has a tick, of up to two seconds. So its digest is not
+# remembered, as git does not trust its index there.
 SETTLED = 2_000_000_000  # nanoseconds
 
-Signature = list[int]  # what stat says of a file's content, see `_signature`
+# The numbers of stat that change with a file's content, see `_signature`.
+Signature = list[int]
 
-_remembered: dict[
-    str, list
-] = {}  # by real path: for the runs of a sweep, also without a cache
+# By real path: for the runs of a sweep, also without a cache.
+_remembered: dict[str, list] = {}
 
 
 def digest(path: Path) -> str:
@@ -74,12 +82,9 @@ def unknown_bytes(paths: Iterable[Path]) -> int:
     """Return how many bytes `digests` would have to read."""
     signatures = _signatures(map(os.path.realpath, paths))
     known = _known_digests(signatures)
-    sizes = [
-        signature[0]
-        for real_path, signature in signatures.items()
-        if real_path not in known
-    ]
-    return sum(sizes)
+    unknown = signatures.keys() - known.keys()
+    # The first number of a signature is the file's size.
+    return sum(signatures[real_path][0] for real_path in unknown)
 
 
 def combined(digest_by_name: Mapping[str, str]) -> str:
@@ -102,7 +107,7 @@ def digest_folder(folder: Path, ignored: tuple[str, ...] = ()) -> str:
     files = {}
     for file in folder.rglob("*"):
         name = file.relative_to(folder)
-        if file.is_file() and not set(ignored) & set(name.parts):
+        if file.is_file() and set(ignored).isdisjoint(name.parts):
             files[name.as_posix()] = file
     file_digests = digests(files.values())
     return combined({name: file_digests[file] for name, file in files.items()})
@@ -114,9 +119,8 @@ def cache_directory() -> Path | None:
         named = os.environ["ZIPEVAL_CACHE"]
         return Path(named).expanduser() if named else None
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base.startswith("~"):  # a user without a home
-        return None
-    return Path(base) / "zipeval"
+    # Still there for a user without a home.
+    return None if base.startswith("~") else Path(base) / "zipeval"
 
 
 def _signature(stat: os.stat_result) -> Signature:
@@ -125,6 +129,7 @@ def _signature(stat: os.stat_result) -> Signature:
 
 
 def _signatures(real_paths: Iterable[str]) -> dict[str, Signature]:
+    """Return the signature of each file as it is now."""
     return {real_path: _signature(os.stat(real_path)) for real_path in real_paths}
 
 
@@ -136,21 +141,26 @@ def _hash_files(
     """Return the digest of each file: a hash of its chunks' hashes, so that threads share a large file."""
     import xxhash
 
-    chunks = []  # (path, where it starts, its length)
+    # (path, first byte, length in bytes)
+    chunks = []
     for path in paths:
         size = signatures[path][0]
-        for start in range(0, max(size, 1), CHUNK):  # an empty file is one empty chunk
+        # An empty file is one empty chunk.
+        for start in range(0, max(size, 1), CHUNK):
             chunks.append((path, start, min(CHUNK, size - start)))
     hashers = {path: xxhash.xxh3_128() for path in paths}
-    read = shown = 0  # bytes, MiB
+    hashed_bytes = shown_mib = 0
     with ThreadPoolExecutor(THREADS) as pool:
+        # The pool gives them in the order of the chunks, whichever is done first.
         chunk_digests = pool.map(lambda chunk: _hash_chunk(*chunk), chunks)
         for (path, _, length), chunk_digest in zip(chunks, chunk_digests, strict=True):
             hashers[path].update(chunk_digest)
-            read += length
-            if advance and read >> 20 > shown:
-                advance((read >> 20) - shown)
-                shown = read >> 20
+            hashed_bytes += length
+            # What is less than a MiB waits for the next chunk.
+            hashed_mib = hashed_bytes >> 20
+            if advance and hashed_mib > shown_mib:
+                advance(hashed_mib - shown_mib)
+                shown_mib = hashed_mib
     return {path: hasher.hexdigest() for path, hasher in hashers.items()}
 
 
@@ -164,10 +174,8 @@ def _hash_chunk(path: str, start: int, length: int) -> bytes:
     buffer = memoryview(bytearray(min(READ, length)))
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        while length:
-            count = file.readinto(buffer[:length])
-            if not count:
-                break
+        # Nothing is read where the file has become shorter.
+        while count := file.readinto(buffer[:length]):
             hasher.update(buffer[:count])
             length -= count
     return hasher.digest()
@@ -176,50 +184,48 @@ def _hash_chunk(path: str, start: int, length: int) -> bytes:
 def _known_digests(signatures: Mapping[str, Signature]) -> dict[str, str]:
     """Return the remembered digests of those files that still look as they did then."""
     known = {}
-    contents = {
-        folder: _read(folder) for folder in set(map(os.path.dirname, signatures))
-    }
+    folders = set(map(os.path.dirname, signatures))
+    contents = {folder: _read(folder) for folder in folders}
     for path, signature in signatures.items():
         folder, name = os.path.split(path)
+        # What is on disk may be newer than what this process remembers.
         for entry in (_remembered.get(path), contents[folder].get(name)):
-            # A cache file may be of anything: only a list of just these numbers and a text is an entry.
-            if (
-                isinstance(entry, list)
-                and entry[:-1] == signature
-                and isinstance(entry[-1], str)
-            ):
+            if _is_entry_of(entry, signature):
                 known[path] = entry[-1]
     return known
 
 
+def _is_entry_of(entry: Any, signature: Signature) -> bool:
+    """Return whether an entry has a digest of the file with this signature."""
+    # A cache file may be of anything: only a list of just these numbers and a text is
+    # an entry.
+    is_of_file = isinstance(entry, list) and entry[:-1] == signature
+    return is_of_file and isinstance(entry[-1], str)
+
+
 def _remember(computed: Mapping[str, str], signatures: Mapping[str, Signature]) -> None:
     """Remember digests of files that are as they were before they were read, and have been for a while."""
-    entries_by_folder: dict[str, dict[str, list]] = {}
+    entries_by_folder: defaultdict[str, dict[str, list]] = defaultdict(dict)
     for path, file_digest in computed.items():
         signature = signatures[path]
         if _is_settled(path, signature):
             _remembered[path] = [*signature, file_digest]
             folder, name = os.path.split(path)
-            entries_by_folder.setdefault(folder, {})[name] = _remembered[path]
+            entries_by_folder[folder][name] = _remembered[path]
+    # Of two processes that do so at once, one may have to hash again.
     for folder, entries in entries_by_folder.items():
-        there = set(os.listdir(folder))
-        merged = {
-            name: entry
-            for name, entry in {**_read(folder), **entries}.items()
-            if name in there
-        }
-        _write(
-            folder, merged
-        )  # of two processes that do so at once, one may have to hash again
+        merged = _read(folder) | entries
+        # Files that are gone would make the cache file grow for ever.
+        for name in merged.keys() - set(os.listdir(folder)):
+            del merged[name]
+        _write(folder, merged)
 
 
 def _is_settled(path: str, signature: Signature) -> bool:
     """Return whether a file still is what it was, and has been for so long that a change since would show."""
     *_, modified, changed = signature
-    return (
-        _signature(os.stat(path)) == signature
-        and time.time_ns() - max(modified, changed) >= SETTLED
-    )
+    is_unchanged = _signature(os.stat(path)) == signature
+    return is_unchanged and time.time_ns() - max(modified, changed) >= SETTLED
 
 
 class Entry:
@@ -236,28 +242,25 @@ class Entry:
         self._signatures = _signatures(map(os.path.realpath, files))
         self._key = "\0".join([name, *self._signatures])
         stored = _read(self._key)
-        fits = stored.get("signatures") == [*self._signatures.values()]
-        self.digest = stored.get("digest") if fits else None
+        is_unchanged = stored.get("signatures") == [*self._signatures.values()]
+        self.digest = stored.get("digest") if is_unchanged else None
 
     def store(self, digest: str) -> None:
         """Remember the digest, if the files are as they were when this entry was made."""
         self.digest = digest
-        if all(
-            _is_settled(path, signature) for path, signature in self._signatures.items()
-        ):
-            _write(
-                self._key,
-                {"signatures": [*self._signatures.values()], "digest": digest},
-            )
+        if all(starmap(_is_settled, self._signatures.items())):
+            signatures = [*self._signatures.values()]
+            _write(self._key, {"signatures": signatures, "digest": digest})
 
 
 def _cache_file(key: str) -> Path | None:
+    """Return the cache file of a folder or another key; None where nothing is remembered."""
     directory = cache_directory()
     if directory is None:
         return None
-    name = hashlib.sha256(
-        f"{ALGORITHM}\0{key}".encode("utf-8", "surrogateescape")
-    ).hexdigest()[:32]
+    # A path may have bytes that are no UTF-8.
+    named = f"{ALGORITHM}\0{key}".encode("utf-8", "surrogateescape")
+    name = hashlib.sha256(named).hexdigest()[:32]
     return directory / "digests" / f"{name}.json"
 
 
@@ -278,22 +281,22 @@ def _write(key: str, content: Mapping) -> None:
     file = _cache_file(key)
     if file is None:
         return
-    with suppress(OSError):  # no room, no right to write: the next process hashes again
+    # No room, or no right to write: the next process hashes again.
+    with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         try:
             with open(handle, "w", encoding="utf-8") as stream:
                 json.dump(content, stream)
-            os.replace(
-                temporary, file
-            )  # readers see what was there before, or all of it
+            # Readers see what was there before, or all of it.
+            os.replace(temporary, file)
         except BaseException:
             os.unlink(temporary)
             raise
 
 
 def digest_files(paths: Iterable[Path]) -> str:
-    """Hash of some files' names and contents."""
+    """Return the hash of some files' names and contents."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -1,4 +1,4 @@
-"""What docstrings say of attributes, for `--help`: so that a setting is explained in one place."""
+"""Read what docstrings say of attributes, for `--help`: so that a setting is explained in one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, fields
 
 HEADING = "Attributes:"
-# `results (DIR): directory of the records.`; what is in parentheses stands for the value.
+# `results (DIR): directory of the records.`; what is in parentheses stands for the
+# value.
 ENTRY = re.compile(r"(?P<name>\w+)(?: \((?P<value>.+?)\))?: (?P<meaning>.*)")
 
 
@@ -26,14 +27,12 @@ class Attribute:
 
 def attributes(documented: type) -> dict[str, Attribute]:
     """Return what the `Attributes:` of a dataclass's docstring say, by name."""
-    lines = (
-        (inspect.getdoc(documented) or "").partition(f"\n{HEADING}\n")[2].splitlines()
-    )
-    entries = {
-        field.name: Attribute("", "") for field in fields(documented)
-    }  # all there is under `python -OO`
+    docstring = inspect.getdoc(documented) or ""
+    section = docstring.partition(f"\n{HEADING}\n")[2]
+    # All there is under `python -OO`, which drops docstrings.
+    entries = {field.name: Attribute("", "") for field in fields(documented)}
     name = ""
-    for line in lines:
+    for line in section.splitlines():
         entry = ENTRY.fullmatch(line.strip())
         is_continuation = line.startswith(" " * 8)
         if entry and not is_continuation:
@@ -42,7 +41,8 @@ def attributes(documented: type) -> dict[str, Attribute]:
         elif is_continuation:
             known = entries[name]
             entries[name] = Attribute(known.value, f"{known.meaning} {line.strip()}")
-        else:  # the next section
+        else:
+            # The next section.
             break
     return {
         name: Attribute(known.value, known.meaning.rstrip("."))

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached."""
+"""Find out if the Hugging Face hub can be reached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from urllib.request import urlopen
 
 
 def reachable() -> bool:
-    """Whether the hub answers, within five seconds."""
+    """Return whether the hub answers within five seconds."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -10,14 +10,15 @@ from html import escape
 
 from zipeval.utils import ranks
 
-REDRAW = 0.5  # seconds between two updates of a notebook's bar
+# Seconds between two updates of a notebook's bar.
+REDRAW = 0.5
 
 
 @contextmanager
 def progress(
     label: str, total: int, every: float = 10.0
 ) -> Iterator[Callable[[int], None]]:
-    """Yields a function that reports so many more samples as done; of several ranks only the first tells of its own.
+    """Yield a function that reports so many more samples as done; of several ranks only the first tells of its own.
 
     Args:
         every: seconds between two plain lines.
@@ -45,7 +46,7 @@ def _in_notebook() -> bool:
 
 @contextmanager
 def _element(label: str, total: int):
-    """A bar of a notebook's own: an element of HTML that is replaced."""
+    """Show a bar of a notebook's own: an element of HTML that is replaced."""
     from IPython.display import HTML, display
 
     shown = display(HTML(_html(label, 0, total, 0.0)), display_id=True)
@@ -58,13 +59,17 @@ def _element(label: str, total: int):
 
 def _html(label: str, done: int, total: int, seconds: float) -> str:
     """Return a bar with what is done, and how long it took and will take."""
-    left = f", {seconds * (total - done) / done:.0f} s left" if 0 < done < total else ""
+    # Before the first sample nothing tells how long one takes.
+    remaining = ""
+    if 0 < done < total:
+        remaining = f", {seconds * (total - done) / done:.0f} s left"
     bar = f'<progress value="{done}" max="{total}" style="width: 16em"></progress>'
-    return f"<div><code>{escape(label)}</code> {bar} {done}/{total}, {seconds:.0f} s{left}</div>"
+    return f"<div><code>{escape(label)}</code> {bar} {done}/{total}, {seconds:.0f} s{remaining}</div>"
 
 
 @contextmanager
 def _bar(label, total):
+    """Show a live bar on a terminal."""
     from rich import progress as rich
     from rich.console import Console
 
@@ -82,10 +87,13 @@ def _bar(label, total):
 
 @contextmanager
 def _lines(label, total, every):
+    """Print plain lines, for log files."""
+
     def show(done: int, seconds: float) -> None:
-        left = seconds * (total - done) / done
+        # At an even pace, the rest takes as long for each sample.
+        remaining = seconds * (total - done) / done
         print(
-            f"{label}: {done}/{total}, {seconds:.0f} s, {left:.0f} s left",
+            f"{label}: {done}/{total}, {seconds:.0f} s, {remaining:.0f} s left",
             file=sys.stderr,
             flush=True,
         )
@@ -96,7 +104,7 @@ def _lines(label, total, every):
 def _redrawn(
     total: int, every: float, show: Callable[[int, float], None]
 ) -> Callable[[int], None]:
-    """Return what counts samples, and shows their number and the seconds now and then and at the end.
+    """Return a function that counts samples, and shows their number and the seconds now and then and at the end.
 
     Args:
         every: seconds between two times.
@@ -107,9 +115,10 @@ def _redrawn(
     def advance(count: int) -> None:
         nonlocal done, last
         done += count
-        now = time.monotonic()
-        if now - last >= every or done == total:
-            last = now
-            show(done, now - start)
+        moment = time.monotonic()
+        # The end is shown, however soon it comes.
+        if moment - last >= every or done == total:
+            last = moment
+            show(done, moment - start)
 
     return advance

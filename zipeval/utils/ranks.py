@@ -19,53 +19,60 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
-from zipeval.errors import RunError, UsageError
+from zipeval.errors import RunEndingError, RunError, UsageError
+from zipeval.utils import foreign_patches
 
 T = TypeVar("T")
-VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-)  # of torchrun; that there are others shows by them alone
-MEETING = timedelta(minutes=5)  # for torchrun's port to answer
-PATIENCE = timedelta(
-    days=30
-)  # for others to finish their share, or a judge; where one dies, torchrun ends them all
+# torchrun sets these; nothing else shows that there are other processes.
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+# For torchrun's port to answer.
+MEETING = timedelta(minutes=5)
+# For others to finish their share, or a judge; where one dies, torchrun ends them all.
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of this process among `count`; `local`: among those of its machine."""
+    """The place of a process among others.
+
+    Attributes:
+        rank: number of the process, from 0.
+        local: its number among those of its machine.
+        count: how many processes there are.
+    """
 
     rank: int = 0
     local: int = 0
     count: int = 1
 
 
-@cache  # lmms-eval is not to see these variables: see `alone`
+# Cached, since `alone` hides the variables from lmms-eval.
+@cache
 def here() -> Place:
-    """Where this process is; the first and only one unless torchrun started it."""
+    """Return the place of this process: the first and only one unless torchrun started it."""
+    # Other launchers, such as Slurm's, set some of the variables but no address.
     if not os.environ.get("MASTER_ADDR") or not {*VARIABLES} <= os.environ.keys():
         return Place()
     return Place(*(int(os.environ[name]) for name in VARIABLES))
 
 
 def first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Return whether this is the process that writes and prints."""
     return here().rank == 0
 
 
 def share(items: list[T]) -> list[T]:
-    """This rank's part: neighbours, since they often ask about the same picture."""
+    """Return this rank's part: neighbours, since they often ask about the same picture."""
     place = here()
-    start, end = (
-        len(items) * rank // place.count for rank in (place.rank, place.rank + 1)
-    )
-    return items[start:end]
+    start = len(items) * place.rank // place.count
+    stop = len(items) * (place.rank + 1) // place.count
+    return items[start:stop]
 
 
 def exchange(value: T) -> list[T]:
-    """What every rank gave, in the order of the ranks. All have to come here, or to fail in `agreed`.
+    """Return what every rank gave, in the order of the ranks.
+
+    All have to come here, or to fail in `raise_on_all_ranks`.
 
     Raises:
         UsageError, RunError: what one of them failed with.
@@ -74,24 +81,34 @@ def exchange(value: T) -> list[T]:
 
 
 def gather(value: T) -> list[T] | None:
-    """What every rank gave, in the order of the ranks: in the first; None in the others. Raises as `exchange` does."""
+    """Return what every rank gave, in the order of the ranks: in the first; None in the others.
+
+    Raises:
+        UsageError, RunError: what one of them failed with.
+    """
     if here().count == 1:
         return [value]
+    # Errors travel first: a rank that failed has no value to gather.
     _exchange(None, None)
-    found = [None] * here().count if first() else None
-    with _lost():
-        _joined().gather_object(value, found)
-    return found
+    values = [None] * here().count if first() else None
+    with _end_with_others():
+        _joined().gather_object(value, values)
+    return values
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
-    """A block that all ranks run, at the end of which all raise what one of them failed with."""
+def raise_on_all_ranks() -> Iterator[None]:
+    """Let all ranks raise, at the end of the block that all of them run, what one of them failed with.
+
+    Raises:
+        UsageError, RunError: what one of them failed with.
+    """
     error = None
     try:
         yield
     except (UsageError, RunError) as raised:
-        if here().count == 1 or hasattr(raised, "agreed"):
+        # The others wait for this exchange only if they do not know of the error yet.
+        if here().count == 1 or raised.on_all_ranks:
             raise
         error = raised
     if here().count > 1:
@@ -102,9 +119,8 @@ def leave() -> None:
     """Wait for the others, as an exit code other than 0 makes torchrun end them, and close what connects us."""
     if here().count == 1:
         return
-    with suppress(
-        RuntimeError
-    ):  # one that waited no longer has gone already: there is nobody left to wait for
+    # One that waited no longer has gone already: there is nobody left to wait for.
+    with suppress(RuntimeError):
         _joined().barrier()
     _joined().destroy_process_group()
 
@@ -119,7 +135,8 @@ def end(code: int) -> None:
         if code:
             sys.exit(code)
         return
-    atexit._run_exitfuncs()  # temporary folders, wandb
+    # os._exit skips them, and they remove temporary folders and finish wandb.
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -127,41 +144,44 @@ def end(code: int) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A block in which libraries see one process: lmms-eval would divide the questions too, and wait for others."""
+    """Show libraries one process within the block.
+
+    lmms-eval would divide the questions too, and wait for others.
+    """
     if here().count == 1:
         yield
         return
-    from unittest.mock import patch
-
-    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    # The group is joined before it is hidden, and before its variables are gone.
+    _joined()
     with (
-        patch.dict(os.environ, kept, clear=True),
-        patch.object(_joined(), "is_initialized", return_value=False),
+        foreign_patches.environment(removed=VARIABLES),
+        foreign_patches.hide_process_group(),
     ):
         yield
 
 
-def _exchange(value: Any, error: Exception | None) -> list:
-    found: list = [None] * here().count
-    with _lost():
-        _joined().all_gather_object(found, (value, error))
-    for _, raised in found:
+def _exchange(value: Any, error: RunEndingError | None) -> list:
+    """Return the values of all ranks, or raise the error of the first that has one."""
+    messages: list = [None] * here().count
+    with _end_with_others():
+        _joined().all_gather_object(messages, (value, error))
+    for _, raised in messages:
         if raised:
-            raised.agreed = (
-                True  # all of them raise it here, and none has to tell the others
-            )
+            # All of them raise it here, and none has to tell the others.
+            raised.on_all_ranks = True
             raise raised
-    return [value for value, _ in found]
+    return [value for value, _ in messages]
 
 
 @contextmanager
-def _lost() -> Iterator[None]:
-    """Ends this process where another one has died, which has said why."""
+def _end_with_others() -> Iterator[None]:
+    """End this process where another one has died, which has said why."""
     try:
         yield
     except RuntimeError as error:
         print(
-            f"zipeval: rank {here().rank}: another rank ended ({str(error).splitlines()[0]}).",
+            f"zipeval: rank {here().rank}: another rank ended "
+            f"({str(error).splitlines()[0]}).",
             file=sys.stderr,
         )
         end(1)
@@ -169,7 +189,7 @@ def _lost() -> Iterator[None]:
 
 @cache
 def _joined():
-    """torch.distributed, with a process group; the device of this process becomes CUDA's current one."""
+    """Return torch.distributed with a process group, and make this process's device CUDA's current one."""
     import torch
     from torch import distributed
 

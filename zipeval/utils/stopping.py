@@ -14,7 +14,7 @@ DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SI
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """A block that is not interrupted by the first signal; yields what tells whether one has come.
+    """Let the first signal not interrupt the block; yield a function that tells whether one has come.
 
     Raises:
         KeyboardInterrupt: at the second.
@@ -31,16 +31,13 @@ def stoppable() -> Iterator[Callable[[], bool]]:
             flush=True,
         )
 
-    main = (
-        threading.current_thread() is threading.main_thread()
-    )  # no other one may set handlers
-    taken = [
-        number
-        for number, default in DEFAULTS.items()
-        if main and signal.getsignal(number) == default
-    ]
-    for number in taken:
-        signal.signal(number, on_signal)
+    # Python lets no other thread set handlers.
+    is_main = threading.current_thread() is threading.main_thread()
+    taken = []
+    for number, default in DEFAULTS.items():
+        if is_main and signal.getsignal(number) == default:
+            signal.signal(number, on_signal)
+            taken.append(number)
     try:
         yield lambda: bool(came)
     finally:

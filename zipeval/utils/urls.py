@@ -6,5 +6,5 @@ import re
 
 
 def public_url(url: str) -> str:
-    """The address without what may be secret in it: user, password, query."""
+    """Return an address without what may be secret in it: user, password, query."""
     return re.sub(r"^(https?://)?.*@|[?#].*", r"\1", url)

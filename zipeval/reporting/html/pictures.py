@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zipeval import benchmarks
 from zipeval.benchmarks import data, lmms_names
 from zipeval.errors import MediaError, UsageError
+from zipeval.utils.foreign_patches import keep_datasets_offline
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -156,7 +157,7 @@ def _loaded(root: str | None, path: str, **options: Any):
     """
     import datasets
 
-    with data.offline(), data.copies_below(root):
+    with keep_datasets_offline(), data.copies_below(root):
         try:
             rows = datasets.load_dataset(path, **options)
         except Exception as error:  # datasets raises anything; without its picture a sample is still shown
