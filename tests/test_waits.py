@@ -188,12 +188,12 @@ def test_in_the_decoder(request, monkeypatch, name, rows):
         pytest.skip("a method of another stage")
     inputs = ask("llava", rows)
     prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    read = decoder._read(
+    read = decoder._inspect_prompts(
         prompt["input_ids"], prompt["attention_mask"].bool(), real("llava").config
     )
-    monkeypatch.setattr(decoder, "_read", lambda *given: read)
+    monkeypatch.setattr(decoder, "_inspect_prompts", lambda *given: read)
     monkeypatch.setattr(
-        decoder._Calls, "leave", lambda *given: None
+        decoder.PrefillHooks, "leave", lambda *given: None
     )  # the waits behind it all
     monkeypatch.setattr(guard, "check_scores", lambda *given: None)
     asked = []  # masks that transformers looks for padding in, which waits for them
