@@ -337,9 +337,7 @@ def _whole_prompts(model, prefill_hooks: PrefillHooks) -> Iterator[None]:
     generate = model.generate
 
     def checked(*args, **kwargs):
-        config = kwargs.get("generation_config") or model.generation_config
-        configured = getattr(config, "prefill_chunk_size", None)
-        size = kwargs.get("prefill_chunk_size", configured)
+        size = hf_names.generation_setting(model, kwargs, "prefill_chunk_size")
         if size is not None:
             raise ValueError(
                 f"prefill_chunk_size={size}: a prompt that is reduced has to be read at once"
@@ -470,7 +468,7 @@ class PrefillHooks:
             raise ValueError(
                 "labels: training through a reduced prompt is not supported; compute the loss from logits"
             )
-        ids = args[0] if args else kwargs.get("input_ids")
+        ids = hf_names.given_ids(args, kwargs)
         cache = hf_names.given_cache(kwargs)
         if ids is None:
             raise ValueError(

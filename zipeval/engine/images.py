@@ -58,10 +58,7 @@ def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
     if values is None:
         return []
     is_video = kind == "video"
-    patches = side(model) ** 2
-    # Video-LLaVA hands the CLS token of a frame to the decoder.
-    if is_video or model.config.vision_feature_select_strategy == "full":
-        patches += cls_tokens(model)
+    patches = _patches_in_crop(model, is_video)
     if is_video or sizes is None:
         # [videos, frames, ...]; Mini-Gemini makes several crops of an image.
         crops = values.shape[1] if is_video else getattr(model.base_model, "crops", 1)
@@ -78,10 +75,7 @@ def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
 def largest_picture(model) -> Picture:
     """Return the image or video that becomes most visual tokens without reduction."""
     config = model.config
-    takes_videos = hasattr(config, "video_token_id")
-    patches = side(model) ** 2
-    if takes_videos or config.vision_feature_select_strategy == "full":
-        patches += cls_tokens(model)
+    patches = _patches_in_crop(model, hasattr(config, "video_token_id"))
     crops = getattr(model.base_model, "crops", 1)
     tokens = crops * patches
     # Sizes that fill their tiles: nothing of such an image is cut off as padding.
@@ -90,6 +84,15 @@ def largest_picture(model) -> Picture:
         crops = max(crops, 1 + tiles(model, size))
         tokens = max(tokens, stock_tokens(model, size))
     return Picture(max(tokens, getattr(config, "video_seq_length", 0)), crops, patches)
+
+
+def _patches_in_crop(model, is_video: bool) -> int:
+    """Return the tokens of a crop that go to the decoder, CLS among them where it does."""
+    patches = side(model) ** 2
+    # Video-LLaVA hands the CLS token of a frame to the decoder.
+    if is_video or model.config.vision_feature_select_strategy == "full":
+        patches += cls_tokens(model)
+    return patches
 
 
 def tower(model, kind: str = "image"):

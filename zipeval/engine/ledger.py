@@ -52,7 +52,7 @@ def ledger(model) -> Iterator[list[Prefill]]:
         is_prefill = hf_names.is_empty(hf_names.given_cache(kwargs))
         if not is_prefill:
             return
-        ids = args[0] if args else kwargs["input_ids"]
+        ids = hf_names.given_ids(args, kwargs)
         is_text = ~visual_slots(ids, model.config)
         mask = kwargs.get("attention_mask")
         if mask is not None:

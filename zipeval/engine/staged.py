@@ -92,8 +92,7 @@ class Staged(DecoderMethod):
         def with_counts(counts: Iterable[int | None]) -> Staged:
             return cls(counts=tuple(counts), after=after, of=shape.entering, **options)
 
-        # All tokens of an image were never published: the search below leaves them all.
-        if budget == "paper" and tokens != shape.entering:
+        if budgets.wants_published(tokens, budget, shape):
             if after != usual:
                 raise ValueError(
                     f"after={[*after]}: published is {[*usual]}. Choose budget=mean or budget=final"

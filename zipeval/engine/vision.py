@@ -333,23 +333,29 @@ class PromptHooks:
 
         Inputs of later calls come back as they are.
         """
-        reduced, shortened, scores = reduce_prompts(self.model, inputs, self.method)
-        ids = reduced.get("input_ids")
-        if ids is not None and hf_names.is_empty(hf_names.given_cache(reduced)):
-            check_pixels(self.model, reduced)
+        reduced_prompts, shortened, scores = reduce_prompts(
+            self.model, inputs, self.method
+        )
+        ids = reduced_prompts.get("input_ids")
+        if ids is not None and hf_names.is_empty(hf_names.given_cache(reduced_prompts)):
+            check_pixels(self.model, reduced_prompts)
             visual = visual_slots(ids, self.model.config).sum(1)
             depth = len(self.guard.layers)
             # Counted on the device; the host asks for the numbers when somebody does.
             self.applied.record(lambda: [[count] * depth for count in visual.tolist()])
-        if reduced is not inputs:
+        if reduced_prompts is not inputs:
             initial, mask = inputs["input_ids"], inputs.get("attention_mask")
             last = initial[:, -1]
             padded = torch.zeros_like(last) if mask is None else mask[:, -1] == 0
             self.turns.reading = FirstTurn(
-                initial, ids, reduced["attention_mask"], padded.bool(), shortened
+                initial,
+                ids,
+                reduced_prompts["attention_mask"],
+                padded.bool(),
+                shortened,
             )
             self.guard.check_later(scores)
-        return reduced
+        return reduced_prompts
 
 
 @dataclass(frozen=True)

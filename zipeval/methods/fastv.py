@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from zipeval.engine.budget import Shape, published, search
+from zipeval.engine.budget import Shape, published, search, wants_published
 from zipeval.engine.decoder import DecoderMethod, Kept, Prompts, keep_best
 from zipeval.utils.lazy import torch
 
@@ -71,8 +71,7 @@ class FastV(DecoderMethod):
         def keeping_share(share: float) -> FastV:
             return keeping(round(share * shape.entering))
 
-        # All tokens of an image were never published: the search below leaves them all.
-        if budget == "paper" and tokens != shape.entering:
+        if wants_published(tokens, budget, shape):
             if usual != K:
                 raise ValueError(
                     f"K={K}: published is K={usual}. Choose budget=mean or budget=final"
