@@ -25,7 +25,7 @@ from zipeval.engine import decoder, guard
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.images import PIXELS, pictures, tower
 from zipeval.engine.ragged import compact_index, on_device
-from zipeval.engine.vision import VisionMethod, reduced, see
+from zipeval.engine.vision import VisionMethod, encode_crops, reduce_and_pack
 from zipeval.methods.fastv import FastV
 from zipeval.methods.random import Random
 from zipeval.methods.sparsevlm import SparseVLM
@@ -169,13 +169,13 @@ def test_before_the_decoder(request, monkeypatch, name, family, rows):
             tower(model, kind).embeddings.register_forward_pre_hook(
                 lambda *given: setattr(waits, "on", True)
             )
-            crops = see(
+            crops = encode_crops(
                 model, {**inputs, "image_sizes": sizes}, kind, reads_pixels=False
             )
-            left = reduced(model, crops, its, sizes, method)
+            left = reduce_and_pack(model, crops, its, sizes, method)
             waits.on = False
             assert [len(picture.features) for picture in left] == [
-                method.left_of(image) for image in its
+                method.num_tokens(image) for image in its
             ]
 
 

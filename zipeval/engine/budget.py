@@ -19,6 +19,8 @@ from math import ceil, floor
 from statistics import fmean
 from typing import TypeVar
 
+from zipeval import moved
+
 # Visual tokens of an image, and decoder layers, of LLaVA-1.5-7B, which published settings
 # are for.
 PAPER_TOKENS, PAPER_LAYERS = 576, 32
@@ -29,7 +31,7 @@ Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True)
-class Picture:
+class VisualInput:
     """Describe an image or a video of a prompt, as the model takes it.
 
     Attributes:
@@ -70,16 +72,17 @@ class Shape:
         return self.grids[-1][0]
 
     @property
-    def picture(self) -> Picture:
+    def picture(self) -> VisualInput:
         """Return the largest picture."""
         return self.pictures[-1]
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[VisualInput]:
         """Return a picture for each of the grids."""
         patches = self.entering // self.crops
         return [
-            Picture(crops * patches, crops, patches, rows) for crops, rows in self.grids
+            VisualInput(crops * patches, crops, patches, rows)
+            for crops, rows in self.grids
         ]
 
     @property
@@ -169,3 +172,7 @@ def search(
             f"{shape.layers} layers x {shape.entering} visual tokens"
         )
     return make(nearest / STEPS)
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

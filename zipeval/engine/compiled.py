@@ -2,7 +2,7 @@
 
 At few visual tokens a GPU computes a layer faster than Python launches it.
 
-    with method.applied(model), compiled(model, method):
+    with method.applied(model), compile_blocks(model, method):
         model.generate(**inputs)
 
 Blocks are compiled one by one, and their hooks stay outside. The blocks whose
@@ -19,10 +19,11 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from zipeval import moved
 from zipeval.engine import hf_names
 from zipeval.engine.images import TOWERS, tower
 from zipeval.engine.method import stages_of
-from zipeval.engine.vision import scored
+from zipeval.engine.vision import scored_layer
 
 # Kinds of inputs to a block: prompts and steps, with a mask and without one, a batch of
 # one or more.
@@ -30,7 +31,9 @@ KINDS = 8
 
 
 @contextmanager
-def compiled(model, method, backend: str | Callable = "inductor") -> Iterator[None]:
+def compile_blocks(
+    model, method, backend: str | Callable = "inductor"
+) -> Iterator[None]:
     """Run all blocks of encoder and decoder compiled but those that `method` watches.
 
     Lengths are dynamic: they are compiled for once. The model's answers stay what they
@@ -82,9 +85,13 @@ def _watched_blocks(model, method) -> set[nn.Module]:
     stages = stages_of(method)
     watched = set()
     if stages.vision is not None:
-        watched |= {scored(model, kind) for kind in _picture_kinds(model)}
+        watched |= {scored_layer(model, kind) for kind in _picture_kinds(model)}
     if stages.decoder is not None:
         layers = hf_names.decoder(model).layers
         # Scores before a layer come from the attention of the layer above.
         watched |= {layers[number - 1] for number in stages.decoder.layers(len(layers))}
     return watched
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

@@ -22,8 +22,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from zipeval import moved
 from zipeval.engine import hf_names
-from zipeval.engine.budget import Picture, Shape
+from zipeval.engine.budget import Shape, VisualInput
 from zipeval.engine.guard import Applied, Guard, reduced_inside
 from zipeval.engine.images import check_model, largest_picture
 from zipeval.engine.method import Method, Stages
@@ -40,22 +41,22 @@ BLOCK = 256
 
 
 @dataclass(frozen=True)
-class Read:
+class PromptInfo:
     """Hold what the host knows of a prompt before anything of it is computed.
 
     Attributes:
         ids: (n) without padding.
         visual: number of visual tokens.
-        behind: number of tokens behind the last visual one; all of them where there is none.
+        text_after: number of tokens behind the last visual one; all of them where there is none.
     """
 
     ids: np.ndarray
     visual: int
-    behind: int
+    text_after: int
 
 
 @dataclass(frozen=True)
-class Given:
+class InitialPrompts:
     """Hold B prompts of S slots as they entered the first layer, padded on the left.
 
     Attributes:
@@ -63,27 +64,27 @@ class Given:
         visual: (B, S) bool.
         valid: (B, S) bool, False for padding.
         embedded: (B, S, D).
-        read: (B) what the host knows of them.
+        infos: (B) what the host knows of them.
     """
 
     ids: torch.Tensor
     visual: torch.Tensor
     valid: torch.Tensor
     embedded: torch.Tensor
-    read: list[Read]
+    infos: list[PromptInfo]
 
 
 @dataclass
-class Prompts:
+class PromptBatch:
     """Hold the same prompts between two later layers; L slots, padded on the left.
 
     Attributes:
-        given: what they were.
+        initial: the prompts as they were.
         hidden: (B, L, D) what is about to enter the next layer.
         visual: (B, L) bool.
         valid: (B, L) bool, False for padding.
         positions: (B, L) rotary positions.
-        source: (B, L) slot in `given`, -1 for a merged token.
+        source: (B, L) slot in `initial`, -1 for a merged token.
         counts: (B) visual tokens of each, known to the host.
         queries, keys: (B, L, heads * head_dim) of the layer above, before the rotary embedding.
         rotary: its cos and sin, (B or 1, L, head_dim).
@@ -91,7 +92,7 @@ class Prompts:
         no_numbers: bool for each score so far, whether it holds NaN, on the device.
     """
 
-    given: Given
+    initial: InitialPrompts
     hidden: torch.Tensor
     visual: torch.Tensor
     valid: torch.Tensor
@@ -180,7 +181,7 @@ def _rotated(x, cos, sin, head_dim):
 
 
 @dataclass(frozen=True)
-class Kept:
+class Selection:
     """Select the tokens that a method leaves.
 
     Attributes:
@@ -198,7 +199,8 @@ class DecoderMethod(Method):
     """Reduce visual tokens between decoder layers.
 
     Attributes:
-        renumber: positions become 0, 1, 2, ... after every reduction, instead of staying what they were.
+        renumber: positions become 0, 1, 2, ... after every reduction, instead of staying
+            what they were.
     """
 
     renumber = False
@@ -209,7 +211,7 @@ class DecoderMethod(Method):
         return Stages(decoder=self)
 
     @property
-    def asked(self) -> int | None:
+    def requested_tokens(self) -> int | None:
         """Return the number of visual tokens to leave of a prompt; None where it is a share."""
         return None
 
@@ -221,7 +223,7 @@ class DecoderMethod(Method):
         """
 
     @abstractmethod
-    def reduce(self, layer: int, prompts: Prompts) -> Kept:
+    def reduce(self, layer: int, prompts: PromptBatch) -> Selection:
         """Return what is left of some prompts before `layer`."""
 
     @abstractmethod
@@ -243,7 +245,7 @@ class DecoderMethod(Method):
             ValueError: for a budget that cannot be met.
         """
 
-    def entering(self, images: list[Picture], depth: int) -> list[int]:
+    def tokens_per_layer(self, images: list[VisualInput], depth: int) -> list[int]:
         """Return the visual tokens that enter each layer, of a prompt with these images."""
         return self.schedule(sum(image.tokens for image in images), depth)
 
@@ -253,15 +255,18 @@ class DecoderMethod(Method):
 
         The block is given what was left of the prompts that were read last.
 
-        Later calls on the cache of such a prompt (decoding steps, another turn) see what was kept; the logits of a
-        prompt are those of the slots that are left. The mask of another turn may leave out earlier answers, and text
-        of the prompt behind its last picture. With `use_cache=False` tokens are chosen anew at every step, as in
-        FastV's code. Nothing remains on the model after the block.
+        Later calls on the cache of such a prompt (decoding steps, another turn) see what
+        was kept; the logits of a prompt are those of the slots that are left. The mask of
+        another turn may leave out earlier answers, and text of the prompt behind its last
+        picture. With `use_cache=False` tokens are chosen anew at every step, as in FastV's
+        code. Nothing remains on the model after the block.
 
         Raises:
-            ValueError: for a decoder that is too shallow, or one with sliding-window attention, and for a model that is
-                not built as LLaVA is, and for settings that would remove nothing of an image.
-            IncompatibleError: in a call, where the model does not call its decoder as the hooks expect.
+            ValueError: for a decoder that is too shallow, or one with sliding-window
+                attention, and for a model that is not built as LLaVA is, and for settings
+                that would remove nothing of an image.
+            IncompatibleError: in a call, where the model does not call its decoder as the
+                hooks expect.
         """
         check_model(model)
         decoder = hf_names.decoder(model)
@@ -295,11 +300,12 @@ class DecoderMethod(Method):
                 f"layers={list(layers)}: this decoder has layers 1 to {depth - 1} to drop tokens before"
             )
 
-    def check_removes(self, largest: Picture) -> None:
+    def check_removes(self, largest: VisualInput) -> None:
         """Raise ValueError where more tokens are to be left than the largest picture has."""
-        if self.asked is not None and self.asked > largest.tokens:
+        requested = self.requested_tokens
+        if requested is not None and requested > largest.tokens:
             raise ValueError(
-                f"{type(self).__name__}: {self.asked} visual tokens are to be left, and an image has {largest.tokens} "
+                f"{type(self).__name__}: {requested} visual tokens are to be left, and an image has {largest.tokens} "
                 f"here, so that nothing would be removed. Choose from 0 to {largest.tokens}"
             )
 
@@ -349,6 +355,7 @@ def _whole_prompts(model, prefill_hooks: PrefillHooks) -> Iterator[None]:
             with prefill_hooks.guard.generating(kwargs):
                 return generate(*args, **kwargs)
         except BaseException:
+            # Out of memory, a caller may try again with fewer prompts.
             prefill_hooks.forget()
             raise
 
@@ -428,7 +435,7 @@ class PrefillHooks:
 
     def forget(self) -> None:
         """Forget the call in progress."""
-        self.prompts: Prompts | None = None
+        self.prompts: PromptBatch | None = None
         self.ids = self.new = self.turn_mask = None
         self.arguments_from: dict[int, dict] = {}
         self.wrong_counts: list[torch.Tensor] = []
@@ -523,23 +530,24 @@ class PrefillHooks:
         hidden, blocks = call.hidden, self.decoder.layers
         rows, length, _ = hidden.shape
         visual = visual_slots(self.ids, self.model.config) & self.new
-        given = Given(self.ids, visual, self.new, hidden, self.infos)
+        initial = InitialPrompts(self.ids, visual, self.new, hidden, self.infos)
         slots = torch.arange(length, device=hidden.device)
         counts = [info.visual for info in self.infos]
         # Prompts with as many visual tokens have one schedule.
         self.schedules = {
             count: self.method.schedule(count, len(blocks)) for count in set(counts)
         }
-        self.prompts = Prompts(
-            given=given,
+        self.prompts = PromptBatch(
+            initial=initial,
             hidden=hidden,
-            visual=given.visual,
-            valid=given.valid,
+            visual=initial.visual,
+            valid=initial.valid,
             positions=call.positions.expand(rows, -1),
             source=slots.expand(rows, -1),
             counts=counts,
             head_dim=blocks[0].self_attn.head_dim,
         )
+        # The list grows while methods score; the guard reads it behind the last layer.
         self.guard.check_later(self.prompts.no_numbers)
         schedules = [self.schedules[count] for count in counts]
         self.applied.record(lambda: schedules)
@@ -582,6 +590,7 @@ class PrefillHooks:
 
     def before(self, layer):
         """Return a forward pre-hook of a layer that replaces its arguments."""
+        # Layers between two reductions share the arguments that the first of them made.
         start = max(number for number in self.layers if number <= layer)
 
         def hook(module, args, kwargs):
@@ -608,26 +617,29 @@ class PrefillHooks:
         # Counts and lengths by the schedule: to ask the selection is to wait for the
         # device. `leave` compares both.
         p.counts, lengths = [], []
-        for info in p.given.read:
+        for info in p.initial.infos:
             count = self.schedules[info.visual][layer]
             p.counts.append(count)
             lengths.append(len(info.ids) - info.visual + count)
         expected = on_device(p.counts, hidden.device)
         self.wrong_counts.append(_count_visual(selection, p) != expected)
 
+        # Text stays whatever the method selects.
         keep = p.valid & (selection.visual | ~p.visual)
         index, valid, joined = _insert_merged(p, keep, selection, max(lengths))
         p.hidden, p.visual, p.positions, p.source = (take(x, index) for x in joined)
+        # A padding slot is a copy of some dropped one, perhaps a visual one.
         p.visual, p.valid = p.visual & valid, valid
         if self.method.renumber:
             p.positions = (valid.cumsum(1) - 1).clamp(min=0)
+        # Without padding attention is merely causal, and needs no mask.
         padded = valid if min(lengths) < max(lengths) else None
         length = valid.shape[1]
         self.call_segments[layer] = CacheSegment(
             prompt_valid=valid,
-            visual=p.given.visual,
+            visual=p.initial.visual,
             entries=length,
-            full=p.given.ids.shape[1],
+            full=p.initial.ids.shape[1],
             valid=padded,
             count=valid.sum(1, keepdim=True),
         )
@@ -648,7 +660,7 @@ class PrefillHooks:
         if layer == self.layers[-1]:
             open_trace = observer(self.model)
             if open_trace is not None:
-                open_trace.decoded(p.given.visual, p.source, p.visual)
+                open_trace.decoded(p.initial.visual, p.source, p.visual)
             # They hold activations of full length.
             self.prompts = None
         return hidden
@@ -667,6 +679,7 @@ class PrefillHooks:
             )
         if self.turn_mask is not None:
             segment.apply_mask(self.turn_mask)
+        # Without a number of our own, the model's positions go on behind the whole prompt.
         positions = None
         if self.method.renumber:
             positions = segment.count + new.cumsum(1) - 1
@@ -684,7 +697,9 @@ class PrefillHooks:
         return hf_names.layer_arguments(mask, rotary)
 
 
-def _inspect_prompts(ids: torch.Tensor, valid: torch.Tensor, config) -> list[Read]:
+def _inspect_prompts(
+    ids: torch.Tensor, valid: torch.Tensor, config
+) -> list[PromptInfo]:
     """Return what the host knows of prompts.
 
     Args:
@@ -705,7 +720,7 @@ def _inspect_prompts(ids: torch.Tensor, valid: torch.Tensor, config) -> list[Rea
         after = len(prompt)
         if len(visual):
             after = len(prompt) - 1 - int(visual[-1])
-        infos.append(Read(prompt.numpy(), len(visual), after))
+        infos.append(PromptInfo(prompt.numpy(), len(visual), after))
     return infos
 
 
@@ -729,7 +744,7 @@ def _check_positions(positions: torch.Tensor | None, valid: torch.Tensor) -> Non
             )
 
 
-def _count_visual(selection: Kept, p: Prompts) -> torch.Tensor:
+def _count_visual(selection: Selection, p: PromptBatch) -> torch.Tensor:
     """Return the number of visual tokens that are left, on the device: (B)."""
     count = (selection.visual & p.visual).sum(1)
     if selection.merged is None:
@@ -737,7 +752,9 @@ def _count_visual(selection: Kept, p: Prompts) -> torch.Tensor:
     return count + selection.merged_valid.sum(1)
 
 
-def _insert_merged(p: Prompts, keep: torch.Tensor, selection: Kept, length: int):
+def _insert_merged(
+    p: PromptBatch, keep: torch.Tensor, selection: Selection, length: int
+):
     """Put merged tokens behind the last visual one, `length` slots in all.
 
     Args:
@@ -772,7 +789,9 @@ def _insert_merged(p: Prompts, keep: torch.Tensor, selection: Kept, length: int)
     return *compact_index(keep, order, length), joined
 
 
-def keep_best(score: torch.Tensor, prompts: Prompts, counts: list[int]) -> torch.Tensor:
+def topk_mask(
+    score: torch.Tensor, prompts: PromptBatch, counts: list[int]
+) -> torch.Tensor:
     """Return a mask of the visual tokens with the highest scores: (B, L) bool.
 
     Scores that are no numbers stop the run when its prompt is read: they would be sorted
@@ -791,3 +810,7 @@ def keep_best(score: torch.Tensor, prompts: Prompts, counts: list[int]) -> torch
     rank = torch.arange(score.shape[1], device=score.device)
     is_best = rank < on_device(counts, score.device)[:, None]
     return torch.zeros_like(prompts.visual).scatter(1, order, is_best)
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

@@ -97,6 +97,7 @@ class Guard:
             IncompatibleError: in a call that does not go as the hooks expect.
             ValueError: where the decoder is called without the model that it belongs to.
         """
+        # `_stop` runs after an exception too; `_end` has nothing to check then.
         hooks = [
             self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.model.register_forward_hook(self._end),
@@ -150,6 +151,7 @@ class Guard:
 
     def _begin(self, module, args, kwargs) -> None:
         """Begin a call: a forward pre-hook of the model."""
+        # The names of arguments do not change from call to call.
         if not self._checked:
             hf_names.check_arguments(self.model, self.layers[0])
             self._checked = True
@@ -197,6 +199,7 @@ class Guard:
 
     def _end(self, module, args, output) -> None:
         """Check what a call did: a forward hook of the model."""
+        # A layer that a model skips, or calls by another way than `__call__`.
         missing = sorted({*range(len(self.layers))} - self._entered)
         if missing:
             self._refuse(f"the hooks on layers {missing} did not fire")

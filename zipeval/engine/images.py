@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from itertools import chain
 
-from zipeval.engine.budget import Picture
+from zipeval import moved
+from zipeval.engine.budget import VisualInput
 from zipeval.engine.hf_names import PIXELS, SIZES, TOWERS
 from zipeval.utils.lazy import torch
 
@@ -39,7 +40,7 @@ def pixels(inputs: dict, kind: str) -> torch.Tensor | None:
     return next(present, None)
 
 
-def joined(inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def join_pictures(inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Return the pictures of several of the processor's inputs, one after another.
 
     Images with fewer tiles than others are padded.
@@ -52,7 +53,7 @@ def joined(inputs: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return joint
 
 
-def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
+def pictures(model, inputs: dict, kind: str = "image") -> list[VisualInput]:
     """Return the images, or the videos, of the processor's inputs, in reading order."""
     values, sizes = pixels(inputs, kind), inputs.get(SIZES)
     if values is None:
@@ -62,17 +63,17 @@ def pictures(model, inputs: dict, kind: str = "image") -> list[Picture]:
     if is_video or sizes is None:
         # [videos, frames, ...]; Mini-Gemini makes several crops of an image.
         crops = values.shape[1] if is_video else getattr(model.base_model, "crops", 1)
-        return [Picture(crops * patches, crops, patches)] * len(values)
+        return [VisualInput(crops * patches, crops, patches)] * len(values)
     images = []
     for size in sizes:
         tile_rows, tile_columns = grid(model, size)
         crops = 1 + tile_rows * tile_columns
         rows = tile_rows * side(model)
-        images.append(Picture(stock_tokens(model, size), crops, patches, rows))
+        images.append(VisualInput(stock_tokens(model, size), crops, patches, rows))
     return images
 
 
-def largest_picture(model) -> Picture:
+def largest_picture(model) -> VisualInput:
     """Return the image or video that becomes most visual tokens without reduction."""
     config = model.config
     patches = _patches_in_crop(model, hasattr(config, "video_token_id"))
@@ -83,7 +84,9 @@ def largest_picture(model) -> Picture:
         size = torch.tensor(pinpoint)
         crops = max(crops, 1 + tiles(model, size))
         tokens = max(tokens, stock_tokens(model, size))
-    return Picture(max(tokens, getattr(config, "video_seq_length", 0)), crops, patches)
+    return VisualInput(
+        max(tokens, getattr(config, "video_seq_length", 0)), crops, patches
+    )
 
 
 def _patches_in_crop(model, is_video: bool) -> int:
@@ -145,10 +148,12 @@ def stock_packing(model, size: torch.Tensor) -> torch.Tensor:
     # That of the class: on the model itself `see` puts another one while it encodes.
     stock = type(model.base_model).pack_image_features
     row_end = torch.full((1,), -1.0)
-    features, _ = stock(
+    packed = stock(
         model.base_model, [patches], [size], "default", image_newline=row_end
     )
-    return features[0][:, 0].long()
+    # The features of all images come first in what it returns; here is one image.
+    features = packed[0][0]
+    return features[:, 0].long()
 
 
 def stock_tokens(model, size: torch.Tensor) -> int:
@@ -175,7 +180,7 @@ def stock_positions(model, inputs: dict, kind: str = "image") -> list[torch.Tens
     return positions
 
 
-def packing(
+def packing_order(
     model,
     counts: list[int],
     positions: list[torch.Tensor],
@@ -222,3 +227,7 @@ def packing(
     # Row ends were put behind all tokens.
     order = order.masked_fill(order >= sum(counts), -1)
     return torch.cat([torch.arange(counts[0], device=device), order])
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

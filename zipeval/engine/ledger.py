@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from zipeval import moved
 from zipeval.engine import hf_names
 from zipeval.engine.ragged import visual_slots
 
@@ -36,7 +37,7 @@ class Prefill:
 
 
 @contextmanager
-def ledger(model) -> Iterator[list[Prefill]]:
+def record_prefill(model) -> Iterator[list[Prefill]]:
     """Yield a list to which every prefill inside the block is added.
 
     It is counted from what layers get, whatever the method claims.
@@ -56,7 +57,7 @@ def ledger(model) -> Iterator[list[Prefill]]:
         is_text = ~visual_slots(ids, model.config)
         mask = kwargs.get("attention_mask")
         if mask is not None:
-            is_text &= mask.bool()
+            is_text = is_text & mask.bool()
         text.append(is_text.sum(1))
 
     def enter(module, args, kwargs):
@@ -101,3 +102,7 @@ def _count_valid(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
     last = mask[:, 0, -1]
     is_seen = last if last.dtype == torch.bool else last == 0
     return is_seen.sum(1).expand(len(hidden))
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

@@ -1,4 +1,4 @@
-"""What every method is: an object that can be applied to a model, and that declares where it acts."""
+"""Declare what every method is: an object to apply to a model, which says where it acts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zipeval.engine.budget import Picture
+from zipeval.engine.budget import VisualInput
 
+# Both import this module: the names are for annotations alone.
 if TYPE_CHECKING:
     from zipeval.engine.decoder import DecoderMethod
     from zipeval.engine.vision import VisionMethod
@@ -40,7 +41,7 @@ class Method(ABC):
         """Return a context manager in which the model reduces."""
 
     @abstractmethod
-    def entering(self, images: list[Picture], depth: int) -> list[int]:
+    def tokens_per_layer(self, images: list[VisualInput], depth: int) -> list[int]:
         """Return the visual tokens that enter each of `depth` decoder layers.
 
         Args:
@@ -52,7 +53,7 @@ class Method(ABC):
 def stages_of(method) -> Stages:
     """Return the parts that a method declares; none for one that is no `Method`.
 
-    Such a method, which only has `applied` and `entering`, runs all the same, but what
+    Such a method, which only has `applied` and `tokens_per_layer`, runs all the same, but what
     the engine knows of stages is not used for it.
     """
     return method.reduction_stages if isinstance(method, Method) else Stages()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from zipeval import moved
 from zipeval.engine.images import cls_tokens, tower
 from zipeval.utils.lazy import torch
 
@@ -17,7 +18,7 @@ from zipeval.utils.lazy import torch
 ROWS = 64
 
 
-def received(
+def attention_received(
     queries: torch.Tensor, keys: torch.Tensor, heads: int, prefix: int
 ) -> torch.Tensor:
     """Return the softmaxed attention that each of P patches gets: (N, H, P) float32.
@@ -41,7 +42,7 @@ def received(
 
 
 @contextmanager
-def of_every_layer(model, kind: str = "image") -> Iterator[list[torch.Tensor]]:
+def record_attention(model, kind: str = "image") -> Iterator[list[torch.Tensor]]:
     """Yield a list to which every layer through which crops pass adds a tensor.
 
     It is what their patches receive, (N, P), averaged over heads.
@@ -55,7 +56,9 @@ def of_every_layer(model, kind: str = "image") -> Iterator[list[torch.Tensor]]:
             return lambda module, args, output: projected.update({name: output})
 
         def finish(module, args, output):
-            scores = received(**projected, heads=module.num_heads, prefix=prefix)
+            scores = attention_received(
+                **projected, heads=module.num_heads, prefix=prefix
+            )
             by_layer.append(scores.mean(1))
 
         hooks.append(attention.q_proj.register_forward_hook(remember("queries")))
@@ -69,3 +72,7 @@ def of_every_layer(model, kind: str = "image") -> Iterator[list[torch.Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

@@ -14,22 +14,30 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import DynamicCache
 
+from zipeval import moved
 from zipeval.engine import hf_names
-from zipeval.engine.budget import Picture
+from zipeval.engine.budget import VisualInput
 from zipeval.engine.guard import check_scores
-from zipeval.engine.images import PIXELS, SIZES, joined, pictures
+from zipeval.engine.images import PIXELS, SIZES, join_pictures, pictures
 from zipeval.engine.ragged import left_padded, visual_slots
-from zipeval.engine.vision import Crops, Encoded, VisionMethod, reduced, see
+from zipeval.engine.vision import (
+    Crops,
+    Encoded,
+    VisionMethod,
+    encode_crops,
+    reduce_and_pack,
+)
 
-_seen: WeakKeyDictionary = WeakKeyDictionary()  # model -> its Seen
+# By model, its EncoderCache.
+_caches: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def forget() -> None:
     """Forget the encoder's output of all pictures, for every model."""
-    _seen.clear()
+    _caches.clear()
 
 
-class Seen:
+class EncoderCache:
     """Keep what an encoder made of pictures, on the host.
 
     First come, first kept, until there is no more room: every method and budget of a
@@ -42,9 +50,9 @@ class Seen:
         self.bytes = 0
 
     @classmethod
-    def by(cls, model) -> Seen:
+    def by(cls, model) -> EncoderCache:
         """Return the cache of a model, which lives as long as the model."""
-        return _seen.setdefault(model, cls())
+        return _caches.setdefault(model, cls())
 
     def add(self, key: str, crops: Crops, most: float) -> None:
         """Keep the crops of a picture, if all that is kept then takes `most` bytes at most."""
@@ -69,13 +77,13 @@ def _move_to(crops: Crops, device) -> Crops:
     return replace(crops, **moved, selected=selected)
 
 
-def encoded(
+def encode_and_reduce(
     model,
     kind: str,
     wanted: dict[str, dict[str, torch.Tensor]],
     method: VisionMethod,
     most: float,
-) -> dict[str, tuple[Picture, Encoded]]:
+) -> dict[str, tuple[VisualInput, Encoded]]:
     """Return what `method` leaves of pictures, with what they are without it.
 
     Args:
@@ -89,11 +97,13 @@ def encoded(
     Raises:
         RunError: where scores that tokens were chosen by hold NaN.
     """
+    # The inputs of each key are those of one picture: the first is the only one.
     images = {key: pictures(model, inputs, kind)[0] for key, inputs in wanted.items()}
     crops_by_key = _encode_missing(model, kind, wanted, images, most)
     crops = _concatenate([crops_by_key[key] for key in wanted])
+    # Only models that pack tiles have sizes.
     sizes = [inputs[SIZES] for inputs in wanted.values() if SIZES in inputs]
-    remaining = reduced(
+    remaining = reduce_and_pack(
         model, crops, [*images.values()], torch.cat(sizes) if sizes else None, method
     )
     check_scores(type(method).__name__, crops.no_numbers)
@@ -107,11 +117,11 @@ def _encode_missing(
     model,
     kind: str,
     wanted: dict[str, dict[str, torch.Tensor]],
-    images: dict[str, Picture],
+    images: dict[str, VisualInput],
     most: float,
 ) -> dict[str, Crops]:
     """Return the crops of pictures by key; the encoder sees those that are not cached."""
-    cache = Seen.by(model)
+    cache = EncoderCache.by(model)
     crops_by_key: dict[str, Crops] = {}
     missing: dict[str, dict[str, torch.Tensor]] = {}
     for key, inputs in wanted.items():
@@ -121,12 +131,13 @@ def _encode_missing(
             missing[key] = inputs
     if not missing:
         return crops_by_key
-    inputs = joined([*missing.values()])
+    inputs = join_pictures([*missing.values()])
+    # Sizes stay on the host, where they are asked for.
     for name in PIXELS[kind]:
         if name in inputs:
             inputs[name] = inputs[name].to(model.device, model.dtype)
     # The next method may want the pixels, whether this one reads them or not.
-    crops = see(model, inputs, kind, reads_pixels=True)
+    crops = encode_crops(model, inputs, kind, reads_pixels=True)
     start = 0
     for key in missing:
         end = start + images[key].crops
@@ -144,7 +155,7 @@ def _concatenate(crops: list[Crops]) -> Crops:
     return replace(crops[0], **joint)
 
 
-def prefixed(
+def prefill_prefixes(
     model,
     ids: list[torch.Tensor],
     groups: list[Hashable],
@@ -173,6 +184,7 @@ def prefixed(
         last_visual = int(visual_slots(row, model.config).nonzero().max())
         ends.append(last_visual + 1)
     readers, rows = _share_prefixes(ids, groups, ends)
+    # [prefixes that differ, longest prefix], padded on the left
     prefixes, prefix_mask = left_padded([ids[n][: ends[n]] for n in readers], padding)
     cache = DynamicCache(config=model.config)
     model(
@@ -187,6 +199,7 @@ def prefixed(
     if len(readers) < len(ids):
         # Indices on the host: layers may be on several devices.
         cache.batch_select_indices(torch.tensor(rows))
+    # What differs: the text behind the pictures, which `generate` reads.
     questions = [row[end:] for row, end in zip(ids, ends, strict=True)]
     question_ids, question_mask = left_padded(questions, padding)
     input_ids = torch.cat([prefixes[rows], question_ids], 1)
@@ -214,3 +227,7 @@ def _share_prefixes(
             readers.append(number)
         rows.append(row_of[prefix])
     return readers, rows
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

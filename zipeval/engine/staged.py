@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from zipeval import moved
 from zipeval.engine import budget as budgets
 from zipeval.engine.budget import Shape
-from zipeval.engine.decoder import DecoderMethod, Prompts
+from zipeval.engine.decoder import DecoderMethod, PromptBatch
 
 
 @dataclass(frozen=True)
-class Staged(DecoderMethod):
+class ScheduledDecoderMethod(DecoderMethod):
     """Remove visual tokens after some layers; a subclass chooses the tokens.
 
     Args:
@@ -52,7 +54,7 @@ class Staged(DecoderMethod):
         """Return the published `counts` by budget, and `after`, on LLaVA-1.5."""
 
     @property
-    def asked(self) -> int | None:
+    def requested_tokens(self) -> int | None:
         """Return the smallest count; None where counts are shares of a prompt (`of`).
 
         A share is never too large for an image.
@@ -70,7 +72,9 @@ class Staged(DecoderMethod):
         return 0
 
     @classmethod
-    def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> Staged:
+    def for_budget(
+        cls, tokens: int, budget: str, shape: Shape, **options
+    ) -> ScheduledDecoderMethod:
         """Return the method with the published counts, or with a scaled list of them.
 
         For the budgets `mean` and `final`, the list that comes nearest is scaled.
@@ -82,6 +86,7 @@ class Staged(DecoderMethod):
         if "counts" in options:
             raise ValueError("give tokens= or method.counts=, one of them")
         lists, published_after = cls.published(**options)
+        # In a shallower decoder these are the layers at the same share of its depth.
         usual = tuple(map(shape.depth, published_after))
         after = tuple(options.pop("after", usual))
         if len(after) != len(usual):
@@ -89,7 +94,7 @@ class Staged(DecoderMethod):
                 f"after={[*after]}: with tokens= it takes {len(usual)} layers, such as {[*usual]}"
             )
 
-        def with_counts(counts: Iterable[int | None]) -> Staged:
+        def with_counts(counts: Iterable[int | None]) -> ScheduledDecoderMethod:
             return cls(counts=tuple(counts), after=after, of=shape.entering, **options)
 
         if budgets.wants_published(tokens, budget, shape):
@@ -97,15 +102,17 @@ class Staged(DecoderMethod):
                 raise ValueError(
                     f"after={[*after]}: published is {[*usual]}. Choose budget=mean or budget=final"
                 )
+            # Published for 576 visual tokens; in proportion to what this model has.
             counts = budgets.published(lists, tokens, shape)
             return with_counts(map(shape.published, counts))
 
+        # The stages keep the proportions of a published list.
         nearest = min(lists, key=lambda count: abs(shape.published(count) - tokens))
         pattern = lists[nearest]
         # At this factor even the smallest count is all that an image has.
         largest_factor = shape.entering / min(pattern)
 
-        def scaled(share: float) -> Staged:
+        def scaled(share: float) -> ScheduledDecoderMethod:
             factor = share * largest_factor
             return with_counts(_scale_counts(pattern, factor, shape.entering))
 
@@ -123,14 +130,21 @@ class Staged(DecoderMethod):
         for layer in range(depth):
             if layer in reducing:
                 selected = self._count(layer, remaining, visual)
+                # Merged tokens enter the layer beside the selected ones.
                 remaining = selected + self.merged(remaining - selected)
             entering.append(remaining)
         return entering
 
-    def kept(self, layer: int, prompts: Prompts) -> list[int]:
+    def counts_before(self, layer: int, prompts: PromptBatch) -> list[int]:
         """Return how many visual tokens of each prompt stay before `layer`."""
-        pairs = zip(prompts.counts, prompts.given.read, strict=True)
+        pairs = zip(prompts.counts, prompts.initial.infos, strict=True)
         return [self._count(layer, count, prompt.visual) for count, prompt in pairs]
+
+    def kept(self, layer: int, prompts: PromptBatch) -> list[int]:
+        """Return `counts_before`, by its name of before."""
+        text = f"{type(self).__name__}.kept is called counts_before now"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return self.counts_before(layer, prompts)
 
     def _count(self, layer: int, remaining: int, initial: int) -> int:
         """Return how many of the remaining tokens stay, of a prompt that began with `initial`."""
@@ -153,3 +167,7 @@ def _scale_counts(
         removes_tokens = count < entering - 0.5
         counts.append(round(count) if removes_tokens else None)
     return counts
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

@@ -1,8 +1,9 @@
 """Record which visual tokens of a prompt reach the decoder's last layer.
 
-    with method.applied(model), trace(model) as told, torch.no_grad():
+    with method.applied(model), trace_kept_tokens(model) as trace, torch.no_grad():
         model(**inputs)
-    told.left(0, told.places(model, inputs)["image"][:1])  # of the first prompt, which has one image
+    # Of the first prompt, which has one image:
+    trace.left(0, trace.places(model, inputs)["image"][:1])
 
 The stages that remove tokens report to the trace. What they report stays where it was
 computed until somebody asks: nothing waits for the device while a prompt is read.
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
+from zipeval import moved
 from zipeval.engine.images import PIXELS, stock_positions
 from zipeval.engine.ragged import take
 from zipeval.utils.lazy import torch
@@ -112,7 +114,7 @@ class Trace:
 
 
 @contextmanager
-def trace(model) -> Iterator[Trace]:
+def trace_kept_tokens(model) -> Iterator[Trace]:
     """Let applied methods report what they leave of the prompts that the model reads.
 
     Raises:
@@ -130,3 +132,7 @@ def trace(model) -> Iterator[Trace]:
 def observer(model) -> Trace | None:
     """Return the open trace of a model; None if nobody wants to know."""
     return _open.get(model)
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

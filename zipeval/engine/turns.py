@@ -25,7 +25,7 @@ class FirstTurn:
     """Hold B prompts that a cache begins with.
 
     Attributes:
-        given: (B, L) ids as the caller has them.
+        original_ids: (B, L) as the caller has them.
         ids: (B, S) as they were read, S <= L, padded on the left.
         mask: (B, S) of those.
         padded: (B) bool, whether a prompt was given with padding on its right.
@@ -33,14 +33,14 @@ class FirstTurn:
             one, may have lost nothing.
     """
 
-    given: torch.Tensor
+    original_ids: torch.Tensor
     ids: torch.Tensor
     mask: torch.Tensor
     padded: torch.Tensor
     shortened: bool
 
 
-class Turns:
+class ConversationCache:
     """Know the first turns of a model's caches, for as long as these live."""
 
     def __init__(self, model):
@@ -109,7 +109,7 @@ class Turns:
         mask = inputs.get("attention_mask")
         if mask is None:
             mask = torch.ones_like(ids)
-        new_ids = ids[:, first.given.shape[1] :]
+        new_ids = ids[:, first.original_ids.shape[1] :]
         return {
             **later(inputs),
             "input_ids": torch.cat([first.ids, new_ids], 1),
@@ -129,16 +129,17 @@ class Turns:
 
     def _check_later(self, first: FirstTurn, inputs: dict) -> None:
         """Raise ValueError for a prompt that does not go on with that of the first turn."""
-        ids, width = inputs["input_ids"], first.given.shape[1]
+        ids, width = inputs["input_ids"], first.original_ids.shape[1]
         rows = hf_names.prompts_in(hf_names.given_cache(inputs))
-        if rows != len(first.given):
+        # A search with several beams leaves a row for each of them in the cache.
+        if rows != len(first.original_ids):
             raise ValueError(
-                f"cache: it has {rows} rows of {len(first.given)} prompts; begin a new cache"
+                f"cache: it has {rows} rows of {len(first.original_ids)} prompts; begin a new cache"
             )
-        if not torch.equal(ids[:, :width], first.given.to(ids.device)):
+        if not torch.equal(ids[:, :width], first.original_ids.to(ids.device)):
             raise ValueError(
                 "input_ids: a later turn has to begin with the prompt that its cache was begun with, padding included, "
-                f"{len(first.given)} x {width} ids; then come the answers so far and the next question"
+                f"{len(first.original_ids)} x {width} ids; then come the answers so far and the next question"
             )
         if visual_slots(ids[:, width:], self.model.config).any():
             raise ValueError(f"input_ids: {NEW_PICTURE}")
@@ -182,8 +183,9 @@ class Turns:
                 after = first.mask.new_ones(len(ids), length - read_length)
                 return torch.cat([first.mask, after], 1)
             return None
-        given_length = length - read_length + first.given.shape[1]
+        given_length = length - read_length + first.original_ids.shape[1]
         is_as_given = mask.shape[1] == given_length
+        # One of `generate` is as long as what was read, and only by chance as given.
         if is_as_given and first.shortened and not self.generating:
             return self._shorten_mask(first, mask)
         return mask
@@ -201,6 +203,7 @@ class Turns:
             return inputs
         if mask is None or inputs.get("position_ids") is not None:
             return inputs
+        # The first token that is no padding is at position 0, as in generate().
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         return {**inputs, "position_ids": positions[:, -inputs["input_ids"].shape[1] :]}
 
@@ -210,8 +213,8 @@ class Turns:
             raise ValueError(
                 "attention_mask: a later turn needs prompts padded on the left (processor.tokenizer.padding_side)"
             )
-        width = first.given.shape[1]
-        visual = visual_slots(first.given, self.model.config)
+        width = first.original_ids.shape[1]
+        visual = visual_slots(first.original_ids, self.model.config)
         prompt_mask = still_valid(first.mask, visual, mask[:, :width])
         return torch.cat([prompt_mask.to(mask), mask[:, width:]], 1)
 

@@ -16,15 +16,16 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import chain, islice
 
+from zipeval import moved
 from zipeval.engine import hf_names
-from zipeval.engine.budget import Picture, Shape
+from zipeval.engine.budget import Shape, VisualInput
 from zipeval.engine.guard import Applied, Guard
 from zipeval.engine.hf_names import PIXELS, SIZES
 from zipeval.engine.images import (
     check_model,
     cls_tokens,
     largest_picture,
-    packing,
+    packing_order,
     pictures,
     pixels,
     side,
@@ -33,13 +34,14 @@ from zipeval.engine.images import (
 )
 from zipeval.engine.method import Method, Stages
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
-from zipeval.engine.received import received
+from zipeval.engine.received import attention_received
 from zipeval.engine.trace import observer
-from zipeval.engine.turns import FirstTurn, Turns
+from zipeval.engine.turns import ConversationCache, FirstTurn
 from zipeval.errors import BudgetError
 from zipeval.utils.lazy import torch
 
-IGNORED = -100  # a label that no loss counts, as transformers has it
+# A label that no loss counts, as transformers has it.
+IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Crops:
 
         See zipeval/engine/received.py.
         """
-        scores = received(self.queries, self.keys, self.heads, self.prefix)
+        scores = attention_received(self.queries, self.keys, self.heads, self.prefix)
         # Read only after the prompt, so that the host does not wait for the device here.
         self.no_numbers.append(scores.isnan().any())
         return scores
@@ -130,9 +132,10 @@ class VisionMethod(Method):
 
     Attributes:
         tokens: visual tokens that a crop is left with; most images are one crop.
-        row_ends: whether the tiles' rows of patches keep the model's row ends; the official VisionZip drops them.
-        reads_pixels: whether it needs `Crops.pixels` on the CPU. They are copied before the encoder starts, so that
-            nothing has to wait for it.
+        row_ends: whether the tiles' rows of patches keep the model's row ends; the
+            official VisionZip drops them.
+        reads_pixels: whether it needs `Crops.pixels` on the CPU. They are copied before
+            the encoder starts, so that nothing has to wait for it.
     """
 
     tokens: int
@@ -157,6 +160,7 @@ class VisionMethod(Method):
         Raises:
             ValueError: for a budget that cannot be met.
         """
+        # With one crop, a budget for an image is one for the crop.
         if shape.crops == 1:
             return cls(tokens=tokens, **options)
         if budget == "paper":
@@ -166,20 +170,21 @@ class VisionMethod(Method):
                 )
             return cls(tokens=tokens // shape.crops, **options)
         make = partial(cls, **options)
+        # A picture may have any of these grids: all of them are tried before the run.
         for picture in shape.pictures:
             _check_division(tokens, picture, make)
-        return Divided(tokens, make)
+        return SplitAcrossCrops(tokens, make)
 
     @property
     def reduction_stages(self) -> Stages:
         """Return the method as one that acts before the decoder alone."""
         return Stages(vision=self)
 
-    def of_crops(self, picture: Picture) -> list[VisionMethod]:
+    def of_crops(self, picture: VisualInput) -> list[VisionMethod]:
         """Return the method for each crop of an image."""
         return [self] * picture.crops
 
-    def less_row_ends(self, picture: Picture) -> VisionMethod:
+    def less_row_ends(self, picture: VisualInput) -> VisionMethod:
         """Return the method for an image whose row ends come on top of its tokens."""
         return self
 
@@ -198,40 +203,41 @@ class VisionMethod(Method):
         """Return how many tokens are left of a crop of so many patches."""
         return min(patches, self.tokens)
 
-    def left_of(self, picture: Picture) -> int:
+    def num_tokens(self, picture: VisualInput) -> int:
         """Return how many tokens are left of an image, never more than the model makes.
 
         The model adds row ends to the patches of tiles, and cuts off those of padding.
         """
-        left = [method.left(picture.patches) for method in self.of_crops(picture)]
+        counts = [method.left(picture.patches) for method in self.of_crops(picture)]
         # Where no patch leaves, the model itself packs the image.
-        if min(left) == picture.patches:
+        if min(counts) == picture.patches:
             return picture.tokens
-        total = sum(left)
+        total = sum(counts)
         if self.row_ends:
             total += picture.rows
         return min(picture.tokens, total)
 
-    def entering(self, images: list[Picture], depth: int) -> list[int]:
+    def tokens_per_layer(self, images: list[VisualInput], depth: int) -> list[int]:
         """Return the visual tokens that enter each of `depth` decoder layers.
 
         Args:
             images: the images or videos of one prompt.
             depth: number of decoder layers.
         """
-        return [sum(map(self.left_of, images))] * depth
+        return [sum(map(self.num_tokens, images))] * depth
 
     @property
-    def asked(self) -> int | None:
+    def requested_tokens(self) -> int | None:
         """Return the number of tokens that are to be left of a crop; None without one."""
         return getattr(self, "tokens", None)
 
-    def check_removes(self, largest: Picture) -> None:
+    def check_removes(self, largest: VisualInput) -> None:
         """Raise ValueError where more tokens are to be left of a crop than it has patches."""
-        if self.asked is not None and self.asked > largest.patches:
+        requested = self.requested_tokens
+        if requested is not None and requested > largest.patches:
             where = "an image" if largest.crops == 1 else "a crop of an image"
             raise ValueError(
-                f"tokens={self.asked}: this model has {largest.patches} visual tokens in {where}, so that nothing "
+                f"tokens={requested}: this model has {largest.patches} visual tokens in {where}, so that nothing "
                 f"would be removed. Choose from 1 to {largest.patches}"
             )
 
@@ -242,15 +248,18 @@ class VisionMethod(Method):
         The inputs are the processor's usual ones. The block is given what was left of
         the prompts that were read last.
 
-        `generate` returns the prompt it was given, placeholders and all, followed by the new tokens, so that callers
-        slice it as they always do. With its cache (`past_key_values=`, one's own or that of
-        `return_dict_in_generate=True`), what it returned and a next question behind it are a later turn, which the
-        visual tokens serve that were left in the first one. Nothing of this is left on the model after the block, nor
-        after an exception.
+        `generate` returns the prompt it was given, placeholders and all, followed by the
+        new tokens, so that callers slice it as they always do. With its cache
+        (`past_key_values=`, one's own or that of `return_dict_in_generate=True`), what it
+        returned and a next question behind it are a later turn, which the visual tokens
+        serve that were left in the first one. Nothing of this is left on the model after
+        the block, nor after an exception.
 
         Raises:
-            ValueError: for a model that is not built as LLaVA is, and for settings that would remove nothing.
-            IncompatibleError: in a call, where the model does not call its decoder as is expected.
+            ValueError: for a model that is not built as LLaVA is, and for settings that
+                would remove nothing.
+            IncompatibleError: in a call, where the model does not call its decoder as is
+                expected.
         """
         check_model(model)
         self.check_removes(largest_picture(model))
@@ -275,7 +284,7 @@ class VisionMethod(Method):
 
 
 def _check_division(
-    tokens: int, picture: Picture, make: Callable[..., VisionMethod]
+    tokens: int, picture: VisualInput, make: Callable[..., VisionMethod]
 ) -> None:
     """Raise ValueError where tokens of an image cannot be divided over its crops."""
     if tokens < picture.crops + picture.rows:
@@ -284,7 +293,7 @@ def _check_division(
             f"tokens={tokens}: too few for an image of {picture.crops} crops{rows}"
         )
     # A method may refuse the share of a crop: VisionZip's dominant tokens, for example.
-    Divided(tokens - picture.rows, make).of_crops(picture)
+    SplitAcrossCrops(tokens - picture.rows, make).of_crops(picture)
 
 
 class PromptHooks:
@@ -292,11 +301,12 @@ class PromptHooks:
 
     def __init__(self, method: VisionMethod, model):
         self.method, self.model, self.stock_generate = method, model, model.generate
-        self.turns, self.applied = Turns(model), Applied()
+        self.turns, self.applied = ConversationCache(model), Applied()
         self.guard = Guard(model, type(method).__name__, inside=False)
 
     def enter(self, module, args, kwargs):
         """Replace the arguments of a call: a forward pre-hook of the model."""
+        # A model's first argument may come without a name.
         if args:
             kwargs = {"input_ids": args[0], **kwargs}
         later = self.turns.continue_forward(kwargs)
@@ -344,6 +354,7 @@ class PromptHooks:
             # Counted on the device; the host asks for the numbers when somebody does.
             self.applied.record(lambda: [[count] * depth for count in visual.tolist()])
         if reduced_prompts is not inputs:
+            # Padding on the right is told to a later turn, which cannot go on behind it.
             initial, mask = inputs["input_ids"], inputs.get("attention_mask")
             last = initial[:, -1]
             padded = torch.zeros_like(last) if mask is None else mask[:, -1] == 0
@@ -359,14 +370,14 @@ class PromptHooks:
 
 
 @dataclass(frozen=True)
-class Everything(VisionMethod):
+class KeepAll(VisionMethod):
     """Leave the model as it is.
 
     This stands for a method where its budget is too large for an image, and where no
     method acts before the decoder.
     """
 
-    asked = None
+    requested_tokens = None
 
     def left(self, patches: int) -> int:
         return patches
@@ -375,22 +386,25 @@ class Everything(VisionMethod):
         return crops.everything()
 
 
-def _crop_methods(method: VisionMethod, images: list[Picture]) -> list[VisionMethod]:
+def _crop_methods(
+    method: VisionMethod, images: list[VisualInput]
+) -> list[VisionMethod]:
     """Return the method for each crop of some images, one image after another.
 
     Where the method makes no fewer tokens than the model, the model does as it does.
     """
     methods: list[VisionMethod] = []
     for image in images:
-        if method.left_of(image) == image.tokens:
-            methods += [Everything()] * image.crops
+        # A budget for large images may be more than a small one has.
+        if method.num_tokens(image) == image.tokens:
+            methods += [KeepAll()] * image.crops
         else:
             methods += method.of_crops(image)
     return methods
 
 
 @dataclass(frozen=True)
-class Divided(VisionMethod):
+class SplitAcrossCrops(VisionMethod):
     """Divide a budget for whole images over their crops.
 
     Args:
@@ -400,10 +414,10 @@ class Divided(VisionMethod):
 
     tokens: int
     make: Callable[..., VisionMethod]
-    # `tokens` is a number for an image, and `asked` one for a crop.
-    asked = None
+    # `tokens` is a number for an image, and `requested_tokens` one for a crop.
+    requested_tokens = None
 
-    def of_crops(self, picture: Picture) -> list[VisionMethod]:
+    def of_crops(self, picture: VisualInput) -> list[VisionMethod]:
         share, rest = divmod(self.tokens, picture.crops)
         methods = []
         for crop in range(picture.crops):
@@ -412,7 +426,7 @@ class Divided(VisionMethod):
             methods.append(self.make(tokens=min(picture.patches, tokens)))
         return methods
 
-    def less_row_ends(self, picture: Picture) -> VisionMethod:
+    def less_row_ends(self, picture: VisualInput) -> VisionMethod:
         """Return the method with tokens put by for the row ends of an image."""
         return replace(self, tokens=self.tokens - picture.rows)
 
@@ -424,7 +438,7 @@ class Divided(VisionMethod):
 
 
 @dataclass(frozen=True)
-class RowEnds(VisionMethod):
+class WithImageNewlines(VisionMethod):
     """Leave the row ends of LLaVA-NeXT's tiles (`packing=newline`) beside a method's tokens.
 
     They come on top of what each crop is left with; of a budget for whole images they are
@@ -435,10 +449,10 @@ class RowEnds(VisionMethod):
     row_ends = True
 
     @property
-    def asked(self) -> int | None:
-        return self.method.asked
+    def requested_tokens(self) -> int | None:
+        return self.method.requested_tokens
 
-    def of_crops(self, picture: Picture) -> list[VisionMethod]:
+    def of_crops(self, picture: VisualInput) -> list[VisionMethod]:
         return self.method.less_row_ends(picture).of_crops(picture)
 
     def reduce(self, crops: Crops) -> Reduced:
@@ -497,8 +511,10 @@ def reduce_prompts(
     if inputs.get(SIZES) is not None:
         inputs[SIZES] = inputs[SIZES].cpu()
     images = {kind: pictures(model, inputs, kind) for kind in kinds}
-    counts = {kind: [*map(method.left_of, images[kind])] for kind in kinds}
-    ids, mask, labels = shrunk(model, ids, mask, images, counts, inputs.get("labels"))
+    counts = {kind: [*map(method.num_tokens, images[kind])] for kind in kinds}
+    ids, mask, labels = shrink_placeholders(
+        model, ids, mask, images, counts, inputs.get("labels")
+    )
     inputs |= {"input_ids": ids, "attention_mask": mask}
     if labels is not None:
         inputs["labels"] = labels
@@ -507,15 +523,17 @@ def reduce_prompts(
     for kind in kinds:
         methods = _crop_methods(method, images[kind])
         reads_pixels = any(part.reads_pixels for part in methods)
-        crops = see(model, inputs, kind, reads_pixels)
-        encoded[kind] = reduced(model, crops, images[kind], inputs.get(SIZES), method)
+        crops = encode_crops(model, inputs, kind, reads_pixels)
+        encoded[kind] = reduce_and_pack(
+            model, crops, images[kind], inputs.get(SIZES), method
+        )
         scores += crops.no_numbers
         for image, count in zip(images[kind], counts[kind], strict=True):
             shortened |= count < image.tokens
     # The features stand for the pixels from here on.
     for name in (SIZES, *chain.from_iterable(PIXELS.values())):
         inputs.pop(name, None)
-    return {**inputs, **outputs(model, encoded)}, shortened, scores
+    return {**inputs, **encoder_outputs(model, encoded)}, shortened, scores
 
 
 def _check_prompts(inputs: dict) -> None:
@@ -536,11 +554,11 @@ def _check_prompts(inputs: dict) -> None:
         )
 
 
-def shrunk(
+def shrink_placeholders(
     model,
     ids: torch.Tensor,
     mask: torch.Tensor,
-    images: dict[str, list[Picture]],
+    images: dict[str, list[VisualInput]],
     counts: dict[str, list[int]],
     labels: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -594,7 +612,7 @@ class Encoded:
     places: torch.Tensor | None
 
 
-def outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
+def encoder_outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
     """Return the arguments of `forward` and `generate` that stand for pixels.
 
     They are fresh objects, as generate() writes into them.
@@ -615,7 +633,7 @@ def outputs(model, encoded: dict[str, list[Encoded]]) -> dict:
     return {hf_names.FEATURES: by_kind}
 
 
-def see(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
+def encode_crops(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
     """Return all crops of the images, or of the videos, of the processor's inputs.
 
     They come in reading order, as the encoder sees them.
@@ -627,7 +645,7 @@ def see(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
     Raises:
         IncompatibleError: where the model does not call what the hooks are on.
     """
-    base, layer = model.base_model, scored(model, kind)
+    base, layer = model.base_model, scored_layer(model, kind)
     attention = layer.self_attn
     observed = {}
 
@@ -674,10 +692,10 @@ def see(model, inputs: dict, kind: str, reads_pixels: bool) -> Crops:
     return Crops(**observed, heads=attention.num_heads, prefix=cls_tokens(model))
 
 
-def reduced(
+def reduce_and_pack(
     model,
     crops: Crops,
-    images: list[Picture],
+    images: list[VisualInput],
     sizes: torch.Tensor | None,
     method: VisionMethod,
 ) -> list[Encoded]:
@@ -692,6 +710,7 @@ def reduced(
     Raises:
         BudgetError: if it leaves another number of tokens than it says.
     """
+    # All images are reduced and projected at once, and told apart behind that.
     features, reductions = _reduce_crops(crops, _crop_methods(method, images))
     projected = method.project(model, features.to(crops.selected.dtype))
     remaining = zip(projected, reductions, strict=True)
@@ -708,7 +727,7 @@ def reduced(
             for row, crop in zip(rows, image_crops, strict=True)
         ]
         packed = _in_order(torch.cat(tokens), order, row_end)
-        expected = method.left_of(image)
+        expected = method.num_tokens(image)
         if len(packed) != expected:
             name = type(method).__name__
             raise BudgetError(
@@ -725,19 +744,19 @@ def reduced(
 def _packing_order(
     model,
     method: VisionMethod,
-    image: Picture,
+    image: VisualInput,
     size: torch.Tensor | None,
     crops: tuple[Reduced, ...],
 ) -> torch.Tensor | None:
     """Return the order of an image's tokens; None where crops just follow each other."""
     if size is None:
         return None
-    if method.left_of(image) == image.tokens:
+    if method.num_tokens(image) == image.tokens:
         device = crops[0].features.device
         return stock_packing(model, size).to(device, non_blocking=True)
     counts = [len(crop.features) for crop in crops]
     positions = [crop.kept for crop in crops]
-    return packing(model, counts, positions, size, method.row_ends)
+    return packing_order(model, counts, positions, size, method.row_ends)
 
 
 def _in_order(
@@ -773,7 +792,7 @@ def _places(crops: tuple[Reduced, ...], prefix: int, patches: int) -> torch.Tens
     return torch.cat(places)
 
 
-def scored(model, kind: str) -> torch.nn.Module:
+def scored_layer(model, kind: str) -> torch.nn.Module:
     """Return the encoder layer that features are read from; methods score by its attention.
 
     Raises:
@@ -822,6 +841,7 @@ def _reduce_crops(
     by_row: dict[int, Reduced] = {}
     for (_, rows), result in zip(groups, results, strict=True):
         for i, row in enumerate(rows):
+            # Methods that merge nothing, or nowhere in particular, have no such positions.
             merged = None if result.merged is None else result.merged[i]
             by_row[row] = Reduced(result.features[i], result.kept[i], merged)
     return features, [by_row[row] for row in range(len(methods))]
@@ -840,3 +860,7 @@ def _group_rows(
             groups.append((method, rows))
         rows.append(row)
     return groups
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

@@ -1,8 +1,9 @@
 """One file per method.
 
-A method is an object whose `applied(model)` is a context manager in which the model reduces, and whose
-`entering(images, depth)` says how many visual tokens of a prompt then enter each decoder layer; what really enters is
-held against it. A method with a budget has a class method `for_budget`.
+A method is an object whose `applied(model)` is a context manager in which the model
+reduces, and whose `tokens_per_layer(images, depth)` says how many visual tokens of a prompt
+then enter each decoder layer; what really enters is held against it. A method with a budget
+has a class method `for_budget`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from zipeval.engine.budget import Shape
 from zipeval.engine.method import stages_of
-from zipeval.engine.vision import RowEnds
+from zipeval.engine.vision import WithImageNewlines
 from zipeval.errors import UsageError
 
 
@@ -34,6 +35,7 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
     try:
         method_class = getattr(import_module(module), name)
         built = _build_class(method_class, method, budget, shape)
+        # Refused here: a decoder that is too shallow for the layers of a method.
         inside = stages_of(built).decoder
         if inside is not None:
             inside.check(shape.layers)
@@ -51,6 +53,7 @@ def build(method: dict[str, Any], budget: str, shape: Shape):
 
 def _build_class(method_class, method: dict[str, Any], budget: str, shape: Shape):
     """Return an object of a method's class, with the options of its config."""
+    # None in a config stands for the class's own default.
     options = {name: value for name, value in method.items() if value is not None}
     del options["_target_"]
     options.pop("name", None)
@@ -66,6 +69,7 @@ def modules(method: dict[str, Any]) -> tuple[str, ...]:
     """
     names = [method["_target_"].rpartition(".")[0]]
     for option in method.values():
+        # A node within the node: one of the methods of a chain.
         if isinstance(option, dict):
             names += modules(option)
     return tuple(names)
@@ -87,4 +91,4 @@ def _with_row_ends(method, shape: Shape):
         raise ValueError(
             "packing=newline is of methods before the language model; inside it the model packs as it does"
         )
-    return RowEnds(method)
+    return WithImageNewlines(method)

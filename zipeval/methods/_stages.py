@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.method import Method
-from zipeval.engine.vision import Everything, VisionMethod
+from zipeval.engine.vision import KeepAll, VisionMethod
 
 
 def stages(method) -> tuple[VisionMethod, DecoderMethod | None] | None:
@@ -16,4 +16,4 @@ def stages(method) -> tuple[VisionMethod, DecoderMethod | None] | None:
     if not isinstance(method, Method):
         return None
     declared = method.reduction_stages
-    return declared.vision or Everything(), declared.decoder
+    return declared.vision or KeepAll(), declared.decoder

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zipeval.engine.budget import Picture, Shape
+from zipeval.engine.budget import Shape, VisualInput
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.guard import Applied
 from zipeval.engine.images import largest_picture
@@ -90,7 +90,7 @@ class Chain(Method):
                 f"second.tokens={second.get('tokens')}: what the second one leaves is set by tokens="
             )
         vision_method = build(first, budget, shape)
-        entering = vision_method.left_of(shape.picture)
+        entering = vision_method.num_tokens(shape.picture)
         # With all tokens of an image as its budget a chain is the stock model.
         if entering <= tokens < shape.entering:
             raise ValueError(
@@ -112,13 +112,16 @@ class Chain(Method):
         """
         largest = self._reduced_by_first(largest_picture(model))
         self.second.check_removes(largest)
+        # In this order the second one's `generate` is around that of the first.
         with self.first.applied(model), self.second.applied(model) as applied:
             yield applied
 
-    def entering(self, images: list[Picture], depth: int) -> list[int]:
+    def tokens_per_layer(self, images: list[VisualInput], depth: int) -> list[int]:
         """Return the visual tokens that enter each layer, of a prompt with these images."""
-        return self.second.entering([*map(self._reduced_by_first, images)], depth)
+        return self.second.tokens_per_layer(
+            [*map(self._reduced_by_first, images)], depth
+        )
 
-    def _reduced_by_first(self, image: Picture) -> Picture:
+    def _reduced_by_first(self, image: VisualInput) -> VisualInput:
         """Return an image with as many tokens as the first method leaves of it."""
-        return replace(image, tokens=self.first.left_of(image))
+        return replace(image, tokens=self.first.num_tokens(image))

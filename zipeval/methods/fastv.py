@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zipeval.engine.budget import Shape, published, search, wants_published
-from zipeval.engine.decoder import DecoderMethod, Kept, Prompts, keep_best
+from zipeval.engine.decoder import DecoderMethod, PromptBatch, Selection, topk_mask
 from zipeval.utils.lazy import torch
 
 # Kept at K=2 in the comparisons that SparseVLM published and VisionZip took over.
@@ -61,6 +61,7 @@ class FastV(DecoderMethod):
         """
         if {"keep", "ratio"} & options.keys():
             raise ValueError(ONE)
+        # Before layer 0 there is no attention that could rate tokens.
         usual = max(1, shape.depth(2))
         K = options.pop("K", usual)
 
@@ -80,20 +81,21 @@ class FastV(DecoderMethod):
         return search(keeping_share, tokens, budget, shape)
 
     @property
-    def asked(self) -> int | None:
+    def requested_tokens(self) -> int | None:
         return self.keep
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (self.K,)
 
     def schedule(self, visual: int, depth: int) -> list[int]:
+        # K layers see all tokens; those behind them see what was kept.
         return [visual] * self.K + [self._count(visual)] * (depth - self.K)
 
-    def reduce(self, layer: int, prompts: Prompts) -> Kept:
+    def reduce(self, layer: int, prompts: PromptBatch) -> Selection:
         counts = [self._count(visual) for visual in prompts.counts]
-        return Kept(keep_best(self._attention(prompts), prompts, counts))
+        return Selection(topk_mask(self._attention(prompts), prompts, counts))
 
-    def _attention(self, prompts: Prompts) -> torch.Tensor:
+    def _attention(self, prompts: PromptBatch) -> torch.Tensor:
         """Return the attention that tokens are rated by, averaged over heads: (B, L)."""
         if self.score == "mean":
             return _mean_attention(prompts)
@@ -114,7 +116,7 @@ def _check_whole(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name}={value}: a whole number from {least} up")
 
 
-def _mean_attention(prompts: Prompts) -> torch.Tensor:
+def _mean_attention(prompts: PromptBatch) -> torch.Tensor:
     """Return the attention received, averaged over heads and the rows of all tokens: (B, L)."""
     valid = prompts.valid
     rows = torch.arange(valid.shape[1], device=valid.device).expand(len(valid), -1)

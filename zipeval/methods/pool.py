@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zipeval.engine.budget import Shape
-from zipeval.engine.vision import Crops, Reduced, RowEnds, VisionMethod
+from zipeval.engine.vision import Crops, Reduced, VisionMethod, WithImageNewlines
 from zipeval.utils.lazy import torch
 
 
@@ -25,7 +25,7 @@ class Pool(VisionMethod):
         # Refused here and not in the middle of a run: a crop's share with no such grid.
         for picture in shape.pictures:
             side = round(picture.patches**0.5)
-            for crop_method in RowEnds(method).of_crops(picture):
+            for crop_method in WithImageNewlines(method).of_crops(picture):
                 if crop_method.tokens < picture.patches:
                     grid(crop_method.tokens, side)
         return method

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from zipeval.engine import density_peaks
-from zipeval.engine.decoder import Kept, Prompts, Read, keep_best
+from zipeval.engine.decoder import PromptBatch, PromptInfo, Selection, topk_mask
 from zipeval.engine.ragged import on_device, take
-from zipeval.engine.staged import Staged
+from zipeval.engine.staged import ScheduledDecoderMethod
 from zipeval.utils.lazy import torch
 
 # By version and budget: visual tokens that stay after each of the layers below.
@@ -28,13 +28,13 @@ AFTER = (2, 6, 15)
 
 
 @dataclass(frozen=True)
-class SparseVLM(Staged):
+class SparseVLM(ScheduledDecoderMethod):
     """Drop and recycle tokens as in sections 3.2 to 3.4.
 
     Version 2: sections 4.2 and 4.3 of SparseVLM+.
 
     Args:
-        counts, after, of: as in Staged.
+        counts, after, of: as in ScheduledDecoderMethod.
         version: 1.5 or 2. With `use_cache=False`, raters and tokens are chosen anew at
             every step.
         heads: that rate in version 2.
@@ -70,20 +70,20 @@ class SparseVLM(Staged):
         # The official code makes a cluster of about ten recycled tokens.
         return int(_recycled(dropped) / 10) + 1
 
-    def reduce(self, layer: int, prompts: Prompts) -> Kept:
-        score, counts = self.score(prompts), self.kept(layer, prompts)
-        stays = keep_best(score, prompts, counts)
+    def reduce(self, layer: int, prompts: PromptBatch) -> Selection:
+        score, counts = self.score(prompts), self.counts_before(layer, prompts)
+        stays = topk_mask(score, prompts, counts)
         dropped = [
             entering - count
             for entering, count in zip(prompts.counts, counts, strict=True)
         ]
         if self.version == 2 or not any(dropped):
-            return Kept(stays)
+            return Selection(stays)
         # Only tokens that were dropped are recycled.
         score = score.masked_fill(stays | ~prompts.visual, float("-inf"))
-        return Kept(stays, *self._recycle(layer, prompts, score, dropped))
+        return Selection(stays, *self._recycle(layer, prompts, score, dropped))
 
-    def score(self, prompts: Prompts) -> torch.Tensor:
+    def score(self, prompts: PromptBatch) -> torch.Tensor:
         """Return the attention that tokens get from the raters: (B, L).
 
         It is averaged over heads, then over raters.
@@ -105,7 +105,7 @@ class SparseVLM(Staged):
         return received.mean(1) / rates.sum(1, keepdim=True)
 
     def _recycle(
-        self, layer: int, prompts: Prompts, score: torch.Tensor, dropped: list[int]
+        self, layer: int, prompts: PromptBatch, score: torch.Tensor, dropped: list[int]
     ):
         """Return the tokens that are made of dropped ones, as `density_peaks.merge` does.
 
@@ -116,14 +116,14 @@ class SparseVLM(Staged):
         sizes = [_recycled(number) if number else 0 for number in dropped]
         best = score.argsort(dim=1, descending=True, stable=True)[:, : max(sizes)]
         draws = []
-        for size, prompt in zip(sizes, prompts.given.read, strict=True):
+        for size, prompt in zip(sizes, prompts.initial.infos, strict=True):
             draws.append(self._draw(size, self._generator(prompt, layer)))
         draws = torch.nn.utils.rnn.pad_sequence(draws, batch_first=True)
         noise = draws.to(score.device, non_blocking=True) * self.noise
         points, clusters = take(prompts.hidden, best), [*map(self.merged, dropped)]
         return density_peaks.merge(points, sizes, clusters, noise)
 
-    def _generator(self, prompt: Read, layer: int) -> torch.Generator:
+    def _generator(self, prompt: PromptInfo, layer: int) -> torch.Generator:
         """Return a generator whose seed depends on a prompt's own ids and the layer.
 
         It does not depend on what stands beside the prompt in the batch.
@@ -141,7 +141,7 @@ def _recycled(dropped: int) -> int:
     return int(0.3 * dropped) + 1
 
 
-def raters(prompts: Prompts) -> torch.Tensor:
+def raters(prompts: PromptBatch) -> torch.Tensor:
     """Return which of the last T slots rate (section 3.2): (B, T) bool.
 
     It is the text behind the image that is more similar to it than the average of that
@@ -152,8 +152,8 @@ def raters(prompts: Prompts) -> torch.Tensor:
     Raises:
         ValueError: for a prompt that ends in its image.
     """
-    initial = prompts.given
-    lengths = [prompt.behind if prompt.visual else 1 for prompt in initial.read]
+    initial = prompts.initial
+    lengths = [prompt.text_after if prompt.visual else 1 for prompt in initial.infos]
     if min(lengths) == 0:
         raise ValueError(
             "input_ids: a prompt ends in an image; SparseVLM needs text behind it that rates"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from zipeval.engine.budget import Picture
+from zipeval.engine.budget import VisualInput
 from zipeval.engine.method import Method, Stages
 
 
@@ -21,6 +21,6 @@ class Vanilla(Method):
     def applied(self, model) -> AbstractContextManager:
         return nullcontext()
 
-    def entering(self, images: list[Picture], depth: int) -> list[int]:
+    def tokens_per_layer(self, images: list[VisualInput], depth: int) -> list[int]:
         """Return the number of all visual tokens, for every layer."""
         return [sum(image.tokens for image in images)] * depth

@@ -70,7 +70,7 @@ class VisionZip(VisionMethod):
         return super().for_budget(tokens, budget, shape, **options)
 
     @property
-    def asked(self) -> int:
+    def requested_tokens(self) -> int:
         return sum(self.split())
 
     def left(self, tokens: int) -> int:
