@@ -90,9 +90,9 @@ class Shape:
         """Tell whether methods before the decoder leave row ends."""
         return any(rows for _, rows in self.grids)
 
-    def published(self, count: int, of: int = PAPER_TOKENS) -> int:
-        """Return a count that was published for an image of `of` tokens, in proportion."""
-        return round(count * self.image / of)
+    def published(self, count: int, image_tokens: int = PAPER_TOKENS) -> int:
+        """Return a count that was published for an image, in proportion."""
+        return round(count * self.image / image_tokens)
 
     def depth(self, layer: int) -> int:
         """Return the layer that stands for one that was published for LLaVA-1.5.
@@ -113,18 +113,22 @@ def wants_published(tokens: int, budget: str, shape: Shape) -> bool:
 
 
 def published(
-    settings: Mapping[int, Setting], tokens: int, shape: Shape, of: int = PAPER_TOKENS
+    settings: Mapping[int, Setting],
+    tokens: int,
+    shape: Shape,
+    image_tokens: int = PAPER_TOKENS,
 ) -> Setting:
     """Return the published setting for `tokens`.
 
     Args:
-        settings: has a key for each number of tokens that is left of an image of `of`.
+        settings: has a key for each number of tokens that is left of an image of
+            `image_tokens`.
 
     Raises:
         ValueError: if none was published.
     """
     # Settings for images in crops are not for others, nor the other way round.
-    in_crops = of != PAPER_TOKENS
+    in_crops = image_tokens != PAPER_TOKENS
     if not settings or in_crops != (shape.crops > 1):
         raise ValueError(
             f"tokens={tokens}: nothing was published for {shape.crops} crops. Choose budget=mean or budget=final"
@@ -132,7 +136,7 @@ def published(
     # A share of every crop, so that what they add up to can be divided again.
     scaled = {}
     for count, setting in settings.items():
-        share = shape.published(count, of * shape.crops)
+        share = shape.published(count, image_tokens * shape.crops)
         scaled[shape.crops * share] = setting
     if tokens not in scaled:
         listed = ", ".join(map(str, scaled))

@@ -214,8 +214,10 @@ def packing_order(
     tiles_of_image = zip(counts[1:], positions[1:], strict=True)
     for tile, (count, tile_positions) in enumerate(tiles_of_image):
         patch = tile_positions - prefix
-        top, left = tile // tile_columns * width, tile % tile_columns * width
-        place = (top + patch // width) * row_length + left + patch % width
+        tile_top = tile // tile_columns * width
+        tile_left = tile % tile_columns * width
+        row, column = tile_top + patch // width, tile_left + patch % width
+        place = row * row_length + column
         # A CLS token is at a position below 0.
         place = torch.where(patch < 0, behind_patches, place)
         merged = place.new_full((count - len(patch),), behind_patches + 1)

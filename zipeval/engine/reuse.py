@@ -159,7 +159,7 @@ def prefill_prefixes(
     model,
     ids: list[torch.Tensor],
     groups: list[Hashable],
-    given: Callable[[list[int]], dict],
+    pixel_arguments: Callable[[list[int]], dict],
     padding: int,
 ) -> tuple[dict, list[int], list[int]]:
     """Return inputs for `generate` whose cache holds every prompt's prefix already.
@@ -171,7 +171,7 @@ def prefill_prefixes(
         ids: (L_i) every prompt, with as many placeholders as visual tokens are left of
             its pictures, at least one.
         groups: equal where the pictures are.
-        given: returns the arguments that stand for the pixels of the prompts with these
+        pixel_arguments: returns what stands for the pixels of the prompts with these
             numbers.
         padding: the id of it.
 
@@ -191,7 +191,7 @@ def prefill_prefixes(
         input_ids=prefixes.to(model.device),
         attention_mask=prefix_mask.to(model.device),
         position_ids=(prefix_mask.cumsum(1) - 1).clamp(min=0).to(model.device),
-        **given(readers),
+        **pixel_arguments(readers),
         use_cache=True,
         logits_to_keep=1,
         **hf_names.cache_argument(model, cache),

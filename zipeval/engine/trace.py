@@ -54,17 +54,17 @@ class Trace:
         self._places[kind] = places
 
     def decoded(
-        self, given: torch.Tensor, source: torch.Tensor, visual: torch.Tensor
+        self, entered: torch.Tensor, source: torch.Tensor, visual: torch.Tensor
     ) -> None:
         """Take the report of a stage inside the decoder, behind all reduction there.
 
         Args:
-            given: (B, S) bool, the visual tokens that entered it.
-            source: (B, L) the slots in `given` of what is left, -1 for what is new.
+            entered: (B, S) bool, the visual tokens that entered it.
+            source: (B, L) the slots in `entered` of what is left, -1 for what is new.
             visual: (B, L) bool, the visual ones among that.
         """
         # A visual token's number among those of its prompt: places are listed by it.
-        number = take(given.cumsum(1) - 1, source.clamp(min=0))  # [B, L]
+        number = take(entered.cumsum(1) - 1, source.clamp(min=0))  # [B, L]
         self._left = number.masked_fill(~visual | (source < 0), -1)
 
     def places(self, model, inputs: dict) -> dict[str, list[torch.Tensor]]:

@@ -220,7 +220,7 @@ class ConversationCache:
 
 
 def still_valid(
-    read: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor
+    read_mask: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """Return what a later turn sees of its first one: (B, S).
 
@@ -229,7 +229,7 @@ def still_valid(
     given.
 
     Args:
-        read: (B, S) mask of the prompt as it was read.
+        read_mask: (B, S) mask of the prompt as it was read.
         visual: (B, L) bool, visual tokens of the prompt as given, S <= L.
         mask: (B, L) what the later turn says of it.
     """
@@ -237,7 +237,7 @@ def still_valid(
     is_after_pictures = visual.flip(1).cumsum(1).flip(1) == 0
     left_out = is_after_pictures & ~mask.to(visual.device).bool()
     # Aligned at the end: [B, L] -> [B, S]
-    return read.masked_fill(left_out[:, visual.shape[1] - read.shape[1] :], 0)
+    return read_mask.masked_fill(left_out[:, visual.shape[1] - read_mask.shape[1] :], 0)
 
 
 def later(inputs: dict) -> dict:
