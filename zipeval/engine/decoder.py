@@ -30,7 +30,7 @@ from zipeval.engine.images import check_model, largest_picture
 from zipeval.engine.method import Method, Stages
 from zipeval.engine.ragged import compact_index, on_device, take, visual_slots
 from zipeval.engine.trace import observer
-from zipeval.engine.turns import later, still_valid
+from zipeval.engine.turns import drop_pictures, still_valid
 from zipeval.errors import BudgetError
 from zipeval.utils.lazy import torch
 
@@ -350,7 +350,7 @@ def _whole_prompts(model, prefill_hooks: PrefillHooks) -> Iterator[None]:
             )
         is_later_turn = hf_names.given_cache(kwargs) in prefill_hooks.segments
         if is_later_turn:
-            kwargs = later(kwargs)
+            kwargs = drop_pictures(kwargs)
         try:
             with prefill_hooks.guard.generating(kwargs):
                 return generate(*args, **kwargs)
@@ -449,7 +449,7 @@ class PrefillHooks:
             self.model.register_forward_hook(self.leave),
         ]
         for number in range(self.layers[0], len(blocks)):
-            hook = self.before(number)
+            hook = self.replace_arguments(number)
             hooks.append(
                 blocks[number].register_forward_pre_hook(hook, with_kwargs=True)
             )
@@ -458,9 +458,9 @@ class PrefillHooks:
             block = blocks[number - 1]
             attention = block.self_attn
             hooks += [
-                block.register_forward_pre_hook(self.see_rotary, with_kwargs=True),
-                attention.q_proj.register_forward_hook(self.see("queries")),
-                attention.k_proj.register_forward_hook(self.see("keys")),
+                block.register_forward_pre_hook(self.remember_rotary, with_kwargs=True),
+                attention.q_proj.register_forward_hook(self.remember_output("queries")),
+                attention.k_proj.register_forward_hook(self.remember_output("keys")),
             ]
         return hooks
 
@@ -571,7 +571,7 @@ class PrefillHooks:
 
     # -------------------------------------------------------------------------------------------- what scores need
 
-    def see(self, name):
+    def remember_output(self, name):
         """Return a forward hook of a projection that remembers its output for scores."""
 
         def hook(module, args, output):
@@ -581,14 +581,14 @@ class PrefillHooks:
 
         return hook
 
-    def see_rotary(self, module, args, kwargs):
+    def remember_rotary(self, module, args, kwargs):
         """Remember the rotary embeddings for scores: a forward pre-hook of a layer."""
         if self.prompts is not None:
             self.prompts.rotary = hf_names.LayerCall.read(args, kwargs).rotary
 
     # ------------------------------------------------------------------- before every layer from the first reduction
 
-    def before(self, layer):
+    def replace_arguments(self, layer):
         """Return a forward pre-hook of a layer that replaces its arguments."""
         # Layers between two reductions share the arguments that the first of them made.
         start = max(number for number in self.layers if number <= layer)

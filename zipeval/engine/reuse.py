@@ -50,7 +50,7 @@ class EncoderCache:
         self.bytes = 0
 
     @classmethod
-    def by(cls, model) -> EncoderCache:
+    def of_model(cls, model) -> EncoderCache:
         """Return the cache of a model, which lives as long as the model."""
         return _caches.setdefault(model, cls())
 
@@ -121,7 +121,7 @@ def _encode_missing(
     most: float,
 ) -> dict[str, Crops]:
     """Return the crops of pictures by key; the encoder sees those that are not cached."""
-    cache = EncoderCache.by(model)
+    cache = EncoderCache.of_model(model)
     crops_by_key: dict[str, Crops] = {}
     missing: dict[str, dict[str, torch.Tensor]] = {}
     for key, inputs in wanted.items():

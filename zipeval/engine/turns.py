@@ -111,7 +111,7 @@ class ConversationCache:
             mask = torch.ones_like(ids)
         new_ids = ids[:, first.original_ids.shape[1] :]
         return {
-            **later(inputs),
+            **drop_pictures(inputs),
             "input_ids": torch.cat([first.ids, new_ids], 1),
             "attention_mask": self._shorten_mask(first, mask),
         }
@@ -170,7 +170,7 @@ class ConversationCache:
         mask = self._continue_mask(first, inputs)
         if mask is not None:
             inputs = {**inputs, "attention_mask": mask}
-        return self.add_positions(later(inputs), first)
+        return self.add_positions(drop_pictures(inputs), first)
 
     def _continue_mask(self, first: FirstTurn, inputs: dict) -> torch.Tensor | None:
         """Return the mask of a conversation as its cache has it; None without one."""
@@ -240,7 +240,7 @@ def still_valid(
     return read_mask.masked_fill(left_out[:, visual.shape[1] - read_mask.shape[1] :], 0)
 
 
-def later(inputs: dict) -> dict:
+def drop_pictures(inputs: dict) -> dict:
     """Return what a later turn needs of the inputs: all but the pictures.
 
     Raises:
