@@ -11,6 +11,7 @@ from statistics import fmean
 
 import pytest
 
+from zipeval.engine import decoder, ragged, staged, vision
 from zipeval.results import records
 
 DOC = Path(__file__).parent.parent / "docs" / "adding-a-method.md"
@@ -276,3 +277,39 @@ def test_an_entry_point_may_name_a_path(installed):
     place = "from pathlib import Path\n\nCONFIGS = Path(__file__).parent / 'configs'\n"
     (installed / "site/zipeval_norms/places.py").write_text(place)
     assert "zipeval-norms 1.2" in zipeval(["list", "methods"], installed).stdout
+
+
+def test_names_of_before_are_there_for_a_release():
+    before = {
+        (decoder, "Kept"): decoder.Selection,
+        (decoder, "Prompts"): decoder.PromptBatch,
+        (decoder, "keep_best"): decoder.topk_mask,
+        (staged, "Staged"): staged.ScheduledDecoderMethod,
+    }
+    for (module, name), renamed in before.items():
+        with pytest.warns(DeprecationWarning, match=renamed.__name__):
+            assert getattr(module, name) is renamed
+    for module, name in ((decoder, "Helt"), (vision, "Prompts")):
+        with pytest.raises(AttributeError, match=name):
+            getattr(module, name)
+    assert vision.Crops and vision.Reduced and ragged.take
+
+
+def test_a_method_with_the_names_of_before(outside):
+    path = outside / "pyramid.py"
+    text = path.read_text()
+    for renamed, before in (
+        ("ScheduledDecoderMethod", "Staged"),
+        ("PromptBatch", "Prompts"),
+        ("Selection", "Kept"),
+        ("topk_mask", "keep_best"),
+        ("counts_before", "kept"),
+    ):
+        assert renamed in text
+        text = text.replace(renamed, before)
+    path.write_text(text)
+    commands = re.findall(
+        r"^PYTHONPATH=. zipeval run .*$", DOC.read_text(), re.MULTILINE
+    )
+    done = follow(commands[1], outside)
+    assert done.returncode == 0, done.stderr

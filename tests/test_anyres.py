@@ -10,9 +10,9 @@ from test_visionzip import transcription
 from tiny import GRIDS, llava_next, prompts
 
 from zipeval.cli import compose
-from zipeval.engine.budget import Picture, Shape
+from zipeval.engine.budget import Shape, VisualInput
 from zipeval.engine.images import pictures
-from zipeval.engine.vision import RowEnds, reduced_inputs
+from zipeval.engine.vision import WithImageNewlines, reduced_inputs
 from zipeval.errors import UsageError
 from zipeval.evaluation.runner import run
 from zipeval.inference.session import Session
@@ -88,7 +88,7 @@ def test_equals_transcription(model, seed):
 def test_the_published_budget_is_a_share_of_every_crop(tokens, each):
     method = VisionZip.for_budget(tokens, "paper", LLAVA_NEXT)
     assert method.split() == {128: (108, 20), 64: (54, 10), 32: (27, 5)}[each]
-    assert method.left_of(LLAVA_NEXT.picture) == tokens
+    assert method.num_tokens(LLAVA_NEXT.picture) == tokens
 
 
 @pytest.mark.parametrize("budget", ["mean", "final"])
@@ -119,7 +119,9 @@ def test_a_budget_beyond_an_image_leaves_it_as_the_model_makes_it(model):
         features = reduced_inputs(model, inputs, method)["mm_encoder_outputs"][
             "image"
         ].pooler_output
-    assert [len(f) for f in features] == [method.left_of(picture) for picture in made]
+    assert [len(f) for f in features] == [
+        method.num_tokens(picture) for picture in made
+    ]
     smallest = min(range(len(made)), key=lambda i: made[i].tokens)
     with torch.no_grad():
         stock = model.model.get_image_features(
@@ -164,9 +166,9 @@ def test_row_ends_stay_behind_their_rows(model, seed):
         published = reduced_inputs(model, inputs, method)["mm_encoder_outputs"][
             "image"
         ].pooler_output
-        newline = reduced_inputs(model, inputs, RowEnds(method))["mm_encoder_outputs"][
-            "image"
-        ].pooler_output
+        newline = reduced_inputs(model, inputs, WithImageNewlines(method))[
+            "mm_encoder_outputs"
+        ]["image"].pooler_output
     for image, (rows, columns) in enumerate(GRIDS):
         end = (newline[image] == model.model.image_newline).all(1)
         assert torch.equal(newline[image][~end], published[image])
@@ -220,7 +222,7 @@ def test_row_ends_are_on_top_of_a_share_and_part_of_a_budget(method, budget):
         )
     )
     entering = [
-        session.entering([Picture(720, crops, 144, rows)])[0]
+        session.entering([VisualInput(720, crops, 144, rows)])[0]
         for crops, rows in ((5, 24), (4, 36), (3, 12))
     ]
     assert entering == ([184, 164, 108] if budget == "paper" else [160] * 3)

@@ -440,7 +440,7 @@ def test_operations_before_the_decoder_as_torch_counts_them(make):
 
 def test_a_method_that_lies_is_told(tmp_path):
     class Liar(VisionZip):
-        def entering(self, images, depth):
+        def tokens_per_layer(self, images, depth):
             return [1] * depth
 
     model = tiny.llava()

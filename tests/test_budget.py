@@ -12,8 +12,8 @@ from tiny import llava, prompts
 from torch.utils.flop_counter import FlopCounterMode
 
 from zipeval.engine import flops
-from zipeval.engine.budget import Picture, Shape
-from zipeval.engine.ledger import ledger
+from zipeval.engine.budget import Shape, VisualInput
+from zipeval.engine.ledger import record_prefill
 from zipeval.methods.fastv import FastV
 from zipeval.methods.none import Blind
 from zipeval.methods.sparsevlm import SparseVLM
@@ -33,7 +33,7 @@ def llava15():
 
 def measured(model, method, images=1):
     """Visual tokens that entered each layer."""
-    with torch.no_grad(), method.applied(model), ledger(model) as prefills:
+    with torch.no_grad(), method.applied(model), record_prefill(model) as prefills:
         model(**prompts(model, [[5, 6, 7, 8]], [images]))
     (prefill,) = prefills
     return prefill.visual(0)
@@ -85,7 +85,7 @@ def test_any_budget_is_met_or_refused_with_what_is_feasible(
 ):
     tokens = data.draw(st.integers(1, shape.entering))
     try:
-        entering = method.for_budget(tokens, budget, shape).entering(
+        entering = method.for_budget(tokens, budget, shape).tokens_per_layer(
             [shape.picture], shape.layers
         )
     except ValueError as error:
@@ -105,7 +105,7 @@ def test_any_budget_is_met_or_refused_with_what_is_feasible(
 @pytest.mark.parametrize("K", [1, 2, 3])
 def test_fastv_solves_its_equation(tokens, K):
     """L T = K N + (L - K) R."""
-    entering = FastV.for_budget(tokens, "mean", LLAVA15, K=K).entering(
+    entering = FastV.for_budget(tokens, "mean", LLAVA15, K=K).tokens_per_layer(
         [LLAVA15.picture], 32
     )
     keep = (32 * tokens - K * 576) / (32 - K)
@@ -140,11 +140,13 @@ def test_published_layers_move_in_shallow_decoders_only():
 def test_a_chained_method_starts_from_what_the_first_one_left():
     behind = Shape(image=576, entering=128, layers=32)
     assert (
-        FastV.for_budget(64, "paper", behind).entering([behind.picture], 32)
+        FastV.for_budget(64, "paper", behind).tokens_per_layer([behind.picture], 32)
         == [128] * 2 + [48] * 30
     )
     assert (
-        SparseVLM.for_budget(64, "paper", behind).entering([behind.picture], 32)[-1]
+        SparseVLM.for_budget(64, "paper", behind).tokens_per_layer(
+            [behind.picture], 32
+        )[-1]
         == 18
     )
 
@@ -172,7 +174,7 @@ def test_the_ledger_counts_what_entered(method, attention):
     model = llava(side=6, layers=4)
     model.set_attn_implementation(attention)
     inputs = prompts(model, [[5, 6, 7], [8]], [1, 2])
-    with torch.no_grad(), method.applied(model), ledger(model) as prefills:
+    with torch.no_grad(), method.applied(model), record_prefill(model) as prefills:
         cache = model(**inputs, use_cache=True).past_key_values
         model(
             input_ids=torch.tensor([[5], [6]]), past_key_values=cache
@@ -180,7 +182,7 @@ def test_the_ledger_counts_what_entered(method, attention):
     (prefill,) = prefills
     assert prefill.text == [5, 4]
     assert [prefill.visual(0), prefill.visual(1)] == [
-        method.entering([Picture(36, 1, 36)] * n, 4) for n in (1, 2)
+        method.tokens_per_layer([VisualInput(36, 1, 36)] * n, 4) for n in (1, 2)
     ]
     longest = [max(rows) for rows in zip(*prefill.entered, strict=True)]
     assert longest == [cache.get_seq_length(layer) - 1 for layer in range(4)]

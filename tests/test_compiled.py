@@ -7,7 +7,7 @@ import torch
 from tiny import llava
 from tiny_methods import answer, ask, snapshot
 
-from zipeval.engine.compiled import compiled
+from zipeval.engine.compiled import compile_blocks
 from zipeval.methods.chain import Chain
 from zipeval.methods.fastv import FastV
 from zipeval.methods.vanilla import Vanilla
@@ -66,7 +66,7 @@ def test_answers_are_the_same(model, name):
     with method.applied(model):
         eager = answer(model, inputs)
         before = snapshot(model)
-        with compiled(model, method, backend):
+        with compile_blocks(model, method, backend):
             same(answer(model, inputs), eager)
             made = backend.made
             assert backend.ran > made > 0
@@ -82,13 +82,13 @@ def test_blocks_that_a_method_watches_stay_as_they_are(model, name):
         model.model.language_model.layers,
         model.model.vision_tower.encoder.layers,
     )
-    with method.applied(model), compiled(model, method):
+    with method.applied(model), compile_blocks(model, method):
         eager = {block for block in (*layers, *blocks) if "forward" not in vars(block)}
     assert eager == {*(layers[i] for i in in_decoder), *(blocks[i] for i in in_encoder)}
 
 
 def test_they_are_gone_after_an_error(model):
     before = snapshot(model)
-    with pytest.raises(ZeroDivisionError), compiled(model, Vanilla()):
+    with pytest.raises(ZeroDivisionError), compile_blocks(model, Vanilla()):
         raise ZeroDivisionError
     assert snapshot(model) == before

@@ -73,13 +73,13 @@ def test_the_contract(check, subject, name):
 
 def test_order_is_preserved_in_the_decoder(subject, name, monkeypatch):
     """Of what is kept as it was, in every layer that drops tokens."""
-    placed, place = [], decoder._placed
+    placed, place = [], decoder._insert_merged
 
     def record(*arguments):
         placed.append(place(*arguments))
         return placed[-1]
 
-    monkeypatch.setattr(decoder, "_placed", record)
+    monkeypatch.setattr(decoder, "_insert_merged", record)
     model, made = subject.model(), method(name).on(subject)
     with torch.no_grad(), made.applied(model):
         model(**subject.prompts())

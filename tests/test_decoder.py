@@ -225,7 +225,13 @@ def test_nothing_of_a_prompt_that_failed_is_kept(llama, monkeypatch):
         monkeypatch.setattr(FastV, "reduce", exhausted)
         with pytest.raises(torch.OutOfMemoryError):
             generate(llama, ask(llama))
-        assert (calls.prompts, calls.arrived, calls.new, calls.ready, calls.missed) == (
+        assert (
+            calls.prompts,
+            calls.ids,
+            calls.new,
+            calls.arguments_from,
+            calls.wrong_counts,
+        ) == (
             None,
             None,
             None,

@@ -281,7 +281,7 @@ class WatchedSparseVLM(SparseVLM):
 
     def reduce(self, layer, prompts):
         self.stages.append(stage := {})
-        first = int(prompts.given.visual[0].nonzero()[-1]) + 1
+        first = int(prompts.initial.visual[0].nonzero()[-1]) + 1
         rates = raters(prompts)[0]
         stage["raters"] = prompts.source[0, -len(rates) :][rates] - first
         visual = prompts.visual[0]

@@ -333,10 +333,10 @@ class TestApplied:
             assert applied.visual_tokens == []
             generate(model, inputs)
             assert applied.visual_tokens == [
-                method.entering(row, 6) for row in pictures
+                method.tokens_per_layer(row, 6) for row in pictures
             ]
             model(**single(model, inputs, [1, 2, 0], 0))
-            assert applied.visual_tokens == [method.entering(pictures[0], 6)]
+            assert applied.visual_tokens == [method.tokens_per_layer(pictures[0], 6)]
             text = single(model, inputs, [1, 2, 0], 2)
             model(**{name: text[name] for name in ("input_ids", "attention_mask")})
             assert applied.visual_tokens == [[0] * 6]

@@ -19,8 +19,8 @@ from tiny import llava, mini_gemini, prompts
 from zipeval.analysis import attention_plots
 from zipeval.analysis.concentration import entropy, gini, top
 from zipeval.cli import main
-from zipeval.engine.received import of_every_layer
-from zipeval.engine.vision import see
+from zipeval.engine.received import record_attention
+from zipeval.engine.vision import encode_crops
 from zipeval.inference.session import Session
 
 MEASURES = (gini, top, entropy)
@@ -93,13 +93,13 @@ def test_attention_of_every_layer_is_transformers_own(make):
         lambda module, args: given.append(args[0])
     )
     with torch.no_grad():
-        see(
+        encode_crops(
             model, inputs, "image", reads_pixels=False
         )  # transformers leaves hooks of its own at a first call
         before = [len(module._forward_hooks) for module in model.modules()]
         given.clear()
-        with of_every_layer(model) as received:
-            see(model, inputs, "image", reads_pixels=False)
+        with record_attention(model) as received:
+            encode_crops(model, inputs, "image", reads_pixels=False)
         assert [len(module._forward_hooks) for module in model.modules()] == before
         hook.remove()
         tower.set_attn_implementation("eager")

@@ -167,11 +167,11 @@ def test_a_prefix_is_read_once():
 
 def test_room_is_kept_within():
     answered("tiny_llava", "visionzip", "features")
-    (seen,) = sharing._seen.values()
+    (seen,) = sharing._caches.values()
     one = seen.bytes // 3
     sharing.forget()
     answered("tiny_llava", "visionzip", "features", room=1.5 * one)
-    (seen,) = sharing._seen.values()
+    (seen,) = sharing._caches.values()
     assert (len(seen.crops), seen.bytes) == (1, one)
     held = next(iter(seen.crops.values()))
     assert one == sum(

@@ -13,9 +13,9 @@ from tiny_methods import METHODS, make
 from transformers import AutoTokenizer, DynamicCache
 
 from zipeval.cli import compose
-from zipeval.engine.decoder import Kept, Prompts, keep_best
+from zipeval.engine.decoder import PromptBatch, Selection, topk_mask
 from zipeval.engine.guard import Guard
-from zipeval.engine.received import received
+from zipeval.engine.received import attention_received
 from zipeval.errors import RunError
 from zipeval.evaluation import chat_model, repeats
 from zipeval.evaluation.runner import run
@@ -111,9 +111,9 @@ def test_scores_of_float16_are_finite(prefix):
     queries, keys = (
         torch.randn(2, 17, 64, generator=generator) * 300 for _ in range(2)
     )
-    expected = received(queries, keys, 2, prefix)
+    expected = attention_received(queries, keys, 2, prefix)
     assert (queries.abs() @ keys.abs().mT).max() > torch.finfo(torch.float16).max
-    scores = received(queries.half(), keys.half(), 2, prefix)
+    scores = attention_received(queries.half(), keys.half(), 2, prefix)
     assert scores.isfinite().all()
     torch.testing.assert_close(
         scores.sum(-1), scores.new_ones(2, 2) if not prefix else scores.sum(-1)
@@ -126,9 +126,9 @@ def test_scores_of_float16_are_finite(prefix):
 )
 def test_scores_in_the_decoder_are_finite_in_float16(method, monkeypatch):
     scores = []
-    attention = Prompts.attention
+    attention = PromptBatch.attention
     monkeypatch.setattr(
-        Prompts,
+        PromptBatch,
         "attention",
         lambda *given: scores.append(attention(*given)) or scores[-1],
     )
@@ -170,8 +170,8 @@ class NoNumbers(FastV):
 
     def reduce(self, layer, given):
         score = torch.full_like(given.visual, float("nan"), dtype=torch.float32)
-        return Kept(
-            keep_best(score, given, [self._count(count) for count in given.counts])
+        return Selection(
+            topk_mask(score, given, [self._count(count) for count in given.counts])
         )
 
 

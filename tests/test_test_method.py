@@ -61,8 +61,8 @@ class Scaled(Norms):
 class OneLess(Norms):
     """Says that one token less enters than does."""
 
-    def entering(self, images, depth):
-        return [count - 1 for count in super().entering(images, depth)]
+    def tokens_per_layer(self, images, depth):
+        return [count - 1 for count in super().tokens_per_layer(images, depth)]
 
 
 class Overflowing(Norms):

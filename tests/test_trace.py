@@ -12,9 +12,9 @@ from tiny import kinds_of, llava, mini_gemini, pictures_of, prompts, single
 from tiny_methods import FAMILIES, IMAGES, LAYERS, METHODS, SIDE, ask, make, tiny
 
 from zipeval.engine.images import PIXELS, pixels
-from zipeval.engine.ledger import ledger
-from zipeval.engine.trace import observer, trace
-from zipeval.engine.vision import RowEnds, VisionMethod
+from zipeval.engine.ledger import record_prefill
+from zipeval.engine.trace import observer, trace_kept_tokens
+from zipeval.engine.vision import VisionMethod, WithImageNewlines
 from zipeval.methods.chain import Chain
 from zipeval.methods.fastv import FastV
 from zipeval.methods.random import Random
@@ -34,8 +34,8 @@ def read(model, method, inputs, kinds_of_rows, call=None):
     with (
         torch.no_grad(),
         method.applied(model),
-        ledger(model) as prefills,
-        trace(model) as told,
+        record_prefill(model) as prefills,
+        trace_kept_tokens(model) as told,
     ):
         (call or model)(**inputs)
         found = {kind: iter(its) for kind, its in told.places(model, inputs).items()}
@@ -147,7 +147,7 @@ class Witness:
 
 WITNESSED = {
     "visionzip": VisionZip(dominant=9, contextual=3),
-    "row-ends": RowEnds(VisionZip(dominant=9, contextual=3)),
+    "row-ends": WithImageNewlines(VisionZip(dominant=9, contextual=3)),
     "random": Random(tokens=10),
     "uniform": Uniform(tokens=10),
     "fastv": FastV(ratio=0.8, K=2),
@@ -204,14 +204,14 @@ def test_tokens_are_counted_once(family, name):
         reduced = [
             p
             for p in its
-            if isinstance(method, VisionMethod) and method.left_of(p) < p.tokens
+            if isinstance(method, VisionMethod) and method.num_tokens(p) < p.tokens
         ]
         expected = (
             {
                 "random": 0,
                 "uniform": 0,
                 "none": 0,
-                "pool": sum(map(method.left_of, reduced)),
+                "pool": sum(map(method.num_tokens, reduced)),
             }
             if reduced
             else {}
@@ -336,7 +336,7 @@ def test_inside_the_decoder_it_is_what_the_oracle_keeps(engine, slow, beams):
     model, images = tiny("llava"), [1, 1, 1]
     inputs = ask(model, images)
     options = {"max_new_tokens": 2, "num_beams": beams, "do_sample": False}
-    with engine.applied(model), trace(model) as told:
+    with engine.applied(model), trace_kept_tokens(model) as told:
         model.generate(**inputs, **options)
         places = told.places(model, inputs)["image"]
         answers = [told.left(row * beams, places[row : row + 1]) for row in range(3)]
@@ -373,7 +373,7 @@ def test_prompts_without_pictures_and_what_came_before_them():
         "input_ids": torch.tensor([[1, 5, 6]]),
         "attention_mask": torch.ones(1, 3, dtype=torch.long),
     }
-    with torch.no_grad(), method.applied(model), trace(model) as observed:
+    with torch.no_grad(), method.applied(model), trace_kept_tokens(model) as observed:
         model(**inputs)
         observed.clear()
         model(**text)
@@ -395,10 +395,13 @@ def test_decoding_steps_tell_nothing():
 
 def test_nobody_is_told_outside_of_the_block():
     model, other = tiny("llava"), mini_gemini(side=SIDE)
-    with pytest.raises(ZeroDivisionError), trace(model) as told:
+    with pytest.raises(ZeroDivisionError), trace_kept_tokens(model) as told:
         assert observer(model) is told
         assert observer(other) is None
-        with pytest.raises(RuntimeError, match="traced already"), trace(model):
+        with (
+            pytest.raises(RuntimeError, match="traced already"),
+            trace_kept_tokens(model),
+        ):
             pass
         assert observer(model) is told
         raise ZeroDivisionError

@@ -15,7 +15,7 @@ from tiny import IMAGE, VIDEO, llava, llava_next, mini_gemini, prompts, video_ll
 from tiny_methods import snapshot
 from transformers import DynamicCache
 
-from zipeval.engine.vision import Everything
+from zipeval.engine.vision import KeepAll
 from zipeval.methods.chain import Chain
 from zipeval.methods.fastv import FastV
 from zipeval.methods.sparsevlm import SparseVLM
@@ -252,7 +252,7 @@ def unasked(inputs):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "everything",
-    [Everything(), FastV(ratio=0.0), Chain(Everything(), FastV(ratio=0.0))],
+    [KeepAll(), FastV(ratio=0.0), Chain(KeepAll(), FastV(ratio=0.0))],
     ids=repr,
 )
 def test_keeping_everything_is_the_stock_model(family, everything):

@@ -25,7 +25,7 @@ from zipeval.engine import decoder, guard
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.images import PIXELS, pictures, tower
 from zipeval.engine.ragged import compact_index, on_device
-from zipeval.engine.vision import VisionMethod, reduced, see
+from zipeval.engine.vision import VisionMethod, encode_crops, reduce_and_pack
 from zipeval.methods.fastv import FastV
 from zipeval.methods.random import Random
 from zipeval.methods.sparsevlm import SparseVLM
@@ -169,13 +169,13 @@ def test_before_the_decoder(request, monkeypatch, name, family, rows):
             tower(model, kind).embeddings.register_forward_pre_hook(
                 lambda *given: setattr(waits, "on", True)
             )
-            crops = see(
+            crops = encode_crops(
                 model, {**inputs, "image_sizes": sizes}, kind, reads_pixels=False
             )
-            left = reduced(model, crops, its, sizes, method)
+            left = reduce_and_pack(model, crops, its, sizes, method)
             waits.on = False
             assert [len(picture.features) for picture in left] == [
-                method.left_of(image) for image in its
+                method.num_tokens(image) for image in its
             ]
 
 
@@ -188,12 +188,12 @@ def test_in_the_decoder(request, monkeypatch, name, rows):
         pytest.skip("a method of another stage")
     inputs = ask("llava", rows)
     prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    read = decoder._read(
+    read = decoder._inspect_prompts(
         prompt["input_ids"], prompt["attention_mask"].bool(), real("llava").config
     )
-    monkeypatch.setattr(decoder, "_read", lambda *given: read)
+    monkeypatch.setattr(decoder, "_inspect_prompts", lambda *given: read)
     monkeypatch.setattr(
-        decoder._Calls, "leave", lambda *given: None
+        decoder.PrefillHooks, "leave", lambda *given: None
     )  # the waits behind it all
     monkeypatch.setattr(guard, "check_scores", lambda *given: None)
     asked = []  # masks that transformers looks for padding in, which waits for them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -104,6 +104,69 @@ MOVED = {
     "videoqa": ("benchmarks.videoqa",),
     "visualize": ("analysis.visualize",),
 }
+
+
+# Below `zipeval.engine`: by module, names of before and what they are called now.
+RENAMED = {
+    "budget": {
+        "Picture": "VisualInput",
+    },
+    "compiled": {
+        "compiled": "compile_blocks",
+    },
+    "decoder": {
+        "Kept": "Selection",
+        "Prompts": "PromptBatch",
+        "Given": "InitialPrompts",
+        "Read": "PromptInfo",
+        "keep_best": "topk_mask",
+    },
+    "images": {
+        "joined": "join_pictures",
+        "packing": "packing_order",
+    },
+    "ledger": {
+        "ledger": "record_prefill",
+    },
+    "received": {
+        "received": "attention_received",
+        "of_every_layer": "record_attention",
+    },
+    "reuse": {
+        "encoded": "encode_and_reduce",
+        "prefixed": "prefill_prefixes",
+    },
+    "staged": {
+        "Staged": "ScheduledDecoderMethod",
+    },
+    "trace": {
+        "trace": "trace_kept_tokens",
+    },
+    "vision": {
+        "Everything": "KeepAll",
+        "Divided": "SplitAcrossCrops",
+        "RowEnds": "WithImageNewlines",
+        "see": "encode_crops",
+        "reduced": "reduce_and_pack",
+        "shrunk": "shrink_placeholders",
+        "outputs": "encoder_outputs",
+        "scored": "scored_layer",
+    },
+}
+
+
+def renamed(module: str) -> Callable[[str], Any]:
+    """Return a module's `__getattr__`, which looks up names that the module had before."""
+    names = RENAMED[module.removeprefix("zipeval.engine.")]
+
+    def look_up(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        text = f"{module}.{name} is called {names[name]} now"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return getattr(import_module(module), names[name])
+
+    return look_up
 
 
 def attribute(module: str, name: str) -> Any:

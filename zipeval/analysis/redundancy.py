@@ -164,13 +164,13 @@ def measure(
     import torch
 
     from zipeval.engine.images import PIXELS, pixels, tower
-    from zipeval.engine.received import of_every_layer
-    from zipeval.engine.vision import scored, see
+    from zipeval.engine.received import record_attention
+    from zipeval.engine.vision import encode_crops, scored_layer
 
     model, _ = session.load()
     layers = [*tower(model).encoder.layers]
     read_at = next(
-        i for i, layer in enumerate(layers) if layer is scored(model, "image")
+        i for i, layer in enumerate(layers) if layer is scored_layer(model, "image")
     )
     attention, pictures = [], []
     with (
@@ -178,13 +178,13 @@ def measure(
         torch.inference_mode(),
     ):
         for inputs in _inputs(session, images):
-            with of_every_layer(model) as received:
+            with record_attention(model) as received:
                 given = {
                     name: inputs[name].to(model.device, model.dtype)
                     for name in PIXELS["image"]
                     if name in inputs
                 }
-                see(model, inputs | given, "image", reads_pixels=False)
+                encode_crops(model, inputs | given, "image", reads_pixels=False)
             attention.append(
                 torch.stack([layer[0] for layer in received]).cpu().numpy()
             )

@@ -13,7 +13,7 @@ import torch
 from zipeval.contract.subjects import IMAGES, LAYERS, Subject
 from zipeval.contract.tiny_models import pictures_of, single
 from zipeval.engine import decoder, hf_names
-from zipeval.engine.ledger import ledger
+from zipeval.engine.ledger import record_prefill
 from zipeval.engine.vision import VisionMethod
 from zipeval.errors import UsageError
 
@@ -116,7 +116,7 @@ def _compare(answers: tuple, expected: tuple, what: str) -> None:
 def keeping_everything_is_stock(candidate: Candidate, subject: Subject) -> None:
     """Check that with a budget of all tokens, answers are the stock model's: exactly, in float32."""
     method = candidate.on(subject, subject.shape.image)
-    announced = method.entering([subject.shape.picture], LAYERS)
+    announced = method.tokens_per_layer([subject.shape.picture], LAYERS)
     if set(announced) != {subject.shape.image}:
         if not candidate.has_budget:
             raise NotApplicable("it has no budget")
@@ -143,13 +143,16 @@ def budget_is_met(candidate: Candidate, subject: Subject) -> None:
 def _check_budget(candidate: Candidate, subject: Subject, budget: str) -> None:
     model, inputs = subject.model(), subject.prompts()
     method = candidate.on(subject, budget=budget)
-    with torch.no_grad(), method.applied(model), ledger(model) as prefills:
+    with torch.no_grad(), method.applied(model), record_prefill(model) as prefills:
         model(**inputs)
     (prefill,) = prefills
     # Where the crops of a picture may be fewer, a method inside the decoder leaves a share of what enters.
     counts_whole = len(subject.shape.grids) == 1 or isinstance(method, VisionMethod)
     for row, pictures in enumerate(pictures_of(model, inputs, IMAGES)):
-        entered, announced = prefill.visual(row), method.entering(pictures, LAYERS)
+        entered, announced = (
+            prefill.visual(row),
+            method.tokens_per_layer(pictures, LAYERS),
+        )
         if entered != announced:
             raise BrokenError(
                 f"visual tokens {entered} entered the layers, and {announced} as the method says"
@@ -169,11 +172,13 @@ def half_precision_works(candidate: Candidate, subject: Subject) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         model, inputs = subject.model(dtype), subject.prompts(dtype)
         method = candidate.on(subject)
-        with method.applied(model), ledger(model) as prefills:
+        with method.applied(model), record_prefill(model) as prefills:
             _, logits = answer(model, inputs)
         if not logits.isfinite().all():
             raise BrokenError(f"{dtype}: logits are not finite")
-        announced = method.entering(pictures_of(model, inputs, IMAGES)[0], LAYERS)
+        announced = method.tokens_per_layer(
+            pictures_of(model, inputs, IMAGES)[0], LAYERS
+        )
         if prefills[0].visual(0) != announced:
             raise BrokenError(
                 f"{dtype}: visual tokens {prefills[0].visual(0)} entered, and {announced} in float64"
@@ -251,7 +256,7 @@ def _read_again(
         return model(**{**inputs, "input_ids": ids, "attention_mask": mask}).logits[
             :, -1
         ]
-    with ledger(model) as prefills:
+    with record_prefill(model) as prefills:
         cache = hf_names.returned_cache(model(**inputs, use_cache=True))
     # In the first layer nothing is dropped yet: a row's cache is its tokens, and padding to their left.
     rows = []

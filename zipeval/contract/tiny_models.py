@@ -17,7 +17,7 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
-from zipeval.engine.budget import Picture
+from zipeval.engine.budget import VisualInput
 from zipeval.engine.images import PIXELS, pictures
 from zipeval.models._mini_gemini import (
     MiniGeminiConfig,
@@ -135,7 +135,7 @@ def kinds_of(model, images: list[int]) -> list[list[str]]:
     return [[next(kinds) for _ in range(count)] for count in images]
 
 
-def pictures_of(model, inputs: dict, images: list[int]) -> list[list[Picture]]:
+def pictures_of(model, inputs: dict, images: list[int]) -> list[list[VisualInput]]:
     """The pictures of every row."""
     remaining = {kind: iter(pictures(model, inputs, kind)) for kind in PIXELS}
     return [[next(remaining[kind]) for kind in row] for row in kinds_of(model, images)]

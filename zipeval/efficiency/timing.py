@@ -18,10 +18,10 @@ from statistics import fmean
 import torch
 
 from zipeval.engine import flops, hf_names
-from zipeval.engine.compiled import compiled
+from zipeval.engine.compiled import compile_blocks
 from zipeval.engine.decoder import DecoderMethod
 from zipeval.engine.images import PIXELS, TOWERS, pictures, tower
-from zipeval.engine.ledger import ledger
+from zipeval.engine.ledger import record_prefill
 from zipeval.engine.ragged import visual_slots
 from zipeval.errors import BudgetError
 
@@ -173,7 +173,7 @@ def count(model, case: Case, inputs: dict) -> None:
     """
     with (
         case.method.applied(model),
-        ledger(model) as prefills,
+        record_prefill(model) as prefills,
         flops.before_decoder(model) as before,
     ):
         cache = hf_names.returned_cache(
@@ -183,7 +183,7 @@ def count(model, case: Case, inputs: dict) -> None:
     layers = [prefill.visual(number) for number in range(case.batch)]
     its = [picture for kind in PIXELS for picture in pictures(model, inputs, kind)]
     for visual, picture in zip(layers, its, strict=True):
-        expected = case.method.entering([picture], len(visual))
+        expected = case.method.tokens_per_layer([picture], len(visual))
         if visual != expected:
             raise BudgetError(
                 f"{case.method}: {visual} visual tokens entered the layers, {expected} should have."
@@ -208,7 +208,7 @@ def times(model, case: Case, inputs: dict, new_tokens: int) -> dict[str, float |
     clock, peak = Clock(model.device), None
     with (
         staged(model, case.method, clock),
-        compiled(model, case.method) if case.compile else nullcontext(),
+        compile_blocks(model, case.method) if case.compile else nullcontext(),
     ):
         if clock.cuda:
             torch.cuda.synchronize()

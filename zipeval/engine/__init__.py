@@ -1,1 +1,1 @@
-"""How visual tokens leave the sequence. Knows neither the methods nor the model families."""
+"""Let visual tokens leave the sequence. Knows neither the methods nor the model families."""

@@ -1,4 +1,4 @@
-"""What `tokens=T` means.
+"""Define what `tokens=T` means.
 
 With n_i visual tokens of an image entering layer i of a decoder of L layers, `budget=` says what equals T:
 
@@ -19,23 +19,27 @@ from math import ceil, floor
 from statistics import fmean
 from typing import TypeVar
 
-PAPER_TOKENS, PAPER_LAYERS = (
-    576,
-    32,
-)  # of an image in LLaVA-1.5-7B, which published settings are for
+from zipeval import moved
+
+# Visual tokens of an image, and decoder layers, of LLaVA-1.5-7B, which published settings
+# are for.
+PAPER_TOKENS, PAPER_LAYERS = 576, 32
+# Settings that `search` can choose from.
 STEPS = 1 << 14
 
 Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image or a video of a prompt, as the model takes it.
+class VisualInput:
+    """Describe an image or a video of a prompt, as the model takes it.
 
     Attributes:
         tokens: visual tokens that it makes without reduction.
-        crops: that the encoder sees: 1, the whole image and its tiles (LLaVA-NeXT's anyres), or the frames of a video.
-        patches: of a crop; CLS is one where the model hands it to the decoder (Video-LLaVA's frames).
+        crops: that the encoder sees: 1, the whole image and its tiles (LLaVA-NeXT's
+            anyres), or the frames of a video.
+        patches: of a crop; CLS is one where the model hands it to the decoder
+            (Video-LLaVA's frames).
         rows: of patches in the image that its tiles make up.
     """
 
@@ -47,13 +51,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a budget is spent on.
+    """Describe what a budget is spent on.
 
     Attributes:
         image: visual tokens that the model makes of its largest picture, an image or a video.
         entering: those that reach this method; fewer behind another one.
         layers: of the decoder.
-        grids: (crops, row ends) that a picture can have, ascending; row ends with packing=newline only.
+        grids: (crops, row ends) that a picture can have, ascending; row ends with
+            packing=newline only.
     """
 
     image: int
@@ -63,60 +68,76 @@ class Shape:
 
     @property
     def crops(self) -> int:
-        """Of the largest picture."""
+        """Return the number of crops of the largest picture."""
         return self.grids[-1][0]
 
     @property
-    def picture(self) -> Picture:
-        """The largest."""
+    def picture(self) -> VisualInput:
+        """Return the largest picture."""
         return self.pictures[-1]
 
     @property
-    def pictures(self) -> list[Picture]:
-        """One for each of the grids."""
+    def pictures(self) -> list[VisualInput]:
+        """Return a picture for each of the grids."""
         patches = self.entering // self.crops
         return [
-            Picture(crops * patches, crops, patches, rows) for crops, rows in self.grids
+            VisualInput(crops * patches, crops, patches, rows)
+            for crops, rows in self.grids
         ]
 
     @property
     def row_ends(self) -> bool:
-        """Whether methods before the decoder leave any."""
+        """Tell whether methods before the decoder leave row ends."""
         return any(rows for _, rows in self.grids)
 
-    def published(self, count: int, of: int = PAPER_TOKENS) -> int:
-        """A number of tokens that was published for an image of `of` tokens, in proportion to this model's image."""
-        return round(count * self.image / of)
+    def published(self, count: int, image_tokens: int = PAPER_TOKENS) -> int:
+        """Return a count that was published for an image, in proportion."""
+        return round(count * self.image / image_tokens)
 
     def depth(self, layer: int) -> int:
-        """A layer that was published for LLaVA-1.5; in a shallower decoder the one at the same share of its depth."""
-        return (
-            layer
-            if self.layers >= PAPER_LAYERS
-            else round(layer * self.layers / PAPER_LAYERS)
-        )
+        """Return the layer that stands for one that was published for LLaVA-1.5.
+
+        In a shallower decoder it is the one at the same share of its depth.
+        """
+        if self.layers >= PAPER_LAYERS:
+            return layer
+        return round(layer * self.layers / PAPER_LAYERS)
+
+
+def wants_published(tokens: int, budget: str, shape: Shape) -> bool:
+    """Tell whether a budget is a published setting.
+
+    All tokens of an image were never published: there, a search leaves all of them.
+    """
+    return budget == "paper" and tokens != shape.entering
 
 
 def published(
-    settings: Mapping[int, Setting], tokens: int, shape: Shape, of: int = PAPER_TOKENS
+    settings: Mapping[int, Setting],
+    tokens: int,
+    shape: Shape,
+    image_tokens: int = PAPER_TOKENS,
 ) -> Setting:
-    """The published setting for `tokens`; `settings` has a key for each number of tokens of an image of `of`.
+    """Return the published setting for `tokens`.
+
+    Args:
+        settings: has a key for each number of tokens that is left of an image of
+            `image_tokens`.
 
     Raises:
         ValueError: if none was published.
     """
-    in_crops = (
-        of != PAPER_TOKENS
-    )  # settings for images in crops are not for others, nor the other way round
+    # Settings for images in crops are not for others, nor the other way round.
+    in_crops = image_tokens != PAPER_TOKENS
     if not settings or in_crops != (shape.crops > 1):
         raise ValueError(
             f"tokens={tokens}: nothing was published for {shape.crops} crops. Choose budget=mean or budget=final"
         )
     # A share of every crop, so that what they add up to can be divided again.
-    scaled = {
-        shape.crops * shape.published(count, of * shape.crops): setting
-        for count, setting in settings.items()
-    }
+    scaled = {}
+    for count, setting in settings.items():
+        share = shape.published(count, image_tokens * shape.crops)
+        scaled[shape.crops * share] = setting
     if tokens not in scaled:
         listed = ", ".join(map(str, scaled))
         raise ValueError(
@@ -129,7 +150,10 @@ def published(
 def search(
     make: Callable[[float], Setting], tokens: int, budget: str, shape: Shape
 ) -> Setting:
-    """Of `make(0.0)`, which removes all it can, to `make(1.0)`, which removes nothing, the one that meets a budget.
+    """Return the method that meets a budget.
+
+    Args:
+        make: returns a method for a share: 0.0 removes all it can, 1.0 removes nothing.
 
     Raises:
         ValueError: if none does within one token; says what is feasible.
@@ -142,11 +166,17 @@ def search(
     if tokens == shape.entering:
         return make(1.0)
     low, high = reached(0), reached(STEPS)
+    # More is left at every step; of the two steps around the budget the nearer one is it.
     step = bisect_left(range(STEPS), tokens, key=reached)
     nearest = min((step, max(step - 1, 0)), key=lambda s: abs(reached(s) - tokens))
-    if not low - 0.5 <= tokens <= high or abs(reached(nearest) - tokens) > 1:
+    is_feasible = low - 0.5 <= tokens <= high
+    if not is_feasible or abs(reached(nearest) - tokens) > 1:
         raise ValueError(
             f"tokens={tokens}: with budget={budget}, {ceil(low - 0.5)} to {floor(high)} are feasible on "
             f"{shape.layers} layers x {shape.entering} visual tokens"
         )
     return make(nearest / STEPS)
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

@@ -1,5 +1,7 @@
-"""Floating-point operations of reading a prompt: in the decoder from the number of tokens that enter each layer, before
-it as they are computed.
+"""Count the floating-point operations of reading a prompt.
+
+In the decoder they follow from the number of tokens that enter each layer; before it
+they are counted as they are computed.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from contextlib import contextmanager
 
 
 def formula(lengths: Iterable[int], config) -> int:
-    """Sum over layers of 4nd^2 + 2n^2d + 2ndm (VisionZip, section 2.1): a multiply-add is one operation, and the
-    feed-forward network has two matrices.
+    """Return the sum over layers of 4nd^2 + 2n^2d + 2ndm (VisionZip, section 2.1).
+
+    A multiply-add is one operation there, and the feed-forward network has two matrices.
 
     Args:
         lengths: n of every layer, text and visual tokens.
@@ -21,56 +24,74 @@ def formula(lengths: Iterable[int], config) -> int:
 
 
 def exact(lengths: Iterable[int], config) -> int:
-    """All matrix products of a Llama-like decoder, two operations a multiply-add: grouped-query attention, a gated
-    feed-forward network of three matrices, every query against every key as fused kernels without a mask are counted.
+    """Return the operations of all matrix products of a Llama-like decoder.
 
-    Embedding, norms, rotary positions, softmax and the output head are left out.
+    A multiply-add is two operations. Counted are grouped-query attention, a gated
+    feed-forward network of three matrices, and every query against every key, as fused
+    kernels without a mask compute them. Embedding, norms, rotary positions, softmax and
+    the output head are left out.
+
+    Args:
+        lengths: n of every layer, text and visual tokens.
+        config: the decoder's.
     """
-    d, m, heads = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_attention_heads,
-    )
-    width = getattr(config, "head_dim", None) or d // heads
-    queries, keys = heads * width, config.num_key_value_heads * width
-    weights = 2 * d * queries + 2 * d * keys + 3 * d * m
-    return sum(2 * n * weights + 4 * n**2 * queries for n in lengths)
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    # Some configurations leave head_dim out, others have it as None.
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    query_width = heads * head_dim
+    key_width = config.num_key_value_heads * head_dim
+
+    query_and_output = 2 * hidden * query_width
+    key_and_value = 2 * hidden * key_width
+    feed_forward = 3 * hidden * config.intermediate_size
+    weights = query_and_output + key_and_value + feed_forward
+
+    total = 0
+    for length in lengths:
+        products_with_weights = 2 * length * weights
+        # Queries with keys, and attention weights with values.
+        attention = 4 * length**2 * query_width
+        total += products_with_weights + attention
+    return total
 
 
 @contextmanager
 def before_decoder(model) -> Iterator[dict[str, int]]:
-    """Yields `encoder` and `projector`, to which calls of the model inside the block add theirs: convolutions, products
-    with weights and every query against every key, two operations a multiply-add, whatever kernel computes them.
+    """Yield `encoder` and `projector`, to which calls of the model add their operations.
 
-    Norms, softmax, and the few features that a token of Mini-Gemini attends to are left out.
+    Counted are convolutions, products with weights and every query against every key,
+    two operations a multiply-add, whatever kernel computes them. Norms, softmax, and the
+    few features that a token of Mini-Gemini attends to are left out.
     """
     from torch import nn
 
     from zipeval.engine import hf_names
 
-    base, found = model.base_model, {"encoder": 0, "projector": 0}
-    projector, decoder = (
-        set(part.modules())
-        for part in (hf_names.projector(model), hf_names.decoder(model))
-    )
+    counts = {"encoder": 0, "projector": 0}
+    projector = set(hf_names.projector(model).modules())
+    decoder = set(hf_names.decoder(model).modules())
 
-    def count(name, kind):
+    def count(part: str, is_query: bool):
         def hook(module, args, output):
-            found[kind] += 2 * output.numel() * module.weight[0].numel()
-            if name.endswith(".q_proj"):  # (N, S, D)
-                found[kind] += 4 * output.numel() * output.shape[1]
+            # Each output element is a product of as many terms as a unit has weights.
+            counts[part] += 2 * output.numel() * module.weight[0].numel()
+            if is_query:
+                # [images, tokens, width]: attention itself, queries with keys and
+                # weights with values, is no module of its own that could be hooked.
+                counts[part] += 4 * output.numel() * output.shape[1]
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(
-            count(name, "projector" if module in projector else "encoder")
-        )
-        for name, module in base.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in decoder
-    ]
+    hooks = []
+    for name, module in model.base_model.named_modules():
+        has_weights = isinstance(module, (nn.Linear, nn.Conv2d))
+        if not has_weights or module in decoder:
+            continue
+        part = "projector" if module in projector else "encoder"
+        hook = count(part, is_query=name.endswith(".q_proj"))
+        hooks.append(module.register_forward_hook(hook))
     try:
-        yield found
+        yield counts
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,9 +1,10 @@
-"""Checks that a model under a method is called as the method's hooks expect.
+"""Check that a model under a method is called as the method's hooks expect.
 
-A hook that does not fire, or that reads an argument under a name of yesterday, drops nothing or drops it at every step,
-and the model answers all the same. The guard of a block counts instead: one prompt is read for each `generate`, every
-layer is called once and gets as many tokens as the method says, and the cache then holds that many. All of these
-numbers are known to the host, so nothing waits for the device.
+A hook that does not fire, or that reads an argument under a name of yesterday, drops
+nothing or drops it at every step, and the model answers all the same. The guard of a block
+counts instead: one prompt is read for each `generate`, every layer is called once and gets
+as many tokens as the method says, and the cache then holds that many. All of these numbers
+are known to the host, so nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -22,18 +23,24 @@ reduced_inside: WeakSet = WeakSet()
 
 
 class Applied:
-    """What a method left of the prompts that its model read last: `with method.applied(model) as applied:`."""
+    """Tell what a method left of the prompts that its model read last.
+
+    It is what a block is given: `with method.applied(model) as applied:`.
+    """
 
     def __init__(self):
         self._count: Callable[[], list[list[int]]] = list
 
     def record(self, count: Callable[[], list[list[int]]]) -> None:
-        """Take what counts the prompts that are read now; it is called when somebody asks."""
+        """Take a function that counts the prompts of this call, for when somebody asks."""
         self._count = count
 
     @property
     def visual_tokens(self) -> list[list[int]]:
-        """Count the visual tokens that entered each decoder layer, for each prompt of the batch that was read last."""
+        """Return the visual tokens that entered each decoder layer, prompt by prompt.
+
+        The prompts are those of the batch that was read last.
+        """
         return self._count()
 
     def __repr__(self) -> str:
@@ -41,12 +48,15 @@ class Applied:
 
 
 def check_scores(method: str, no_numbers: list[torch.Tensor]) -> None:
-    """Empty the list, and raise RunError if one of the scores that tokens were chosen by holds NaN."""
-    failed = bool(no_numbers) and bool(
-        torch.stack([flag.cpu() for flag in no_numbers]).any()
-    )
+    """Raise RunError if one of the scores that tokens were chosen by holds NaN.
+
+    Args:
+        no_numbers: bool for each score, on any device; empty behind the check.
+    """
+    # On the host: the stages of a method may be on several devices.
+    flags = [flag.cpu() for flag in no_numbers]
     no_numbers.clear()
-    if failed:
+    if any(flags):
         raise RunError(
             f"{method}: the scores that it keeps tokens by are not numbers (NaN), so that nothing can be told from its "
             "answers. Look at the weights, or run this with model.dtype=float32 or bfloat16"
@@ -54,7 +64,7 @@ def check_scores(method: str, no_numbers: list[torch.Tensor]) -> None:
 
 
 class Guard:
-    """Watches the calls of one model, from the moment that its hooks are registered.
+    """Watch the calls of one model, from the moment that its hooks are registered.
 
     Args:
         model: the model that a method is applied to.
@@ -62,8 +72,9 @@ class Guard:
         inside: whether the method acts between decoder layers.
 
     Attributes:
-        lengths: (layers) tokens of the longest prompt that have to enter each layer in the call in progress. A method
-            inside the decoder lowers them where tokens leave.
+        lengths: (layers) tokens of the longest prompt that have to enter each layer in
+            the call in progress. A method inside the decoder lowers them where tokens
+            leave.
     """
 
     def __init__(self, model, method: str, inside: bool):
@@ -72,19 +83,21 @@ class Guard:
         self.lengths: list[int] = []
         self._running = self._checked = False
         self._scores: list[torch.Tensor] = []
-        self._prompts: int | None = (
-            None  # that `generate` has read so far; None outside of it
-        )
+        # Prompts that `generate` has read so far, None outside of it; and how many it may.
+        self._prompts: int | None = None
         self._most = 0.0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """While open, every call is checked. Open it behind the method's own hooks, so that it sees what they leave.
+        """Check every call in this block.
+
+        Open it behind the method's own hooks, so that it sees what they leave.
 
         Raises:
             IncompatibleError: in a call that does not go as the hooks expect.
             ValueError: where the decoder is called without the model that it belongs to.
         """
+        # `_stop` runs after an exception too; `_end` has nothing to check then.
         hooks = [
             self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.model.register_forward_hook(self._end),
@@ -107,15 +120,14 @@ class Guard:
         Raises:
             IncompatibleError: if it reads its prompt again for a later token, or never calls the model.
         """
-        config = inputs.get("generation_config") or self.model.generation_config
-        cached = (
-            inputs.get("use_cache", getattr(config, "use_cache", None)) is not False
-        )
-        first = hf_names.is_empty(hf_names.given_cache(inputs))
-        self._prompts, self._most = 0, int(first) if cached else inf
+        use_cache = hf_names.generation_setting(self.model, inputs, "use_cache")
+        is_first_turn = hf_names.is_empty(hf_names.given_cache(inputs))
+        # Without a cache every step reads the prompt anew; a later turn reads none.
+        self._prompts = 0
+        self._most = inf if use_cache is False else int(is_first_turn)
         try:
             yield
-            if first and not self._prompts:
+            if is_first_turn and not self._prompts:
                 self._refuse(
                     "generate() does not call the model, so that no token was dropped"
                 )
@@ -123,7 +135,7 @@ class Guard:
             self._prompts = None
 
     def check_model_is_called(self) -> None:
-        """Raise ValueError where a layer is called outside of a call of the whole model, which has the prompts' ids."""
+        """Raise ValueError where a layer is called without the whole model, which has the ids."""
         if not self._running:
             raise ValueError(
                 f"{self.method}: the decoder was called without its model, so that nothing tells visual tokens from "
@@ -131,26 +143,32 @@ class Guard:
             )
 
     def check_later(self, no_numbers: list[torch.Tensor]) -> None:
-        """Take a list, which may still grow, of whether scores hold NaN; it is read when the prompt is."""
+        """Take a list of flags for scores that hold NaN, to be read when the prompt is.
+
+        It may still grow until then.
+        """
         self._scores = no_numbers
 
     def _begin(self, module, args, kwargs) -> None:
         """Begin a call: a forward pre-hook of the model."""
+        # The names of arguments do not change from call to call.
         if not self._checked:
             hf_names.check_arguments(self.model, self.layers[0])
             self._checked = True
-        ids = args[0] if args else kwargs.get("input_ids")
+        ids = hf_names.given_ids(args, kwargs)
         tokens = (kwargs["inputs_embeds"] if ids is None else ids).shape[1]
         self.lengths = [tokens] * len(self.layers)
         self._cache = hf_names.given_cache(kwargs)
-        # In a decoding step nothing leaves: two layers tell of all, and the step stays cheap.
+        # A prompt is read where nothing is cached yet.
+        is_prefill = hf_names.is_empty(self._cache)
+        # In a decoding step nothing leaves: two layers tell of all, and the step stays
+        # cheap.
         last = len(self.layers) - 1
-        reads = hf_names.is_empty(self._cache)
-        self._looked_at = range(len(self.layers)) if reads else sorted({0, last})
+        self._looked_at = range(len(self.layers)) if is_prefill else sorted({0, last})
         self._running, self._entered = True, set()
-        self._before = self._entries(self._cache)
-        # A prompt is read where nothing is cached yet. A second one in a `generate` is a step that lost its cache.
-        if self._prompts is not None and reads:
+        self._before = self._count_entries(self._cache)
+        # A second prompt in a `generate` is a step that lost its cache.
+        if self._prompts is not None and is_prefill:
             self._prompts += 1
             if self._prompts > self._most:
                 self._refuse(
@@ -158,7 +176,7 @@ class Guard:
                 )
 
     def _enter(self, number: int):
-        """Return a forward pre-hook of a layer."""
+        """Return a forward pre-hook of a layer that checks what enters it."""
 
         def check(module, args, kwargs) -> None:
             self.check_model_is_called()
@@ -166,7 +184,7 @@ class Guard:
             if number not in self._looked_at:
                 return
             call = hf_names.LayerCall.read(args, kwargs)
-            # The model may make a cache of its own, but must not leave one behind that it was given.
+            # The model may make a cache of its own, but must not drop one that it was given.
             if self._cache is not None and call.cache is not self._cache:
                 self._refuse(
                     f"the cache that the model was given does not reach layer {number}"
@@ -181,12 +199,11 @@ class Guard:
 
     def _end(self, module, args, output) -> None:
         """Check what a call did: a forward hook of the model."""
-        missing = [
-            number for number in range(len(self.layers)) if number not in self._entered
-        ]
+        # A layer that a model skips, or calls by another way than `__call__`.
+        missing = sorted({*range(len(self.layers))} - self._entered)
         if missing:
             self._refuse(f"the hooks on layers {missing} did not fire")
-        after = self._entries(self._cache)
+        after = self._count_entries(self._cache)
         for number in self._before.keys() & after.keys():
             cached = after[number] - self._before[number]
             if self._knows(number) and cached != self.lengths[number]:
@@ -203,17 +220,26 @@ class Guard:
         self._running, self._cache, self._scores = False, None, []
 
     def _knows(self, number: int) -> bool:
-        """Tell whether `lengths` counts for a layer: a method before the decoder does not know of one inside it."""
-        return self.inside or number == 0 or self.model not in reduced_inside
+        """Tell whether `lengths` counts for a layer.
 
-    def _entries(self, cache) -> dict[int, int]:
-        """Return the number of entries of each layer that is looked at; none of a static cache's: the device counts."""
+        A method before the decoder does not know of one inside it.
+        """
+        is_reduced_inside = self.model in reduced_inside
+        return self.inside or number == 0 or not is_reduced_inside
+
+    def _count_entries(self, cache) -> dict[int, int]:
+        """Return the number of cache entries of each layer that is looked at.
+
+        None of a static cache's: the device counts them, and would be waited for.
+        """
+        entries = {}
         if cache is None:
-            return {}
-        entries = {number: cache.get_seq_length(number) for number in self._looked_at}
-        return {
-            number: count for number, count in entries.items() if isinstance(count, int)
-        }
+            return entries
+        for number in self._looked_at:
+            count = cache.get_seq_length(number)
+            if isinstance(count, int):
+                entries[number] = count
+        return entries
 
     def _refuse(self, problem: str) -> None:
         hf_names.incompatible(

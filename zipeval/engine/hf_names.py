@@ -1,8 +1,9 @@
-"""The names that transformers gives to arguments, attributes and functions which zipeval reads or passes.
+"""The names that transformers gives to arguments, attributes and functions that zipeval uses.
 
-This is the only file that knows them. An argument that was renamed is read under each of its names and passed under the
-name that the installed version takes. A name that is not there raises IncompatibleError: a hook that silently reads
-nothing would let a model answer as if no token had been dropped.
+This is the only file that knows them. An argument that was renamed is read under each of
+its names and passed under the name that the installed version takes. A name that is not
+there raises IncompatibleError: a hook that silently reads nothing would let a model answer
+as if no token had been dropped.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from typing import Any, NoReturn
 from zipeval.errors import IncompatibleError
 from zipeval.utils.lazy import torch
 
-TESTED = (
-    "5.18.0",
-    "5.24.0",
-)  # the oldest and the newest transformers that the tests run on
-ALLOWED = "transformers>=5.18,<5.25"  # as in pyproject.toml
+# The oldest and the newest transformers that the tests run on.
+TESTED = ("5.18.0", "5.24.0")
+# As in pyproject.toml.
+ALLOWED = "transformers>=5.18,<5.25"
 
 # The key-value cache, as an argument and as a field of outputs: since 5.24, and before.
 CACHE = ("cache", "past_key_values")
@@ -39,7 +39,7 @@ LAYER_ARGUMENTS = ("attention_mask", "position_ids", "position_embeddings")
 
 
 def incompatible(problem: str) -> NoReturn:
-    """Raise IncompatibleError with a problem, the installed and the tested versions, and the next command."""
+    """Raise IncompatibleError with a problem, the versions, and the next command."""
     import transformers
 
     raise IncompatibleError(
@@ -57,31 +57,28 @@ def decoder(model) -> torch.nn.Module:
 
 
 def positions(model) -> int | None:
-    """Return how many positions the language model was made for; None where its configuration does not tell."""
+    """Return the number of positions that the language model was made for, if it tells."""
     return getattr(decoder(model).config, "max_position_embeddings", None)
 
 
 def projector(model) -> torch.nn.Module:
-    """Return what projects features of the encoder into the language model."""
+    """Return the module that projects features of the encoder into the language model."""
     return model.base_model.multi_modal_projector
 
 
 def hidden_states_of(layer: int) -> dict[str, Any]:
-    """Return the arguments with which an encoder returns the hidden states of a layer, and where it can, no others.
+    """Return the arguments with which an encoder returns the hidden states of a layer.
 
-    Before 5.23 it returns those of all layers, which takes more memory.
+    Where it can, it returns no others. Before 5.23 it returns those of all layers, which takes more memory.
     """
     from transformers.utils import output_capturing
 
-    return {
-        "output_hidden_states": layer
-        if hasattr(output_capturing, "select_hidden_states")
-        else True
-    }
+    selects = hasattr(output_capturing, "select_hidden_states")
+    return {"output_hidden_states": layer if selects else True}
 
 
 def check_arguments(model, layer) -> None:
-    """Check that a model and its decoder layers take the arguments which zipeval reads and passes.
+    """Check that a model and its decoder layers take the arguments that zipeval uses.
 
     Raises:
         IncompatibleError: if one of them is not there. A model would swallow it among its other options.
@@ -98,12 +95,15 @@ def check_arguments(model, layer) -> None:
 
 
 def _arguments(module_class: type) -> frozenset[str]:
-    """Return the names of the arguments of `forward`, from the first class that does not merely pass them on."""
+    """Return the names of the arguments of `forward`.
+
+    They are those of the first class that does not merely pass them on.
+    """
     for base in module_class.__mro__:
-        if "forward" in vars(base) and (
-            named := _named_parameters(vars(base)["forward"])
-        ):
-            return named
+        if "forward" in vars(base):
+            names = _named_parameters(vars(base)["forward"])
+            if names:
+                return names
     return frozenset()
 
 
@@ -112,9 +112,8 @@ def _named_parameters(function) -> frozenset[str]:
     """Return the names of a function's parameters, without `self`, `*args` and `**kwargs`."""
     parameters = inspect.signature(function).parameters.values()
     passed_on = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return frozenset(
-        p.name for p in parameters if p.kind not in passed_on and p.name != "self"
-    )
+    names = {each.name for each in parameters if each.kind not in passed_on}
+    return frozenset(names - {"self"})
 
 
 def check_cache_is_growing(cache) -> None:
@@ -127,12 +126,26 @@ def check_cache_is_growing(cache) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------- key-value caches
+# ------------------------------------------------------------------------------------- calls and key-value caches
+
+
+def given_ids(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """Return the ids among the arguments of a model; None where embeddings stand for them."""
+    return args[0] if args else kwargs.get("input_ids")
+
+
+def generation_setting(model, inputs: dict[str, Any], name: str) -> Any:
+    """Return a setting of a `generate`: an argument comes before the configuration."""
+    config = inputs.get("generation_config") or model.generation_config
+    return inputs.get(name, getattr(config, name, None))
 
 
 def given_cache(inputs: dict[str, Any]):
-    """Return the cache among the arguments of a call, under whichever name; None where there is none."""
-    return next((inputs[name] for name in CACHE if inputs.get(name) is not None), None)
+    """Return the cache among the arguments of a call, under whichever name, if any."""
+    for name in CACHE:
+        if inputs.get(name) is not None:
+            return inputs[name]
+    return None
 
 
 def cache_argument(model, cache) -> dict[str, Any]:
@@ -146,7 +159,8 @@ def returned_cache(output):
     Raises:
         IncompatibleError: if the output has no field of a known name.
     """
-    for name in CACHE:  # the second is not asked for where the first is there: transformers would warn of it
+    # The second name is not asked for where the first is there: transformers would warn.
+    for name in CACHE:
         if hasattr(output, name):
             return getattr(output, name)
     incompatible(f"{type(output).__name__} has no {CACHE[0]}")
@@ -164,12 +178,11 @@ def prompts_in(cache) -> int:
 
 def bytes_in(cache) -> int:
     """Return the size of a cache's keys and values."""
-    return sum(
-        tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values)
-    )
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def _named(taken: frozenset[str], where: str, cache) -> dict[str, Any]:
+    """Return a cache under the name that a function takes it by."""
     for name in CACHE:
         if name in taken:
             return {name: cache}
@@ -181,7 +194,7 @@ def _named(taken: frozenset[str], where: str, cache) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments that a decoder calls a layer with.
+    """Hold the arguments that a decoder calls a layer with.
 
     Attributes:
         hidden: (B, L, D).
@@ -199,7 +212,7 @@ class LayerCall:
 
     @classmethod
     def read(cls, args: tuple, kwargs: dict[str, Any]) -> LayerCall:
-        """Return what a forward pre-hook of a layer was given.
+        """Return the arguments that a forward pre-hook of a layer was given.
 
         Raises:
             IncompatibleError: if an argument has no name that is known.
@@ -210,9 +223,9 @@ class LayerCall:
         if not kwargs.keys() & set(CACHE):
             missing.append(CACHE[0])
         if missing:
-            given = ", ".join(sorted(kwargs)) or "nothing"
+            by_name = ", ".join(sorted(kwargs)) or "nothing"
             incompatible(
-                f"a decoder layer is called without {', '.join(missing)} (it gets {given} by name)"
+                f"a decoder layer is called without {', '.join(missing)} (it gets {by_name} by name)"
             )
         mask, positions, rotary = (kwargs[name] for name in LAYER_ARGUMENTS)
         return cls(args[0], given_cache(kwargs), mask, positions, rotary)
@@ -223,8 +236,8 @@ def layer_arguments(
 ) -> dict[str, Any]:
     """Return the arguments that replace a decoder's own in a layer behind a reduction.
 
-    FlashAttention takes positions with gaps for a packed batch, and the rotary embedding is computed already: they are
-    left out.
+    FlashAttention takes positions with gaps for a packed batch, and the rotary embedding is
+    computed already: they are left out.
     """
     mask_name, positions_name, rotary_name = LAYER_ARGUMENTS
     replaced = {mask_name: mask, positions_name: None}
@@ -246,8 +259,8 @@ def causal_mask(
         inputs_embeds=hidden,
         attention_mask=valid,
         layer_idx=layer,
-        allow_is_causal_skip=valid
-        is None,  # or it would look for padding, which is there, and wait for the device
+        # Else it would look for padding, which is there, and wait for the device.
+        allow_is_causal_skip=valid is None,
         **_named(_named_parameters(create_causal_mask), "create_causal_mask", cache),
     )
 

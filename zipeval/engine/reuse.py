@@ -1,38 +1,48 @@
-"""What questions about one picture share: the encoder's output, and the cache of a prompt up to its last visual token.
+"""Share what questions about one picture have in common.
 
-The first holds for every method, and for other budgets too; the second where what is left of a picture does not depend
-on the question. Answers are those of every prompt alone.
+That is the encoder's output, and the cache of a prompt up to its last visual token. The
+first holds for every method, and for other budgets too; the second where what is left of
+a picture does not depend on the question. Answers are those of every prompt alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import fields, replace
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import DynamicCache
 
+from zipeval import moved
 from zipeval.engine import hf_names
-from zipeval.engine.budget import Picture
+from zipeval.engine.budget import VisualInput
 from zipeval.engine.guard import check_scores
-from zipeval.engine.images import PIXELS, joined, pictures
+from zipeval.engine.images import PIXELS, SIZES, join_pictures, pictures
 from zipeval.engine.ragged import left_padded, visual_slots
-from zipeval.engine.vision import Crops, Encoded, VisionMethod, reduced, see
+from zipeval.engine.vision import (
+    Crops,
+    Encoded,
+    VisionMethod,
+    encode_crops,
+    reduce_and_pack,
+)
 
-_seen: WeakKeyDictionary = WeakKeyDictionary()  # model -> its Seen
+# By model, its EncoderCache.
+_caches: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def forget() -> None:
-    """Everything that is kept of pictures."""
-    _seen.clear()
+    """Forget the encoder's output of all pictures, for every model."""
+    _caches.clear()
 
 
-class Seen:
-    """What an encoder made of pictures, on the host: first come, first kept, until there is no more room.
+class EncoderCache:
+    """Keep what an encoder made of pictures, on the host.
 
-    Every method and budget of a sweep asks for the same pictures in about the same order. To replace the oldest would
-    then lose each of them just before it is wanted again.
+    First come, first kept, until there is no more room: every method and budget of a
+    sweep asks for the same pictures in about the same order, and to replace the oldest
+    would lose each of them just before it is wanted again.
     """
 
     def __init__(self):
@@ -40,144 +50,184 @@ class Seen:
         self.bytes = 0
 
     @classmethod
-    def by(cls, model) -> Seen:
-        """That of a model, for as long as it lives."""
-        return _seen.setdefault(model, cls())
+    def of_model(cls, model) -> EncoderCache:
+        """Return the cache of a model, which lives as long as the model."""
+        return _caches.setdefault(model, cls())
 
     def add(self, key: str, crops: Crops, most: float) -> None:
-        """Keep the crops of a picture if all that is kept then takes at most so many bytes."""
-        size = sum(
-            x.nbytes for x in _tensors(crops).values() if x is not crops.selected
-        )
+        """Keep the crops of a picture, if all that is kept then takes `most` bytes at most."""
+        size = 0
+        for name, tensor in crops.tensors().items():
+            # It is a view of `hidden`, also after a move: see `_move_to`.
+            if name != "selected":
+                size += tensor.nbytes
         if key not in self.crops and self.bytes + size <= most:
             self.bytes += size
-            self.crops[key] = _on(crops, "cpu")
+            self.crops[key] = _move_to(crops, "cpu")
 
 
-def _tensors(crops: Crops) -> dict[str, torch.Tensor]:
-    held = {field.name: getattr(crops, field.name) for field in fields(crops)}
-    return {name: value for name, value in held.items() if torch.is_tensor(value)}
+def _move_to(crops: Crops, device) -> Crops:
+    """Return crops on a device, but for their pixels, which stay where they are."""
+    moved = {}
+    for name, tensor in crops.tensors().items():
+        if name not in ("selected", "pixels"):
+            moved[name] = tensor.to(device)
+    # What the model selects is the end of what the layer puts out.
+    selected = moved["hidden"][:, -crops.selected.shape[1] :]
+    return replace(crops, **moved, selected=selected)
 
 
-def _on(crops: Crops, device) -> Crops:
-    """On a device, but for the pixels; `selected` is the end of `hidden`."""
-    moved = {
-        name: x.to(device)
-        for name, x in _tensors(crops).items()
-        if name not in ("selected", "pixels")
-    }
-    return replace(
-        crops, **moved, selected=moved["hidden"][:, -crops.selected.shape[1] :]
-    )
-
-
-def encoded(
+def encode_and_reduce(
     model,
     kind: str,
     wanted: dict[str, dict[str, torch.Tensor]],
     method: VisionMethod,
     most: float,
-) -> dict[str, tuple[Picture, Encoded]]:
-    """What `method` leaves of pictures, with what they are without it, by their keys.
+) -> dict[str, tuple[VisualInput, Encoded]]:
+    """Return what `method` leaves of pictures, with what they are without it.
 
     Args:
         kind: image or video.
         wanted: by key, the processor's inputs of one picture alone, on the host.
         most: bytes of encoder output to keep for others.
+
+    Returns:
+        By the key of each picture.
+
+    Raises:
+        RunError: where scores that tokens were chosen by hold NaN.
     """
-    seen = Seen.by(model)
-    new = {key: inputs for key, inputs in wanted.items() if key not in seen.crops}
-    found = {
-        key: _on(seen.crops[key], model.device) for key in wanted if key in seen.crops
-    }
-    shapes = {key: pictures(model, inputs, kind)[0] for key, inputs in wanted.items()}
-    if new:
-        inputs = joined([*new.values()])
-        given = {
-            name: x.to(model.device, model.dtype) if name in PIXELS[kind] else x
-            for name, x in inputs.items()
-        }
-        crops, start = see(model, given, kind, reads_pixels=True), 0
-        for key in new:
-            end = start + shapes[key].crops
-            found[key], start = crops.select([*range(start, end)]), end
-            seen.add(key, found[key], most)
-    crops = _concatenated([found[key] for key in wanted])
-    sizes = [
-        inputs["image_sizes"] for inputs in wanted.values() if "image_sizes" in inputs
-    ]
-    left = reduced(
-        model, crops, [*shapes.values()], torch.cat(sizes) if sizes else None, method
+    # The inputs of each key are those of one picture: the first is the only one.
+    images = {key: pictures(model, inputs, kind)[0] for key, inputs in wanted.items()}
+    crops_by_key = _encode_missing(model, kind, wanted, images, most)
+    crops = _concatenate([crops_by_key[key] for key in wanted])
+    # Only models that pack tiles have sizes.
+    sizes = [inputs[SIZES] for inputs in wanted.values() if SIZES in inputs]
+    remaining = reduce_and_pack(
+        model, crops, [*images.values()], torch.cat(sizes) if sizes else None, method
     )
     check_scores(type(method).__name__, crops.no_numbers)
-    return {
-        key: (shape, its)
-        for (key, shape), its in zip(shapes.items(), left, strict=True)
-    }
+    by_key = {}
+    for key, encoded_picture in zip(images, remaining, strict=True):
+        by_key[key] = images[key], encoded_picture
+    return by_key
 
 
-def _concatenated(crops: list[Crops]) -> Crops:
-    return replace(
-        crops[0],
-        **{
-            name: torch.cat([getattr(its, name) for its in crops])
-            for name in _tensors(crops[0])
-        },
-    )
+def _encode_missing(
+    model,
+    kind: str,
+    wanted: dict[str, dict[str, torch.Tensor]],
+    images: dict[str, VisualInput],
+    most: float,
+) -> dict[str, Crops]:
+    """Return the crops of pictures by key; the encoder sees those that are not cached."""
+    cache = EncoderCache.of_model(model)
+    crops_by_key: dict[str, Crops] = {}
+    missing: dict[str, dict[str, torch.Tensor]] = {}
+    for key, inputs in wanted.items():
+        if key in cache.crops:
+            crops_by_key[key] = _move_to(cache.crops[key], model.device)
+        else:
+            missing[key] = inputs
+    if not missing:
+        return crops_by_key
+    inputs = join_pictures([*missing.values()])
+    # Sizes stay on the host, where they are asked for.
+    for name in PIXELS[kind]:
+        if name in inputs:
+            inputs[name] = inputs[name].to(model.device, model.dtype)
+    # The next method may want the pixels, whether this one reads them or not.
+    crops = encode_crops(model, inputs, kind, reads_pixels=True)
+    start = 0
+    for key in missing:
+        end = start + images[key].crops
+        crops_by_key[key] = crops.select([*range(start, end)])
+        cache.add(key, crops_by_key[key], most)
+        start = end
+    return crops_by_key
 
 
-def prefixed(
+def _concatenate(crops: list[Crops]) -> Crops:
+    """Return the crops of several pictures as one batch."""
+    joint = {}
+    for name in crops[0].tensors():
+        joint[name] = torch.cat([getattr(picture, name) for picture in crops])
+    return replace(crops[0], **joint)
+
+
+def prefill_prefixes(
     model,
     ids: list[torch.Tensor],
     groups: list[Hashable],
-    given: Callable[[list[int]], dict],
+    pixel_arguments: Callable[[list[int]], dict],
     padding: int,
 ) -> tuple[dict, list[int], list[int]]:
-    """Inputs for `generate` in which every prompt up to its last visual token is in the cache already, read once for
-    all prompts that share it.
+    """Return inputs for `generate` whose cache holds every prompt's prefix already.
+
+    A prefix ends with the last visual token. It is read once for all prompts that share
+    it.
 
     Args:
-        ids: (L_i) every prompt, with as many placeholders as visual tokens are left of its pictures, at least one.
+        ids: (L_i) every prompt, with as many placeholders as visual tokens are left of
+            its pictures, at least one.
         groups: equal where the pictures are.
-        given: the arguments that stand for the pixels of the prompts with these numbers.
+        pixel_arguments: returns what stands for the pixels of the prompts with these
+            numbers.
         padding: the id of it.
 
     Returns:
-        The inputs; of each prompt, the row of its prefix among those that were read; the tokens behind it.
+        The inputs; of each prompt, the row of its prefix among those that were read; the
+        number of tokens behind it.
     """
-    ends = [int(visual_slots(row, model.config).nonzero().max()) + 1 for row in ids]
-    read: dict[Hashable, int] = {}  # prefix -> the first prompt that has it
-    prefixes = [
-        (group, *row[:end].tolist())
-        for group, row, end in zip(groups, ids, ends, strict=True)
-    ]
-    for number, prefix in enumerate(prefixes):
-        read.setdefault(prefix, number)
-    order = {prefix: row for row, prefix in enumerate(read)}
-    rows = [order[prefix] for prefix in prefixes]
-    before, seen = left_padded(
-        [ids[number][: ends[number]] for number in read.values()], padding
-    )
+    ends = []
+    for row in ids:
+        last_visual = int(visual_slots(row, model.config).nonzero().max())
+        ends.append(last_visual + 1)
+    readers, rows = _share_prefixes(ids, groups, ends)
+    # [prefixes that differ, longest prefix], padded on the left
+    prefixes, prefix_mask = left_padded([ids[n][: ends[n]] for n in readers], padding)
     cache = DynamicCache(config=model.config)
     model(
-        input_ids=before.to(model.device),
-        attention_mask=seen.to(model.device),
-        position_ids=(seen.cumsum(1) - 1).clamp(min=0).to(model.device),
-        **given([*read.values()]),
+        input_ids=prefixes.to(model.device),
+        attention_mask=prefix_mask.to(model.device),
+        position_ids=(prefix_mask.cumsum(1) - 1).clamp(min=0).to(model.device),
+        **pixel_arguments(readers),
         use_cache=True,
         logits_to_keep=1,
         **hf_names.cache_argument(model, cache),
     )
-    if len(read) < len(ids):
-        cache.batch_select_indices(
-            torch.tensor(rows)
-        )  # layers may be on several devices
-    behind, mask = left_padded(
-        [row[end:] for row, end in zip(ids, ends, strict=True)], padding
-    )
+    if len(readers) < len(ids):
+        # Indices on the host: layers may be on several devices.
+        cache.batch_select_indices(torch.tensor(rows))
+    # What differs: the text behind the pictures, which `generate` reads.
+    questions = [row[end:] for row, end in zip(ids, ends, strict=True)]
+    question_ids, question_mask = left_padded(questions, padding)
+    input_ids = torch.cat([prefixes[rows], question_ids], 1)
+    mask = torch.cat([prefix_mask[rows], question_mask], 1)
     inputs = {
-        "input_ids": torch.cat([before[rows], behind], 1).to(model.device),
-        "attention_mask": torch.cat([seen[rows], mask], 1).to(model.device),
+        "input_ids": input_ids.to(model.device),
+        "attention_mask": mask.to(model.device),
         **hf_names.cache_argument(model, cache),
     }
-    return inputs, rows, [len(row) - end for row, end in zip(ids, ends, strict=True)]
+    return inputs, rows, [*map(len, questions)]
+
+
+def _share_prefixes(
+    ids: list[torch.Tensor], groups: list[Hashable], ends: list[int]
+) -> tuple[list[int], list[int]]:
+    """Return the first prompt with each prefix, and the row of every prompt's prefix."""
+    readers: list[int] = []
+    row_of: dict[Hashable, int] = {}
+    rows = []
+    for number, (group, prompt, end) in enumerate(zip(groups, ids, ends, strict=True)):
+        # Equal placeholders stand for equal tokens only where the pictures are equal.
+        prefix = (group, *prompt[:end].tolist())
+        if prefix not in row_of:
+            row_of[prefix] = len(readers)
+            readers.append(number)
+        rows.append(row_of[prefix])
+    return readers, rows
+
+
+# Names of before, for a release.
+__getattr__ = moved.renamed(__name__)

@@ -15,7 +15,7 @@ from lmms_eval.api.model import lmms
 from zipeval.benchmarks import BENCHMARKS, SEVERAL_ROUNDS, lmms_names
 from zipeval.benchmarks.lmms_names import RequestArgs, RequestKey
 from zipeval.engine import flops, hf_names
-from zipeval.engine.budget import Picture
+from zipeval.engine.budget import VisualInput
 from zipeval.engine.images import pixels
 from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
 from zipeval.errors import BudgetError, RunError, UsageError
@@ -330,7 +330,7 @@ class ZipEval(lmms):
             )
 
     def _check_budget(
-        self, request: Instance, images: list[Picture], measured: list[int]
+        self, request: Instance, images: list[VisualInput], measured: list[int]
     ) -> None:
         """Raises BudgetError where the visual tokens that entered some layer are not what the method has to leave."""
         expected, args = self.session.entering(images), RequestArgs.of(request)

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import torch
 
 from zipeval.engine import hf_names
-from zipeval.engine.budget import Picture
-from zipeval.engine.compiled import compiled
-from zipeval.engine.images import PIXELS, joined, pictures
-from zipeval.engine.ledger import Prefill, ledger
+from zipeval.engine.budget import VisualInput
+from zipeval.engine.compiled import compile_blocks
+from zipeval.engine.images import PIXELS, join_pictures, pictures
+from zipeval.engine.ledger import Prefill, record_prefill
 from zipeval.engine.logits import NOT_NUMBERS, LogitsWatch, watching_logits
 from zipeval.engine.ragged import left_padded, visual_slots
-from zipeval.engine.reuse import encoded, prefixed
-from zipeval.engine.trace import Trace, trace
-from zipeval.engine.vision import Encoded, outputs, shrunk
+from zipeval.engine.reuse import encode_and_reduce, prefill_prefixes
+from zipeval.engine.trace import Trace, trace_kept_tokens
+from zipeval.engine.vision import Encoded, encoder_outputs, shrink_placeholders
 from zipeval.inference.feed import Question, collate
 from zipeval.inference.generation import generation_options, resolve
 from zipeval.methods._stages import stages
@@ -41,7 +41,7 @@ class Answer:
     """
 
     text: str | list[str]
-    pictures: list[Picture]
+    pictures: list[VisualInput]
     entered: list[int]
     visual: list[int]
     output_tokens: int
@@ -66,7 +66,7 @@ class _Read:
     """
 
     inputs: dict
-    pictures: list[list[Picture]]
+    pictures: list[list[VisualInput]]
     rows: list[int] | None
     behind: list[int]
 
@@ -145,7 +145,7 @@ class Answering:
         )  # generate() repeats a prompt for each
         places = []
         if self.session.reduces:
-            given = joined([question.inputs for question in batch])
+            given = join_pictures([question.inputs for question in batch])
             places = _by_prompt(batch, self.told.places(self.model, given))
         answers, not_numbers = [], self.logits.failed(len(batch))
         digests = self.logits.digests(len(batch))
@@ -188,7 +188,7 @@ class Answering:
             key: its
             for kind, of in wanted.items()
             if of
-            for key, its in encoded(model, kind, of, method, most).items()
+            for key, its in encode_and_reduce(model, kind, of, method, most).items()
         }
 
         def given(numbers: list[int]) -> dict:
@@ -199,7 +199,9 @@ class Answering:
                     batch[number].kinds, batch[number].keys, strict=True
                 ):
                     found[kind].append(known[key][1])
-            return outputs(model, {kind: its for kind, its in found.items() if its})
+            return encoder_outputs(
+                model, {kind: its for kind, its in found.items() if its}
+            )
 
         ids = [self._shrunk(question, known) for question in batch]
         everything, found = (
@@ -210,7 +212,7 @@ class Answering:
         if (
             self.session.reuse == "prefix" and seen and beams == 1
         ):  # generate() repeats no cache for its beams
-            inputs, rows, behind = prefixed(
+            inputs, rows, behind = prefill_prefixes(
                 model, ids, [tuple(q.keys) for q in batch], given, self.padding
             )
             given(everything)  # tells whoever traces of all prompts
@@ -220,17 +222,17 @@ class Answering:
         return _Read({**inputs, **given(everything)}, found, None, [0] * len(batch))
 
     def _shrunk(
-        self, question: Question, known: dict[str, tuple[Picture, Encoded]]
+        self, question: Question, known: dict[str, tuple[VisualInput, Encoded]]
     ) -> torch.Tensor:
         """(L): the ids of a prompt, with as many placeholders as are left of its pictures."""
-        before: dict[str, list[Picture]] = {}
+        before: dict[str, list[VisualInput]] = {}
         left: dict[str, list[int]] = {}
         for kind, key in zip(question.kinds, question.keys, strict=True):
             picture, its = known[key]
             before.setdefault(kind, []).append(picture)
             left.setdefault(kind, []).append(len(its.features))
         ids, mask = question.inputs["input_ids"], question.inputs["attention_mask"]
-        return shrunk(self.model, ids, mask, before, left)[0][0]
+        return shrink_placeholders(self.model, ids, mask, before, left)[0][0]
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:
         """On the device, numbers in its dtype."""
@@ -247,10 +249,10 @@ def answering(session) -> Iterator[Answering]:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(_applied(session, model))
         if session.config.runner.compile:
-            stack.enter_context(compiled(model, session.method))
+            stack.enter_context(compile_blocks(model, session.method))
         prefills, told = (
-            stack.enter_context(ledger(model)),
-            stack.enter_context(trace(model)),
+            stack.enter_context(record_prefill(model)),
+            stack.enter_context(trace_kept_tokens(model)),
         )
         yield Answering(
             session, prefills, told, stack.enter_context(watching_logits(model))

@@ -26,7 +26,7 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from zipeval.engine.images import PIXELS, joined
+from zipeval.engine.images import PIXELS, join_pictures
 from zipeval.engine.ragged import left_padded
 from zipeval.errors import MediaError, RunError, UsageError
 from zipeval.media import picture_hash
@@ -330,5 +330,5 @@ def collate(questions: list[Question], padding: int) -> dict[str, torch.Tensor]:
     return {
         "input_ids": ids,
         "attention_mask": mask,
-        **joined([question.inputs for question in questions]),
+        **join_pictures([question.inputs for question in questions]),
     }

@@ -14,7 +14,7 @@ from zipeval.benchmarks.protocols import PROTOCOLS
 from zipeval.checkpoints import projector, prompts
 from zipeval.checkpoints.placement import place
 from zipeval.config.schema import RunConfig
-from zipeval.engine.budget import Picture, Shape
+from zipeval.engine.budget import Shape, VisualInput
 from zipeval.errors import BudgetError, MediaError, UsageError
 from zipeval.inference.validation import check
 from zipeval.methods._stages import stages
@@ -106,9 +106,9 @@ class Session:
                 f"{' or '.join(known)}. Set model.image_aspect={known[0]}."
             )
 
-    def entering(self, images: list[Picture]) -> list[int]:
+    def entering(self, images: list[VisualInput]) -> list[int]:
         """Visual tokens that should enter each decoder layer, of a prompt with these images."""
-        return self.method.entering(images, self.shape.layers)
+        return self.method.tokens_per_layer(images, self.shape.layers)
 
     @cached_property
     def reduces(self) -> bool:

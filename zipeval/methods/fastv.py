@@ -1,15 +1,17 @@
-"""FastV (Chen et al., ECCV 2024): behind layer K only the visual tokens stay that the last token attended to most.
+"""FastV (Chen et al., ECCV 2024): keep the visual tokens that the last token attends to most.
 
-Semantics of the official code: the attention of layer K - 1, averaged over heads, drops tokens once, before layer K,
-while the prompt is read. What stays keeps its order and its positions.
+Semantics of the official code: the attention of layer K - 1, averaged over heads, drops
+tokens once, before layer K, while the prompt is read. What stays keeps its order and its
+positions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from zipeval.engine.budget import Shape, published, search
-from zipeval.engine.decoder import DecoderMethod, Kept, Prompts, keep_best
+from zipeval.engine.budget import Shape, published, search, wants_published
+from zipeval.engine.decoder import DecoderMethod, PromptBatch, Selection, topk_mask
 from zipeval.utils.lazy import torch
 
 # Kept at K=2 in the comparisons that SparseVLM published and VisionZip took over.
@@ -19,7 +21,7 @@ ONE = "give tokens=, method.keep= or method.ratio=, one of them"
 
 @dataclass(frozen=True)
 class FastV(DecoderMethod):
-    """Section 4.1, with its K and R.
+    """Drop tokens as in section 4.1, with its K and R.
 
     Args:
         keep: visual tokens that are left of a prompt.
@@ -41,63 +43,83 @@ class FastV(DecoderMethod):
             raise ValueError(
                 f"ratio={self.ratio}: the share of visual tokens that is dropped, from 0 to 1"
             )
-        for name, least in (("keep", 0), ("K", 1)):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= least):
-                raise ValueError(f"{name}={value}: a whole number from {least} up")
+        if self.keep is not None:
+            _check_whole("keep", self.keep, 0)
+        _check_whole("K", self.K, 1)
         if self.score not in ("last", "mean"):
             raise ValueError(f"score={self.score}: last or mean")
 
     @classmethod
     def for_budget(cls, tokens: int, budget: str, shape: Shape, **options) -> FastV:
-        """As a ratio, so that a prompt with two images keeps twice as many."""
+        """Return the method with a ratio that meets a budget.
+
+        A ratio and no number, so that a prompt with two images keeps twice as many.
+
+        Raises:
+            ValueError: for options that contradict the budget, and for a budget that
+                cannot be met.
+        """
         if {"keep", "ratio"} & options.keys():
             raise ValueError(ONE)
+        # Before layer 0 there is no attention that could rate tokens.
         usual = max(1, shape.depth(2))
         K = options.pop("K", usual)
 
-        def keeping(count):
-            return cls(ratio=max(0.0, 1 - count / shape.entering), K=K, **options)
+        def keeping(count: int) -> FastV:
+            ratio = max(0.0, 1 - count / shape.entering)
+            return cls(ratio=ratio, K=K, **options)
 
-        if budget == "paper" and tokens != shape.entering:
+        def keeping_share(share: float) -> FastV:
+            return keeping(round(share * shape.entering))
+
+        if wants_published(tokens, budget, shape):
             if usual != K:
                 raise ValueError(
                     f"K={K}: published is K={usual}. Choose budget=mean or budget=final"
                 )
             return keeping(shape.published(published(PUBLISHED, tokens, shape)))
-        return search(
-            lambda share: keeping(round(share * shape.entering)), tokens, budget, shape
-        )
+        return search(keeping_share, tokens, budget, shape)
 
     @property
-    def asked(self) -> int | None:
+    def requested_tokens(self) -> int | None:
         return self.keep
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (self.K,)
 
     def schedule(self, visual: int, depth: int) -> list[int]:
+        # K layers see all tokens; those behind them see what was kept.
         return [visual] * self.K + [self._count(visual)] * (depth - self.K)
 
-    def reduce(self, layer: int, prompts: Prompts) -> Kept:
-        score = (
-            self._mean(prompts)
-            if self.score == "mean"
-            else prompts.attention(prompts.last_rows()).mean(1)[:, 0]
-        )
-        return Kept(keep_best(score, prompts, [self._count(n) for n in prompts.counts]))
+    def reduce(self, layer: int, prompts: PromptBatch) -> Selection:
+        counts = [self._count(visual) for visual in prompts.counts]
+        return Selection(topk_mask(self._attention(prompts), prompts, counts))
+
+    def _attention(self, prompts: PromptBatch) -> torch.Tensor:
+        """Return the attention that tokens are rated by, averaged over heads: (B, L)."""
+        if self.score == "mean":
+            return _mean_attention(prompts)
+        # [batch, heads, 1, slots] -> [batch, slots]
+        return prompts.attention(prompts.last_rows()).mean(1)[:, 0]
 
     def _count(self, visual: int) -> int:
-        return min(
-            visual,
-            self.keep if self.ratio is None else round(visual * (1 - self.ratio)),
-        )
+        """Return how many tokens stay of a prompt's visual ones."""
+        if self.ratio is not None:
+            return min(visual, round(visual * (1 - self.ratio)))
+        # A prompt with few tokens keeps all of them.
+        return min(visual, self.keep)
 
-    @staticmethod
-    def _mean(prompts: Prompts) -> torch.Tensor:
-        """(B, L): attention received, averaged over heads and over the rows of all tokens."""
-        valid = prompts.valid
-        rows = torch.arange(valid.shape[1], device=valid.device).expand(len(valid), -1)
-        return prompts.received(rows, valid[..., None]).mean(1) / valid.sum(
-            1, keepdim=True
-        )
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    """Raise ValueError for an option that is not a whole number from `least` up."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value}: a whole number from {least} up")
+
+
+def _mean_attention(prompts: PromptBatch) -> torch.Tensor:
+    """Return the attention received, averaged over heads and the rows of all tokens: (B, L)."""
+    valid = prompts.valid
+    rows = torch.arange(valid.shape[1], device=valid.device).expand(len(valid), -1)
+    # Rows of padding weigh nothing.
+    received = prompts.received(rows, valid[..., None]).mean(1)
+    return received / valid.sum(1, keepdim=True)

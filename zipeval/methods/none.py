@@ -1,4 +1,4 @@
-"""No visual token at all: what is answered from the question alone."""
+"""No visual token at all: a model answers from the question alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zipeval.engine.vision import Crops, Reduced, VisionMethod
 
 @dataclass(frozen=True)
 class Blind(VisionMethod):
-    """The images' placeholders leave the prompt."""
+    """Remove the images' placeholders from the prompt."""
 
     tokens = 0
 

@@ -12,7 +12,7 @@ from zipeval.utils.lazy import torch
 
 @dataclass(frozen=True)
 class Random(VisionMethod):
-    """`tokens` patches without replacement, in raster order.
+    """Keep `tokens` random patches, in raster order.
 
     Args:
         tokens: visual tokens an image is left with.
@@ -26,15 +26,13 @@ class Random(VisionMethod):
     def reduce(self, crops: Crops) -> Reduced:
         patches = crops.hidden.shape[1] - crops.prefix
         chosen = [self._choose(image, patches) for image in crops.pixels.float()]
-        kept = (
-            torch.stack(chosen).to(crops.hidden.device, non_blocking=True)
-            + crops.prefix
-        )
-        return Reduced(take(crops.hidden, kept), kept)
+        # Chosen on the host, so that every device keeps the same patches.
+        patches_kept = torch.stack(chosen).to(crops.hidden.device, non_blocking=True)
+        positions = patches_kept + crops.prefix
+        return Reduced(take(crops.hidden, positions), positions)
 
     def _choose(self, image: torch.Tensor, patches: int) -> torch.Tensor:
-        """(tokens,) ascending."""
-        generator = torch.Generator().manual_seed(
-            crc32(image.numpy().tobytes(), self.seed)
-        )
+        """Return the numbers of the patches to keep of an image, ascending: (tokens)."""
+        seed = crc32(image.numpy().tobytes(), self.seed)
+        generator = torch.Generator().manual_seed(seed)
         return torch.randperm(patches, generator=generator)[: self.tokens].sort().values

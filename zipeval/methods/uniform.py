@@ -10,7 +10,7 @@ from zipeval.engine.vision import Crops, Reduced, VisionMethod
 
 @dataclass(frozen=True)
 class Uniform(VisionMethod):
-    """`tokens` patches in rows as even as the number allows, in raster order.
+    """Keep `tokens` patches in rows as even as the number allows, in raster order.
 
     Args:
         tokens: visual tokens an image is left with.
@@ -20,18 +20,25 @@ class Uniform(VisionMethod):
 
     def reduce(self, crops: Crops) -> Reduced:
         side = round((crops.hidden.shape[1] - crops.prefix) ** 0.5)
-        kept = on_device(grid(self.tokens, side), crops.hidden.device) + crops.prefix
-        kept = kept.expand(len(crops.hidden), -1)
-        return Reduced(take(crops.hidden, kept), kept)
+        patches = on_device(grid(self.tokens, side), crops.hidden.device)
+        # The same patches of every crop: [crops, tokens]
+        positions = (patches + crops.prefix).expand(len(crops.hidden), -1)
+        return Reduced(take(crops.hidden, positions), positions)
 
 
 def grid(count: int, side: int) -> list[int]:
-    """`count` different patches of side x side: about sqrt(count) rows, in each the middles of equal parts."""
+    """Return the numbers of `count` different patches of side x side, ascending.
+
+    They stand in about sqrt(count) rows, in each at the middles of equal parts.
+    """
     rows = max(1, round(count**0.5))
     ends = [round(count * (row + 1) / rows) for row in range(rows)]
     patches = []
     for row, end in enumerate(ends):
-        number = end - len(patches)
+        # Rows differ by one patch at most, where the count does not divide.
+        in_row = end - len(patches)
         y = int((row + 0.5) * side / rows)
-        patches += [y * side + int((i + 0.5) * side / number) for i in range(number)]
+        for i in range(in_row):
+            x = int((i + 0.5) * side / in_row)
+            patches.append(y * side + x)
     return patches

@@ -5,16 +5,22 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from zipeval.engine.budget import Picture
+from zipeval.engine.budget import VisualInput
+from zipeval.engine.method import Method, Stages
 
 
 @dataclass(frozen=True)
-class Vanilla:
-    """All visual tokens stay."""
+class Vanilla(Method):
+    """Keep all visual tokens."""
+
+    @property
+    def reduction_stages(self) -> Stages:
+        """Return no stage: nothing leaves anywhere."""
+        return Stages()
 
     def applied(self, model) -> AbstractContextManager:
         return nullcontext()
 
-    def entering(self, images: list[Picture], depth: int) -> list[int]:
-        """All of them, in every layer."""
+    def tokens_per_layer(self, images: list[VisualInput], depth: int) -> list[int]:
+        """Return the number of all visual tokens, for every layer."""
         return [sum(image.tokens for image in images)] * depth

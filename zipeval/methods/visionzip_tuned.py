@@ -1,4 +1,4 @@
-"""VisionZip‡ (section 2.4): VisionZip, and a projector that has learnt to make the most of the few tokens it leaves.
+"""VisionZip‡ (section 2.4): VisionZip with a projector that has learnt to use its few tokens.
 
 `zipeval tune` trains the projector. All other weights, and the tokens that are chosen, are those of VisionZip.
 """
@@ -15,7 +15,7 @@ from zipeval.utils.lazy import torch
 
 @dataclass(frozen=True)
 class VisionZipTuned(VisionZip):
-    """VisionZip with tuned weights in place of the projector's own. The model keeps its own all the while.
+    """Use tuned weights in place of the projector's own, which the model keeps.
 
     Args:
         tokens, dominant, contextual: as of VisionZip, and as it was tuned for; `zipeval run` sees to that.
@@ -26,6 +26,7 @@ class VisionZipTuned(VisionZip):
 
     def project(self, model, features: torch.Tensor) -> torch.Tensor:
         stock = hf_names.projector(model)
-        like = next(stock.parameters())
-        weights = projector.weights(self.projector, like.device, like.dtype)
+        parameter = next(stock.parameters())
+        weights = projector.weights(self.projector, parameter.device, parameter.dtype)
+        # A call with other weights: the model itself stays as it is.
         return torch.func.functional_call(stock, weights, (features,), strict=True)

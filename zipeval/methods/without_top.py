@@ -1,4 +1,4 @@
-"""Without the tokens that the encoder rates highest: shows what those were good for (Table 5 of VisionZip)."""
+"""Remove the tokens that the encoder rates highest: shows what they are good for (Table 5 of VisionZip)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from zipeval.engine.vision import Crops, Reduced, VisionMethod
 
 @dataclass(frozen=True)
 class WithoutTop(VisionMethod):
-    """`tokens` patches with the least attention, in raster order: all but those that would be dominant in VisionZip.
+    """Keep the `tokens` patches with the least attention, in raster order.
+
+    These are all but those that would be dominant in VisionZip.
 
     Args:
         tokens: visual tokens an image is left with. CLS, which the model itself leaves out, is not among them.
@@ -19,8 +21,8 @@ class WithoutTop(VisionMethod):
     tokens: int
 
     def reduce(self, crops: Crops) -> Reduced:
-        score = crops.attention().sum(1)  # VisionZip's
-        kept = (
-            score.topk(self.tokens, largest=False).indices.sort().values + crops.prefix
-        )
-        return Reduced(take(crops.hidden, kept), kept)
+        # Summed over heads, as VisionZip scores them.
+        score = crops.attention().sum(1)
+        lowest = score.topk(self.tokens, largest=False).indices
+        positions = lowest.sort().values + crops.prefix
+        return Reduced(take(crops.hidden, positions), positions)

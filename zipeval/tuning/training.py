@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from zipeval.checkpoints import prompts
-from zipeval.engine.images import joined
+from zipeval.engine.images import join_pictures
 from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.engine.vision import IGNORED
 from zipeval.errors import MediaError, RunError, UsageError
@@ -126,7 +126,7 @@ class Conversations(Dataset):
         )
         labels, _ = left_padded([row["labels"] for row in batch], IGNORED)
         return _Batch(
-            input_ids=ids, attention_mask=mask, labels=labels, **joined(batch)
+            input_ids=ids, attention_mask=mask, labels=labels, **join_pictures(batch)
         )
 
 
