@@ -1,4 +1,4 @@
-"""How many samples a task has and how long one takes, counted and measured without answering any. No torch."""
+"""Count the samples of a task, and measure how long one takes, without answering any. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ Record = dict[str, Any]
 
 
 def count(task: str, config: RunConfig) -> int | None:
-    """Those that a run answers: of a local copy or of data beside the task as they are, of the hub's as its cards say.
+    """Return the number of samples that a run answers.
+
+    Local copies and data beside the task are counted as they are; for the hub's data sets their cards count.
 
     Returns:
-        None where that shows only when the task is run.
+        None where the number shows only when the task is run.
     """
-    known = (_all(task, config), config.limit)
-    return min((number for number in known if number is not None), default=None)
+    numbers = [_count_all(task, config), config.limit]
+    known = [number for number in numbers if number is not None]
+    return min(known, default=None)
 
 
-def _all(task: str, config: RunConfig) -> int | None:
+def _count_all(task: str, config: RunConfig) -> int | None:
+    """Return the number of all samples of a task."""
     if task in videoqa.SETS:
-        there = (
-            config.data.videos is not None
-            and Path(config.data.videos).expanduser().is_dir()
-        )
-        return len(videoqa.questions(task, config.data.videos)) if there else None
-    known = benchmarks.BENCHMARKS.get(task)
-    if known and known.turns:
-        return known.samples  # conversations, of a data set's rows of questions
-    if known and known.sources:
-        return data.rows(known.sources[0], config.data.root) or known.samples
+        videos = config.data.videos
+        if videos is None or not Path(videos).expanduser().is_dir():
+            return None
+        return len(videoqa.questions(task, videos))
+    benchmark = benchmarks.BENCHMARKS.get(task)
+    # A sample of conversations is no row of the data set, which holds questions.
+    if benchmark and benchmark.turns:
+        return benchmark.samples
+    if benchmark and benchmark.sources:
+        return data.rows(benchmark.sources[0], config.data.root) or benchmark.samples
     files = [*benchmarks.task_folder(task).glob("*.parquet")]
     if not files:
         return None
@@ -47,7 +51,7 @@ def _all(task: str, config: RunConfig) -> int | None:
 
 @dataclass(frozen=True)
 class Pace:
-    """What a sample took.
+    """Hold how long a sample takes.
 
     Attributes:
         seconds: of a device's time; of several processes the sum.
@@ -58,62 +62,56 @@ class Pace:
     device: str
 
 
-def pace(found: list[Record], *likenesses: dict[str, Any]) -> Pace | None:
-    """As records measured it; None without one that is alike.
+def pace(measured: list[Record], *likenesses: dict[str, Any]) -> Pace | None:
+    """Return how long a sample takes, as records measured it; None without one that is alike.
 
     Args:
-        found: records.
+        measured: records.
         likenesses: what they have to agree on, by the names in `traits`; the first counts that some record meets.
     """
-    for wanted in likenesses:
-        alike = [record for record in found if wanted.items() <= traits(record).items()]
-        if alike:
-            device = max(alike, key=lambda record: record["ended"])["machine"][
-                "device"
-            ]  # times of two do not mix
-            alike = [
-                record for record in alike if record["machine"]["device"] == device
-            ]
-            seconds, counts = (
-                sum(map(_seconds, alike)),
-                [record["samples"]["count"] for record in alike],
-            )
-            return Pace(seconds / sum(counts), device)
+    for likeness in likenesses:
+        alike = [r for r in measured if likeness.items() <= traits(r).items()]
+        if not alike:
+            continue
+        # Times of two devices do not mix: the device of the latest record counts.
+        latest = max(alike, key=lambda record: record["ended"])
+        device = latest["machine"]["device"]
+        seconds, samples = 0.0, 0
+        for record in alike:
+            if record["machine"]["device"] == device:
+                seconds += _seconds(record)
+                samples += record["samples"]["count"]
+        return Pace(seconds / samples, device)
     return None
 
 
 def _seconds(record: Record) -> float:
-    """Of a few samples, loading the model would be most of the record's own."""
+    """Return the seconds that the samples of a record took."""
     if record["config"]["limit"] is None:
-        return sum(
-            its["seconds"] * its["processes"]
-            for its in record.get("sessions", [record])
-        )
+        sessions = record.get("sessions", [record])
+        return sum(session["seconds"] * session["processes"] for session in sessions)
+    # Of a few samples, loading the model would be most of the record's own seconds; and
+    # the first batch takes longer, so that the median counts.
     samples = records.read_samples(Path(record["path"]).parent, record)
-    shares = [
-        sample["latency"] / sample["batch"] for sample in samples if "latency" in sample
-    ]
-    return median(shares or [0.0]) * len(samples)  # the first batch takes longer
+    shares = []
+    for sample in samples:
+        if "latency" in sample:
+            shares.append(sample["latency"] / sample["batch"])
+    return median(shares or [0.0]) * len(samples)
 
 
 def traits(record: Record) -> dict[str, Any]:
-    """What the time of a sample depends on most."""
+    """Return what the time of a sample depends on most."""
     config = record["config"]
-    return {
-        "task": record["task"],
-        **of_run(
-            config["model"]["name"],
-            config["method"],
-            config["tokens"],
-            config["budget"],
-        ),
-    }
+    model = config["model"]["name"]
+    run = of_run(model, config["method"], config["tokens"], config["budget"])
+    return {"task": record["task"], **run}
 
 
 def of_run(
     model: str, method: dict[str, Any], tokens: int | None, budget: str
 ) -> dict[str, Any]:
-    """Those of all tasks of a run."""
+    """Return the traits that all tasks of a run have in common."""
     return {
         "model": model,
         "method": method["name"],
