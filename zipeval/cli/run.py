@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 from zipeval.cli.arguments import Command, asks_for_help
 from zipeval.cli.output import hide_bars
@@ -42,7 +43,8 @@ OPTIONS = (
         "cfg", "print the configuration and stop", "job", choices=("job",), option=True
     ),
 )
-NODES = {  # of the configuration, and what stands above their settings in the help
+# Nodes of the configuration, with the headings of their settings in the help.
+NODES = {
     "model": "how the model is loaded",
     "runner": "how answers are made fast; what they are does not depend on it",
     "judge": "the model that scores answers which have to be read: MMB, MM-Vet, LLaVA-B and the video tasks",
@@ -190,7 +192,9 @@ def run(arguments: list[str]) -> None:
 
 
 def _hydra_arguments(command: Command, arguments: list[str]):
-    """Return (what Hydra's parser reads, the arguments with their options first, as it wants them).
+    """Return what Hydra's parser reads, and the arguments with their options first, as it wants them.
+
+    The parser is the one by which `hydra.main` reads the same arguments again: Hydra has no public name for it.
 
     Raises:
         UsageError: for an option that there is not.
@@ -210,11 +214,8 @@ def _hydra_arguments(command: Command, arguments: list[str]):
         raise UsageError(
             "--shell-completion: this is not Hydra's here. `zipeval completion bash` prints a script."
         )
-    overrides = options.overrides
-    return options, [
-        *(argument for argument in arguments if argument not in overrides),
-        *overrides,
-    ]
+    others = [word for word in arguments if word not in options.overrides]
+    return options, others + options.overrides
 
 
 def _check_single_run(overrides: list[str], arguments: list[str]) -> None:
@@ -293,7 +294,10 @@ def _print_tables(results: str, evaluated: list[str]) -> None:
 
 
 def _check_projector(config) -> None:
-    """Raises UsageError for one that a run has no use for; in a sweep, vanilla stands beside those that have."""
+    """Raise UsageError for a projector that a run has no use for.
+
+    In a sweep it may have none: vanilla stands beside the methods that have one.
+    """
     from zipeval.inference.validation import check
 
     if config.projector and check(config).projector is None:
@@ -304,74 +308,94 @@ def _check_projector(config) -> None:
 
 
 def _makes_a_sweep(override: str) -> bool:
-    return (
-        override.startswith(tuple(f"+{group}=" for group in SWEEPS))
-        or override == "hydra.mode=MULTIRUN"
-    )
+    """Return whether an override makes a command a sweep without -m: a table, an experiment, or Hydra's own setting."""
+    files = tuple(f"+{group}=" for group in SWEEPS)
+    return override.startswith(files) or override == "hydra.mode=MULTIRUN"
 
 
 def expand(arguments: list[str]):
-    """(the sweep of `zipeval run -m`, overrides of Hydra's that launch it), by Hydra's rules; nothing is started.
+    """Return the sweep of `zipeval run -m` and Hydra's overrides that launch it; nothing is started.
 
     Raises:
         UsageError: for a name that does not exist, and as zipeval.sweeps.sweep.plan.
     """
-    from hydra import compose as hydra_compose
     from hydra import initialize_config_module
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from zipeval.config.schema import with_tasks
     from zipeval.evaluation.upper_bound import with_upper_bounds
     from zipeval.sweeps.sweep import plan as plan_sweep
 
     register_schema()
     options, _ = _hydra_arguments(RUN, arguments)
     check_names(options.overrides, options.config_dir)
-    overrides = [*config_dir_override(options.config_dir), *options.overrides]
-    launching = [
-        o for o in overrides if o.lstrip("+~").startswith(("hydra", "launcher="))
-    ]
-    own = [o for o in overrides if o.startswith("sweep.")]
+    launching, own, swept = [], [], []
+    for override in [*config_dir_override(options.config_dir), *options.overrides]:
+        if override.lstrip("+~").startswith(("hydra", "launcher=")):
+            launching.append(override)
+        elif override.startswith("sweep."):
+            own.append(override)
+        else:
+            swept.append(override)
     group_by = _group_by(own)
-    asked = [o for o in overrides if o not in own + launching]
-    search = [o for o in launching if o.startswith("hydra.searchpath=")]
     try:
         with initialize_config_module("zipeval.configs", version_base="1.3"):
-            hydra = GlobalHydra.instance().hydra
-            hydra_compose(
-                "sweep", launching
-            )  # or a launcher that does not exist would be told later
-            whole = hydra.compose_config(
-                "run", search + asked, RunMode.MULTIRUN, with_log_configuration=False
-            )
-            params = [
-                f"{name}={values}"
-                for name, values in (whole.hydra.sweeper.params or {}).items()
-            ]
-            parsed = OverridesParser.create(
-                config_loader=hydra.config_loader
-            ).parse_overrides(params + asked)
-            _check_swept(parsed)
-            (runs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-            composed = [
-                (
-                    its,
-                    with_tasks(OmegaConf.to_object(hydra_compose("run", search + its))),
-                )
-                for its in runs
-            ]
-            label = next((o.value() for o in parsed if o.key_or_group in SWEEPS), None)
+            label, composed = _compose_runs(swept, launching)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, arguments, options.config_dir) from error
-    return plan_sweep(
-        label, _command(arguments), with_upper_bounds(composed), group_by
-    ), launching
+    runs = with_upper_bounds(composed)
+    return plan_sweep(label, _command(arguments), runs, group_by), launching
+
+
+def _compose_runs(swept: list[str], launching: list[str]):
+    """Return the label of a sweep, and the overrides and the configuration of each of its runs.
+
+    Args:
+        swept: overrides of the runs, some with several values.
+        launching: overrides of Hydra and its launcher.
+    """
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from zipeval.config.schema import with_tasks
+
+    search = [o for o in launching if o.startswith("hydra.searchpath=")]
+    hydra = GlobalHydra.instance().hydra
+    # A launcher that does not exist is refused now, not after the runs were planned.
+    compose("sweep", launching)
+    whole = hydra.compose_config(
+        "run", search + swept, RunMode.MULTIRUN, with_log_configuration=False
+    )
+    # A table or an experiment says in its file over what to sweep.
+    params = whole.hydra.sweeper.params or {}
+    overrides = [f"{name}={values}" for name, values in params.items()] + swept
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    parsed = parser.parse_overrides(overrides)
+    _check_swept(parsed)
+    composed = []
+    for run_overrides in _combinations(parsed):
+        config = OmegaConf.to_object(compose("run", search + run_overrides))
+        composed.append((run_overrides, with_tasks(config)))
+    labels = [o.value() for o in parsed if o.key_or_group in SWEEPS]
+    return labels[0] if labels else None, composed
+
+
+def _combinations(overrides: list) -> list[list[str]]:
+    """Return the overrides of every run: all combinations of values, those of the last override change fastest."""
+    # A later override of the same name replaces an earlier one: a command may choose
+    # other values than a table's file does.
+    choices: dict[str, list[str]] = {}
+    for override in overrides:
+        if override.is_sweep_override():
+            values = override.sweep_string_iterator()
+        else:
+            values = [override.get_value_element_as_str()]
+        name = override.get_key_element()
+        choices[name] = [f"{name}={value}" for value in values]
+    return [list(combination) for combination in product(*choices.values())]
 
 
 def _group_by(overrides: list[str]) -> str:
@@ -389,31 +413,32 @@ def _group_by(overrides: list[str]) -> str:
 
 
 def _check_swept(overrides: list) -> None:
-    """Raises UsageError where there is nothing to sweep over, or more than one file that says over what."""
-    named = [o.input_line for o in overrides if o.key_or_group in SWEEPS]
-    if len(named) > 1 or any(
-        o.key_or_group in SWEEPS and o.is_sweep_override() for o in overrides
-    ):
+    """Raise UsageError where there is nothing to sweep over, or more than one file that says over what."""
+    files = [override for override in overrides if override.key_or_group in SWEEPS]
+    if len(files) > 1 or any(override.is_sweep_override() for override in files):
+        lines = " ".join(override.input_line for override in files)
         raise UsageError(
-            f"{' '.join(named)}: one table or experiment is one sweep. Run each by itself."
+            f"{lines}: one table or experiment is one sweep. Run each by itself."
         )
-    for its in overrides:
-        if its.is_sweep_override() and not any(True for _ in its.sweep_iterator()):
+    for override in overrides:
+        if not override.is_sweep_override():
+            continue
+        if not override.is_discrete_sweep():
             raise UsageError(
-                f"{its.input_line}: there is nothing in it. Name at least one value."
+                f"{override.input_line}: an interval has no list of values. Name each value."
+            )
+        if not list(override.sweep_iterator()):
+            raise UsageError(
+                f"{override.input_line}: there is nothing in it. Name at least one value."
             )
 
 
 def _command(arguments: list[str]) -> str:
-    """That runs the sweep, for a shell."""
-    return shlex.join(
-        [
-            "zipeval",
-            "run",
-            "-m",
-            *(a for a in arguments if a not in ("-m", "--multirun")),
-        ]
-    )
+    """Return the command that runs the sweep, for a shell."""
+    others = [
+        argument for argument in arguments if argument not in ("-m", "--multirun")
+    ]
+    return shlex.join(["zipeval", "run", "-m", *others])
 
 
 def _launch(sweep, launching: list[str]) -> None:
@@ -424,13 +449,7 @@ def _launch(sweep, launching: list[str]) -> None:
     from zipeval.sweeps.job import Job
     from zipeval.sweeps.sweep import begin, end, evaluated, lost
 
-    for override in launching:
-        if override.endswith(
-            ("launcher=slurm", "launcher=submitit_slurm")
-        ) and not shutil.which("srun"):
-            raise UsageError(
-                f"{override}: this machine has no srun. Run this where Slurm is, or try its jobs here: +launcher=local."
-            )
+    _check_launcher(launching)
     if ranks.first():
         begin(sweep)
         count = f"{len(sweep.cells)} runs in {len(sweep.groups)} jobs"
@@ -438,32 +457,38 @@ def _launch(sweep, launching: list[str]) -> None:
             f"sweep {sweep.name}: {count}. `{sweep.status_command}` shows how far they are.",
             file=sys.stderr,
         )
-    own = {"hydra.sweep.dir": str(sweep.directory), "hydra.job.name": sweep.name}
-    own = [
-        f"{name}={QuotedString(value, Quote.single).with_quotes()}"
-        for name, value in own.items()
-    ]
-    sys.argv = [
-        "zipeval run",
-        "-m",
-        *launching,
-        *own,
-        f"group={','.join(map(str, sweep.groups))}",
-    ]
+    sys.argv = ["zipeval run", "-m", *launching]
+    names = {"hydra.sweep.dir": str(sweep.directory), "hydra.job.name": sweep.name}
+    for name, value in names.items():
+        # A directory may hold what Hydra's grammar would read as its own.
+        quoted = QuotedString(value, Quote.single).with_quotes()
+        sys.argv.append(f"{name}={quoted}")
+    sys.argv.append(f"group={','.join(map(str, sweep.groups))}")
+    main = hydra.main(
+        version_base="1.3", config_path="pkg://zipeval.configs", config_name="sweep"
+    )
     try:
-        hydra.main(
-            version_base="1.3", config_path="pkg://zipeval.configs", config_name="sweep"
-        )(Job(sweep))()
-    except _launchers_errors() as error:
+        main(Job(sweep))()
+    except _launcher_errors() as error:
         raise lost(sweep, str(error).strip().splitlines()[0]) from error
     if ranks.first():
         end(sweep)
-        if all(cell.config.bound == "auto" for cell in sweep.cells):
+        if all(run.config.bound == "auto" for run in sweep.cells):
             _print_tables(sweep.results, evaluated(sweep))
 
 
-def _launchers_errors() -> tuple[type[Exception], ...]:
-    """What the launchers that are in use raise where a job cannot be started, or ends without a word."""
+def _check_launcher(launching: list[str]) -> None:
+    """Raise UsageError for jobs of Slurm on a machine without it."""
+    for override in launching:
+        slurm = override.endswith(("launcher=slurm", "launcher=submitit_slurm"))
+        if slurm and not shutil.which("srun"):
+            raise UsageError(
+                f"{override}: this machine has no srun. Run this where Slurm is, or try its jobs here: +launcher=local."
+            )
+
+
+def _launcher_errors() -> tuple[type[Exception], ...]:
+    """Return what the launchers that are in use raise where a job cannot be started, or ends without a word."""
     known = {
         "submitit.core.utils": (
             "FailedJobError",
@@ -472,12 +497,11 @@ def _launchers_errors() -> tuple[type[Exception], ...]:
         ),
         "ray.exceptions": ("RayError",),
     }
-    return tuple(
-        getattr(sys.modules[m], name)
-        for m, names in known.items()
-        if m in sys.modules
-        for name in names
-    )
+    errors = []
+    # A launcher that is in use has been imported.
+    for module in known.keys() & sys.modules.keys():
+        errors += [getattr(sys.modules[module], name) for name in known[module]]
+    return tuple(errors)
 
 
 def plan(arguments: list[str]) -> None:
@@ -487,10 +511,8 @@ def plan(arguments: list[str]) -> None:
         return
     from zipeval.sweeps.plan import STAND_INS, show
 
-    missing = [
-        name
-        for name in STAND_INS
-        if not any(a.lstrip("+").startswith(f"{name}=") for a in arguments)
-    ]
-    sweep, _ = expand([*(f"{name}={STAND_INS[name]}" for name in missing), *arguments])
+    set_here = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+    missing = [name for name in STAND_INS if name not in set_here]
+    stand_ins = [f"{name}={STAND_INS[name]}" for name in missing]
+    sweep, _ = expand(stand_ins + arguments)
     show(replace(sweep, command=_command(arguments)), missing)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import struct
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -74,7 +73,7 @@ def find(config: ModelConfig) -> Checkpoint:
     Raises:
         UsageError: if they are missing, damaged, or of another family; says what to do.
     """
-    its = family(config)
+    model_family = family(config)
     path = _directory(config)
     where = f"model.path={config.path}" if config.path else f"model={config.name}"
     settings = _read_json(path / "config.json", where)
@@ -90,12 +89,11 @@ def find(config: ModelConfig) -> Checkpoint:
     settings = _of_family(settings, config, path, where)
     return Checkpoint(
         path=path,
-        revision=None
-        if config.path or config.embedded
-        else path.name,  # of a snapshot in the cache its commit
-        visual_tokens=its.visual_tokens(settings),
-        layers=its.decoder_layers(settings),
-        grids=its.grids(settings),
+        # A snapshot in the hub's cache has the name of its commit.
+        revision=None if config.path or config.embedded else path.name,
+        visual_tokens=model_family.visual_tokens(settings),
+        layers=model_family.decoder_layers(settings),
+        grids=model_family.grids(settings),
         parameters=parameters,
         quantizable=quantizable,
         weights=tuple(weights),
@@ -103,59 +101,60 @@ def find(config: ModelConfig) -> Checkpoint:
 
 
 def _of_family(settings: dict, config: ModelConfig, path: Path, where: str) -> dict:
-    """A config.json, or that of the stand-in which is made of it.
+    """Return the settings of a config.json, or those of the stand-in which is made of it.
 
     Raises:
         UsageError: if it is of another family.
     """
-    its = family(config)
-    if config.embedded and not config.path and hasattr(its, "of_llava"):
+    model_family = family(config)
+    if config.embedded and not config.path and hasattr(model_family, "of_llava"):
         _refuse_for_stand_in(config)
-        settings = its.of_llava(settings)
-    if settings.get("model_type") != its.MODEL_TYPE:
+        settings = model_family.of_llava(settings)
+    if settings.get("model_type") != model_family.MODEL_TYPE:
         raise UsageError(
             f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
-            f"loads {its.MODEL_TYPE!r}. `zipeval list models` shows the families."
+            f"loads {model_family.MODEL_TYPE!r}. `zipeval list models` shows the families."
         )
     return settings
 
 
 def size(config: ModelConfig) -> dict:
-    """The model's config.json: the one that is here, or what the family knows of models by their names.
+    """Return the model's config.json: the one that is here, or what the family knows of models by their names.
 
     Raises:
         UsageError: if there is neither; says what to do.
     """
-    its = family(config)
+    sizes = family(config).SIZES
     if config.path or config.embedded:
         path = _directory(config)
         where = f"model.path={config.path}" if config.path else f"model={config.name}"
         return _of_family(_read_json(path / "config.json", where), config, path, where)
-    if config.name not in its.SIZES:
+    if config.name not in sizes:
         raise UsageError(
             f"model={config.name}: its size is not known. Set model.path=DIR, where its config.json is."
         )
-    return its.SIZES[config.name]
+    return sizes[config.name]
 
 
 def sketch(config: ModelConfig) -> Checkpoint:
-    """A checkpoint without weights, for `draw`; counts of parameters are not known before."""
-    its, settings = family(config), size(config)
+    """Return a checkpoint without weights, for `draw`; its number of parameters is not known before."""
+    model_family, settings = family(config), size(config)
+    text = json.dumps(settings, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:9]
     return Checkpoint(
         path=Path(config.path or config.name),
         revision=None,
-        visual_tokens=its.visual_tokens(settings),
-        layers=its.decoder_layers(settings),
-        grids=its.grids(settings),
+        visual_tokens=model_family.visual_tokens(settings),
+        layers=model_family.decoder_layers(settings),
+        grids=model_family.grids(settings),
         parameters=0,
         quantizable=0,
-        without_file="random-"
-        + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:9],
+        without_file=f"random-{digest}",
     )
 
 
 def draw(config: ModelConfig, placement: Placement, seed: int):
-    """The model in evaluation mode, its weights drawn at random: on the device, in its dtype, and nowhere else.
+    """Return the model in evaluation mode, its weights drawn at random: on the device, in its dtype, nowhere else.
 
     Raises:
         UsageError: if they do not fit into memory.
@@ -163,23 +162,28 @@ def draw(config: ModelConfig, placement: Placement, seed: int):
     import torch
 
     model_class, settings = family(config).model_class(), size(config)
-    made = [
-        model_class.config_class.from_dict(settings) for _ in range(2)
-    ]  # a model changes its own
+    # A model changes its configuration, so that each needs one of its own.
+    counted = model_class.config_class.from_dict(settings)
+    drawn = model_class.config_class.from_dict(settings)
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in model_class(made[0]).parameters())
+        weights = model_class(counted).parameters()
+        parameters = sum(weight.numel() for weight in weights)
     check_memory(replace(sketch(config), parameters=parameters), placement)
     with torch.random.fork_rng(), torch.device(placement.device):
         torch.manual_seed(seed)
-        options = {
-            "dtype": getattr(torch, placement.dtype),
-            "attn_implementation": placement.attn_implementation,
-        }
-        return model_class._from_config(made[1], **options).eval()
+        model = model_class._from_config(
+            drawn,
+            dtype=getattr(torch, placement.dtype),
+            attn_implementation=placement.attn_implementation,
+        )
+    return model.eval()
 
 
 def _refuse_for_stand_in(config: ModelConfig) -> None:
-    """Its weights are copied into a model that was made in code; only from_pretrained quantises and spreads."""
+    """Raise UsageError for settings that a stand-in cannot have.
+
+    Its weights are copied into a model that was made in code; only from_pretrained quantises and spreads.
+    """
     for name in ("quantization", "device_map"):
         value = getattr(config, name)
         if value != getattr(ModelConfig, name):
@@ -190,20 +194,18 @@ def _refuse_for_stand_in(config: ModelConfig) -> None:
 
 
 def _processor_file(path: Path) -> str:
-    """transformers 5 writes the one, older versions the other."""
+    """Return the file of the processor, which transformers 5 and older versions name differently."""
     new, old = "processor_config.json", "preprocessor_config.json"
     return old if (path / old).exists() else new
 
 
 def _weights(path: Path, where: str) -> list[Path]:
-    """The weight files, those that an index names or else those that are there."""
+    """Return the weight files: those that an index names, or else those that are there."""
     index = path / "model.safetensors.index.json"
     if not index.exists():
         return sorted(path.glob("*.safetensors"))
-    return [
-        path / name
-        for name in sorted(set(_read_json(index, where).get("weight_map", {}).values()))
-    ]
+    files = _read_json(index, where).get("weight_map", {}).values()
+    return [path / name for name in sorted(set(files))]
 
 
 def _directory(config: ModelConfig) -> Path:
@@ -243,43 +245,34 @@ def _read_json(path: Path, where: str) -> dict:
 
 
 def _check_safetensors(path: Path, where: str, config: ModelConfig) -> tuple[int, int]:
-    """(parameters, those in matrices of decoder layers), if length and header agree.
+    """Return the parameters of a weight file, and those in matrices of decoder layers.
 
-    A truncated download is noticed in milliseconds instead of after loading its neighbours.
+    Opening it compares its length with its header, so that a truncated download is noticed in milliseconds instead of
+    after loading its neighbours.
+
+    Raises:
+        UsageError: if the file is damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
+    parameters, quantizable = 0, 0
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100_000_000:
-                raise ValueError("its header is not a safetensors header")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        ends = [v["data_offsets"][1] for v in header.values()]
-        sizes = {k: prod(v["shape"]) for k, v in header.items()}
-        expected, actual = 8 + length + max(ends, default=0), path.stat().st_size
-        if actual != expected:
-            raise ValueError(f"it has {actual} bytes and should have {expected}")
-        matrices = [
-            k
-            for k, v in header.items()
-            if ".layers." in k and "vision" not in k and len(v["shape"]) == 2
-        ]
-        return sum(sizes.values()), sum(sizes[k] for k in matrices)
-    except (
-        OSError,
-        ValueError,
-        struct.error,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                shape = file.get_slice(name).get_shape()
+                parameters += prod(shape)
+                in_decoder = ".layers." in name and "vision" not in name
+                if in_decoder and len(shape) == 2:
+                    quantizable += prod(shape)
+    except (OSError, SafetensorError) as error:
         raise UsageError(
             f"{where}: {path} is damaged: {error}. To mend it, {fetch(config)}."
         ) from error
+    return parameters, quantizable
 
 
 def family(config: ModelConfig):
-    """The module of the model's family.
+    """Return the module of the model's family.
 
     Raises:
         UsageError: for a family that does not exist.
@@ -296,7 +289,7 @@ _loaded: dict[tuple, tuple] = {}
 
 
 def load(family: str, checkpoint: Checkpoint, placement: Placement):
-    """(model, processor) of the family; the latest is kept, so that the runs of a sweep share one copy.
+    """Return (model, processor) of the family; the latest is kept, so that the runs of a sweep share one copy.
 
     Raises:
         UsageError: if the weights cannot be loaded, or do not fit into memory.
@@ -305,18 +298,16 @@ def load(family: str, checkpoint: Checkpoint, placement: Placement):
         return checkpoint.loaded
     place = family, checkpoint.path, placement
     if not any(key[:-1] == place for key in _loaded):
-        if _loaded:  # before the next one takes its place: two do not fit
-            _clear()
-        check_memory(
-            checkpoint, placement
-        )  # before the fingerprint reads weights that do not fit
+        # Two models would not fit: the last one goes before the next one comes, and the
+        # memory is checked before the fingerprint reads weights that do not fit.
+        _clear()
+        check_memory(checkpoint, placement)
     key = (*place, checkpoint.fingerprint)
     if key not in _loaded:
-        if _loaded:  # what lies there has changed
-            _clear()
-        _loaded[key] = import_module(f"zipeval.models.{family}").load(
-            checkpoint.path, placement
-        )
+        # Other weights lie at the same place now.
+        _clear()
+        module = import_module(f"zipeval.models.{family}")
+        _loaded[key] = module.load(checkpoint.path, placement)
     return _loaded[key]
 
 
@@ -332,6 +323,8 @@ def load_copy(family: str, checkpoint: Checkpoint, placement: Placement):
 
 def _clear() -> None:
     """Give back the memory of the loaded model: to the driver too, which is asked what is free."""
+    if not _loaded:
+        return
     import torch
 
     _loaded.clear()
