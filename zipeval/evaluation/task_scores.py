@@ -10,9 +10,9 @@ from typing import Any
 
 from zipeval.benchmarks import BENCHMARKS, lmms_names
 
-REL_TOL = (
-    1e-6  # of a score beside its samples: sums in another order differ in the last bits
-)
+# Tolerance of a score beside the mean of its samples: sums in another order differ in
+# the last bits.
+REL_TOL = 1e-6
 
 
 def main_metric(
@@ -31,11 +31,11 @@ def main_metric(
     """
     if task in BENCHMARKS:
         return BENCHMARKS[task].metric
-    for metric in directions:
-        for name in metrics:
-            if without_filter(name) == metric:
-                return name
-    return None
+    # Of a metric under several filters, the first one's number is the score.
+    reported: dict[str, str] = {}
+    for name in metrics:
+        reported.setdefault(without_filter(name), name)
+    return next((reported[name] for name in directions if name in reported), None)
 
 
 def without_filter(name: str) -> str:
@@ -57,18 +57,19 @@ def sample_value(logged: Mapping[str, Any], metric: str | None) -> float | None:
 def is_mean(metric: str, score: float, logged: list[dict[str, Any]]) -> bool:
     """Return whether a metric is the mean of its samples' values.
 
-    Whatever a task's own function is called, this is what its samples can be held against, and drawn from.
+    Whatever a task's own function is called, this is what its samples can be held
+    against, and drawn from.
     """
-    values = [
-        sample_value(sample, metric)
-        for sample in logged
-        if without_filter(metric) in sample
-    ]
-    return (
-        bool(values)
-        and None not in values
-        and isclose(fmean(values), score, rel_tol=REL_TOL, abs_tol=1e-12)
-    )
+    values = [sample_value(sample, metric) for sample in _samples_with(metric, logged)]
+    if not values or None in values:
+        return False
+    return isclose(fmean(values), score, rel_tol=REL_TOL, abs_tol=1e-12)
+
+
+def _samples_with(metric: str, logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the samples that a metric counts: some tasks score each by a part only."""
+    name = without_filter(metric)
+    return [sample for sample in logged if name in sample]
 
 
 def without_failed(
@@ -88,22 +89,36 @@ def without_failed(
     """
     corrected = {}
     for name, score in metrics.items():
-        having = [sample for sample in logged if without_filter(name) in sample]
+        samples = _samples_with(name, logged)
         higher = is_higher_better(name, directions)
-        if not any(sample["doc_id"] in failed for sample in having):
-            corrected[name] = score
-        elif is_mean(name, score, having):
-            values = [
-                sample_value(sample, name)
-                for sample in having
-                if sample["doc_id"] not in failed
-            ]
-            values += [0.0] * (len(having) - len(values)) if higher else []
-            if values:
-                corrected[name] = fmean(values)
-        elif higher:
-            corrected[name] = score  # by the task's own rule for an empty answer
+        value = _score_without_failed(name, score, samples, failed, higher)
+        if value is not None:
+            corrected[name] = value
     return corrected
+
+
+def _score_without_failed(
+    metric: str,
+    score: float,
+    samples: list[dict[str, Any]],
+    failed: set[int],
+    higher_is_better: bool,
+) -> float | None:
+    """Return one metric as `without_failed` does; None where it then has no value.
+
+    Args:
+        samples: those that the metric counts.
+    """
+    answered = [sample for sample in samples if sample["doc_id"] not in failed]
+    if len(answered) == len(samples):
+        return score
+    if not is_mean(metric, score, samples):
+        # Where more is better, the task's own rule for an empty answer holds.
+        return score if higher_is_better else None
+    values = [sample_value(sample, metric) for sample in answered]
+    if higher_is_better:
+        values += [0.0] * (len(samples) - len(answered))
+    return fmean(values) if values else None
 
 
 def scores(
@@ -121,14 +136,21 @@ def scores(
     metrics = lmms_names.scores(results, task)
     metric = main_metric(task, metrics, directions)
     metrics = without_failed(metrics, directions, results["samples"][task], failed)
-    if known and known.derive:
-        metrics |= known.derive(metrics, samples)
-    value = metrics[metric] if known else metrics.get(metric)
+    score = metrics.get(metric)
+    if known:
+        # A benchmark's own number may follow from several of lmms-eval's, as MME's sum.
+        metrics |= known.derive(metrics, samples) if known.derive else {}
+        score = _scaled(metrics[metric], known.scale)
     return {
         "status": "success",
         "metric": metric,
         "higher_is_better": is_higher_better(metric, directions),
         "directions": directions,
-        "score": value * known.scale if known and value is not None else value,
+        "score": score,
         "metrics": metrics,
     }
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    """Return a metric in the units of the paper's tables; None where it has no value."""
+    return None if value is None else value * scale
