@@ -208,23 +208,23 @@ def test_the_batch_grows_while_twice_the_memory_would_fit(monkeypatch):
     monkeypatch.setattr(batch_size, "peak_share", lambda device: next(shares))
     size, sizes = BatchSize("auto", "cuda:0"), []
     for _ in range(6):
-        sizes.append(size.now)
-        size.answered(size.now)
+        sizes.append(size.size)
+        size.grow(size.size)
     assert sizes == [32, 64, 128, 128, 128, 128]
 
 
 def test_a_part_of_a_batch_says_nothing_about_memory(monkeypatch):
     monkeypatch.setattr(batch_size, "peak_share", lambda device: 0.01)
     size = BatchSize("auto", "cuda:0")
-    size.answered(5)
-    assert size.now == 32
+    size.grow(5)
+    assert size.size == 32
 
 
 @pytest.mark.parametrize("asked, device", [(32, "cuda:0"), ("auto", "cpu")])
 def test_what_was_asked_for_does_not_grow(asked, device):
     size = BatchSize(asked, device)
-    size.answered(32)
-    assert size.now == 32
+    size.grow(32)
+    assert size.size == 32
 
 
 @pytest.mark.parametrize(

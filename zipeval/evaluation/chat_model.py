@@ -179,7 +179,7 @@ class ZipEval(lmms):
         waiting: list[Question] = []
         for batches in count(1):  # the first does not wait until many are prepared
             while len(waiting) < max(
-                size.now, min(min(batches, WINDOW) * size.now, MOST_WAITING)
+                size.size, min(min(batches, WINDOW) * size.size, MOST_WAITING)
             ):
                 question = next(stream, None)
                 if question is None:
@@ -199,13 +199,13 @@ class ZipEval(lmms):
             waiting = [
                 waiting[i] for i in together(groups, [q.length for q in waiting])
             ]
-            batch = waiting[: size.now]
+            batch = waiting[: size.size]
             found = self._answer(model, batch, requests)
             if found is None:
                 size.halve()
                 continue
-            waiting = waiting[size.now :]
-            size.answered(len(batch))
+            waiting = waiting[size.size :]
+            size.grow(len(batch))
             yield found
 
     def _in_order(
