@@ -118,13 +118,13 @@ def test_a_record_counts_conversations_and_what_their_first_question_costs(found
 def test_history_is_the_conversation_as_the_template_has_it(monkeypatch, tmp_path):
     """Token by token what the processor makes of all of it, with the answers that were given on the cache."""
     session, again = Session(compose([f"tasks=[{TURNS}]"])), []
-    answer = answering.Answering.answer
+    answer = answering.BatchGenerator.answer
 
     def spy(self, batch, options):
         again.extend(batch)
         return answer(self, batch, options)
 
-    monkeypatch.setattr(answering.Answering, "answer", spy)
+    monkeypatch.setattr(answering.BatchGenerator, "answer", spy)
     (sample,) = ran(tmp_path, f"tasks=[{TURNS}]", "limit=1", "method=vanilla")[TURNS][1]
     said, asked = sample["prediction"].split("; "), []
     tokenizer = load(

@@ -22,14 +22,19 @@ from zipeval.cli import compose
 from zipeval.errors import MediaError, RunError, UsageError
 from zipeval.inference import batch_size
 from zipeval.inference.batch_size import BatchSize
-from zipeval.inference.feed import collate, feed, same_picture, together
+from zipeval.inference.feed import (
+    collate,
+    feed,
+    same_picture,
+    sort_by_group_and_length,
+)
 from zipeval.inference.session import Session
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=30))
 def test_groups_stay_together_the_longest_first(questions):
     groups, lengths = [g for g, _ in questions], [n for _, n in questions]
-    order = together(groups, lengths)
+    order = sort_by_group_and_length(groups, lengths)
     assert sorted(order) == [*range(len(questions))]
     changes = [groups[a] != groups[b] for a, b in pairwise(order)]
     assert sum(changes) == max(0, len({*groups}) - 1)

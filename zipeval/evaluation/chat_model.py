@@ -22,7 +22,12 @@ from zipeval.errors import BudgetError, RunError, UsageError
 from zipeval.inference.answering import Answer, answering
 from zipeval.inference.batch_size import BatchSize
 from zipeval.inference.conversing import converse
-from zipeval.inference.feed import Question, feed, same_picture, together
+from zipeval.inference.feed import (
+    PreparedPrompt,
+    feed,
+    same_picture,
+    sort_by_group_and_length,
+)
 from zipeval.inference.generation import Generation, resolve
 from zipeval.media import decoding, in_eight_bits
 
@@ -154,7 +159,8 @@ class ZipEval(lmms):
             _generation(requests[numbers[0]]),
         )
         size = BatchSize(
-            1 if generation.one_by_one else self.session.config.batch_size, self.device
+            1 if generation.is_one_by_one else self.session.config.batch_size,
+            self.device,
         )
         stream = feed(
             self.session,
@@ -172,11 +178,11 @@ class ZipEval(lmms):
         self,
         model,
         requests: list[Instance],
-        stream: Iterator[Question],
+        stream: Iterator[PreparedPrompt],
         size: BatchSize,
     ) -> Iterator[dict[int, GenerationResult]]:
         """Answer the questions of a stream; yields the answers of each batch by the numbers of their requests."""
-        waiting: list[Question] = []
+        waiting: list[PreparedPrompt] = []
         for batches in count(1):  # the first does not wait until many are prepared
             while len(waiting) < max(
                 size.size, min(min(batches, WINDOW) * size.size, MOST_WAITING)
@@ -197,7 +203,8 @@ class ZipEval(lmms):
                 return
             groups = [tuple(q.keys) or q.number for q in waiting]
             waiting = [
-                waiting[i] for i in together(groups, [q.length for q in waiting])
+                waiting[i]
+                for i in sort_by_group_and_length(groups, [q.length for q in waiting])
             ]
             batch = waiting[: size.size]
             found = self._answer(model, batch, requests)
@@ -220,11 +227,14 @@ class ZipEval(lmms):
         )
         groups = [hint(args.doc_id) for args in asked]
         return [
-            numbers[i] for i in together(groups, [len(args.context) for args in asked])
+            numbers[i]
+            for i in sort_by_group_and_length(
+                groups, [len(args.context) for args in asked]
+            )
         ]
 
     def _answer(
-        self, model, batch: list[Question], requests: list[Instance]
+        self, model, batch: list[PreparedPrompt], requests: list[Instance]
     ) -> dict[int, GenerationResult] | None:
         """By number; None where memory ran out."""
         import torch
@@ -237,7 +247,7 @@ class ZipEval(lmms):
         try:
             first = requests[batch[0].number]
             options, generation = RequestArgs.of(first).gen_kwargs, _generation(first)
-            if generation.sampled:
+            if generation.is_sampled:
                 torch.manual_seed(
                     _seed(
                         RequestKey.of(first), self.session.config.seed + generation.seed
@@ -284,7 +294,7 @@ class ZipEval(lmms):
         return found
 
     def _conversed(
-        self, model, batch: list[Question], requests: list[Instance]
+        self, model, batch: list[PreparedPrompt], requests: list[Instance]
     ) -> list[Answer]:
         """lmms-eval's rounds: a task says what comes after the answers so far, or that there is nothing left."""
         asked = [RequestArgs.of(requests[question.number]) for question in batch]
@@ -320,7 +330,7 @@ class ZipEval(lmms):
             for request, _ in batch
         )
 
-    def _picture(self, request: Instance, question: Question) -> None:
+    def _picture(self, request: Instance, question: PreparedPrompt) -> None:
         """Of a task's first samples, keep the first picture of the prompt, if it has one."""
         key = RequestKey.of(request)
         if question.kinds and key.doc_id < PICTURED and key.number == 0:
