@@ -169,8 +169,10 @@ def test_how_it_is_answered_changes_no_answer(found, method, settings, tmp_path)
         *settings,
     )
     for task, (_, samples) in again.items():
-        expected = [records.essence(sample) for sample in found[method][task][1]]
-        assert [records.essence(sample) for sample in samples] == expected
+        expected = [
+            records.reproducible_fields(sample) for sample in found[method][task][1]
+        ]
+        assert [records.reproducible_fields(sample) for sample in samples] == expected
 
 
 def test_a_conversation_is_kept_whole(found, tmp_path, monkeypatch):
@@ -199,8 +201,10 @@ def test_a_conversation_is_kept_whole(found, tmp_path, monkeypatch):
     )
     _, samples = ran(tmp_path, *settings)[TURNS]
     assert len(answered) == IMAGES
-    expected = [records.essence(sample) for sample in found["sparsevlm"][TURNS][1]]
-    assert [records.essence(sample) for sample in samples] == expected
+    expected = [
+        records.reproducible_fields(sample) for sample in found["sparsevlm"][TURNS][1]
+    ]
+    assert [records.reproducible_fields(sample) for sample in samples] == expected
 
 
 def test_a_table_shows_the_change_and_how_sure_it_is(found, results):

@@ -341,7 +341,7 @@ def test_a_run_that_is_stopped_while_it_judges_keeps_its_verdicts(asked, monkeyp
         score(*given)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("zipeval.evaluation.runner.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr("zipeval.evaluation.judging.JUDGED_AT_ONCE", 1)
     monkeypatch.setattr(judge.Judge, "score", then_stop)
     with serving(by_number([YES, NO, NO])) as server:
         config = asked(server, MSVD, "limit=3")
@@ -354,7 +354,7 @@ def test_a_run_that_is_stopped_while_it_judges_keeps_its_verdicts(asked, monkeyp
 
 def test_a_run_that_dies_while_it_judges_keeps_answers_and_verdicts(asked, monkeypatch):
     """The disk is full between a record's samples and the record itself."""
-    monkeypatch.setattr("zipeval.evaluation.runner.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr("zipeval.evaluation.judging.JUDGED_AT_ONCE", 1)
     write, records_written = records.atomic_write, []
 
     def full(path, text):

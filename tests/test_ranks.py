@@ -61,14 +61,18 @@ def kept(results):
     for record in records.read_all(str(results)):
         path = Path(record["path"])
         samples = [
-            records.essence(sample)
+            records.reproducible_fields(sample)
             for sample in records.read_samples(path.parent, record)
         ]
         pictures = {
             image.name: image.read_bytes()
             for image in path.parent.glob(f"{record['task']}.images/*")
         }
-        found[path.parent.name, path.name] = records.essence(record), samples, pictures
+        found[path.parent.name, path.name] = (
+            records.reproducible_fields(record),
+            samples,
+            pictures,
+        )
     return found
 
 

@@ -154,3 +154,13 @@ def scores(
 def _scaled(value: float | None, scale: float) -> float | None:
     """Return a metric in the units of the paper's tables; None where it has no value."""
     return None if value is None else value * scale
+
+
+def follows_from_samples(
+    task: str, samples: list[dict[str, Any]], score: float | None
+) -> bool:
+    """Return whether a score follows from its samples' scores, so that it can be checked and intervals be drawn."""
+    # Imported here: a run is refused without the seconds of numpy.
+    from zipeval.reporting import stats
+
+    return stats.agrees(task, samples, score)
