@@ -107,6 +107,7 @@ def curves(measured: dict[str, np.ndarray], read_at: int) -> Figure:
     """Draw the measures by layer: mean and standard deviation over the images."""
     figure = Figure(FIGURE, layout="constrained")
     axes = figure.add_subplot()
+    # [images, layers]
     count, layers = next(iter(measured.values())).shape
     axes.axvline(
         read_at + 1, color=LINE, linewidth=4, label="features are read here", zorder=1
@@ -114,6 +115,7 @@ def curves(measured: dict[str, np.ndarray], read_at: int) -> Figure:
     for i, ((name, values), colour, marker) in enumerate(
         zip(measured.items(), COLOURS, MARKERS, strict=False)
     ):
+        # Beside each other, around the layer's number.
         x = np.arange(1, layers + 1) + APART * (i - 1)
         options = {
             "color": colour,

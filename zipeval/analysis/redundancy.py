@@ -11,14 +11,14 @@ Of images that a model sees in crops, the first counts: the whole image.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 import zipeval.tasks
@@ -88,6 +88,7 @@ def analyze(
         "about.json": json.dumps(about, indent=2) + "\n",
     }
     for name, content in files.items():
+        # A command that is cut off leaves no half of a file.
         records.atomic_write(out / name, content)
     plots = attention_plots.plots(attention, measured, pictures, read_at, sender)
     paths = [out / name for name in files]
@@ -234,29 +235,23 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _layers(measured: dict[str, np.ndarray]) -> str:
     """Return layers.csv: mean and standard deviation over the images, of measures (images, layers)."""
-    count = next(iter(measured.values())).shape[1]
-    columns = {"layer": range(1, count + 1)}
+    columns = {}
     for name, values in measured.items():
         columns |= {f"{name}_mean": values.mean(0), f"{name}_sd": values.std(0)}
-    return _csv([*columns], zip(*columns.values(), strict=True))
+    table = pd.DataFrame(columns)
+    table.index = pd.RangeIndex(1, len(table) + 1, name="layer")
+    return _csv(table)
 
 
 def _images(names: list[str], measured: dict[str, np.ndarray]) -> str:
     """Return images.csv: the measures (images, layers) of every image in every layer."""
-    # (images, layers, measures)
-    values = np.stack([*measured.values()], -1)
-    lines = []
-    for name, layers in zip(names, values, strict=True):
-        for layer, row in enumerate(layers, 1):
-            lines.append((name, layer, *row))
-    return _csv(["image", "layer", *measured], lines)
+    layers = range(1, next(iter(measured.values())).shape[1] + 1)
+    index = pd.MultiIndex.from_product([names, layers], names=["image", "layer"])
+    # [images, layers] -> [images * layers], the layers of an image behind each other.
+    columns = {name: values.ravel() for name, values in measured.items()}
+    return _csv(pd.DataFrame(columns, index=index))
 
 
-def _csv(header: list[str], lines: Iterable[Iterable]) -> str:
-    """Return a table as CSV, numbers with six decimals."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    for line in lines:
-        writer.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in line])
-    return file.getvalue()
+def _csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV: the same bytes on every system."""
+    return table.to_csv(float_format="%.6f", na_rep="nan", lineterminator="\n")

@@ -110,6 +110,7 @@ def _panels(
     from zipeval.inference.feed import feed
 
     parts = [{"type": "image", "url": str(image)}, {"type": "text", "text": question}]
+    # Prepared once: all sessions have the same processor.
     messages = [{"role": "user", "content": parts}]
     (prompt,) = feed(sessions[0], lambda number: messages, [0], keyed=False)
     if prompt.error:

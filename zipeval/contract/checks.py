@@ -159,6 +159,7 @@ def _check_budget(candidate: Candidate, subject: Subject, budget: str) -> None:
 
 def half_precision_works(candidate: Candidate, subject: Subject) -> None:
     """Check that in bfloat16 and float16, as on a GPU, it leaves as many tokens and gives numbers."""
+    # Scores that overflow or lose digits may choose other tokens, never another number of them.
     for dtype in (torch.bfloat16, torch.float16):
         model, inputs = subject.model(dtype), subject.prompts(dtype)
         method = candidate.on(subject)
@@ -166,6 +167,7 @@ def half_precision_works(candidate: Candidate, subject: Subject) -> None:
             _, logits = answer(model, inputs)
         if not logits.isfinite().all():
             raise BrokenError(f"{dtype}: logits are not finite")
+        # Of the first prompt.
         announced = method.entering(pictures_of(model, inputs, IMAGES)[0], LAYERS)
         if prefills[0].visual(0) != announced:
             raise BrokenError(
@@ -182,6 +184,7 @@ def order_is_preserved(candidate: Candidate, subject: Subject) -> None:
     }
     if not types:
         raise NotApplicable("nothing of it acts before the language model")
+    # What `reduce` returned, of every call.
     results: list = []
 
     def recorded(reduce):
@@ -308,6 +311,7 @@ def others_do_not_matter(candidate: Candidate, subject: Subject) -> None:
     stock = answer(model, inputs)
     with candidate.on(subject).applied(model):
         alone = answer(model, inputs)
+    # One that acts before the decoder, and one inside it.
     for other in (VisionZip, SparseVLM):
         with other.for_budget(tokens, "mean", subject.shape).applied(model):
             answer(model, inputs)

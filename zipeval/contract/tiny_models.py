@@ -125,6 +125,7 @@ def randomised(model_class, config, gain, seed=0):
     model = model_class(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            # Default weights are so small that attention is uniform, and methods have nothing to choose by.
             if weight.ndim == 2 and "embed" not in name:
                 weight.normal_(0, gain * weight.shape[1] ** -0.5)
     return model
@@ -142,6 +143,7 @@ def kinds_of(model, images: list[int]) -> list[list[str]]:
 
 def pictures_of(model, inputs: dict, images: list[int]) -> list[list[Picture]]:
     """Return the pictures of every row."""
+    # Images and videos are apart in the inputs, each in reading order.
     remaining = {kind: iter(pictures(model, inputs, kind)) for kind in PIXELS}
     rows = []
     for kinds in kinds_of(model, images):
@@ -199,6 +201,7 @@ def prompts(
         for kind, picture in zip(row_kinds, row_shapes, strict=True):
             row += [TEXT] + [placeholders[kind]] * picture.tokens
         rows.append(torch.tensor(row + question))
+    # [prompts, tokens of the longest]
     ids, mask = left_padded(rows, 0)
     return {"input_ids": ids, "attention_mask": mask, **pixels}
 

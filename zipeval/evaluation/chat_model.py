@@ -169,6 +169,7 @@ class ZipEval(lmms):
             broken += error == NOT_NUMBERS
             if error is None:
                 answered.append((request, answer))
+        # On the disk before the next batch begins.
         if answered and self.resumption is not None:
             self.resumption.keep(answered)
         if answered and self.keep is not None:
@@ -216,6 +217,7 @@ class ZipEval(lmms):
                     waiting.append(prompt)
             if not waiting:
                 return
+            # Neighbours of one length waste no padding.
             waiting = _sort_waiting(waiting)
             batch = waiting[: batch_size.size]
             answers = self._answer_batch(model, batch, requests)
@@ -232,6 +234,7 @@ class ZipEval(lmms):
     ) -> list[int]:
         """Sort requests so that neighbours are of one picture, if pictures are shared, and of about one length."""
         args = [RequestArgs.of(requests[number]) for number in numbers]
+        # Without sharing, every document is a group of its own.
         groups = [each.doc_id for each in args]
         if sharing:
             documents = lmms_names.documents(self, args[0])
@@ -254,6 +257,7 @@ class ZipEval(lmms):
         except torch.OutOfMemoryError:
             # The caller tries again, not this block: the exception would keep what is on the device.
             return None
+        # The texts are on the host by now, so that the device has finished.
         seconds = time.perf_counter() - start
         results = {}
         for prompt, answer in zip(batch, answers, strict=True):
@@ -353,6 +357,7 @@ class ZipEval(lmms):
         Raises:
             BudgetError: where they differ.
         """
+        # Every prompt is counted: a method that leaves other tokens would be compared unfairly.
         announced, args = self.session.entering(images), RequestArgs.of(request)
         pairs = zip(measured, announced, strict=True)
         for layer, (entered, expected) in enumerate(pairs):

@@ -104,6 +104,7 @@ def _devices():
     if not torch.cuda.is_available():
         cores = f"CPU only, {os.cpu_count()} cores"
         yield "devices", f"{cores}: good for the tiny models, hopeless for 7B"
+    # Free memory, as other processes may be on the GPU.
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)

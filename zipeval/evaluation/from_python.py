@@ -58,6 +58,7 @@ def evaluate(
     from zipeval.reporting.results import Results
 
     of_model, others = _split_settings(settings)
+    # The same configurations as those of the command line, so that records are the same.
     overrides = [*_overrides(tasks, limit, results, others)]
     described, checkpoint = _model(model, processor, name, of_model)
     if checkpoint is None:
@@ -66,6 +67,7 @@ def evaluate(
         overrides += starmap(_override, of_model.items())
     takes_suite = tasks is None and "suite" not in settings
     composed = []
+    # As `zipeval run -m method=... tokens=...` sweeps.
     for method, budget in product(_listed(methods), _listed(tokens)):
         run = [*overrides, f"method={method}", _override("tokens", budget)]
         config = _composed(run, described, takes_suite, config_dir)
@@ -97,6 +99,7 @@ def _split_settings(
 
 def _listed(values: Any) -> list[Any]:
     """Return several values, or the only one, as a list."""
+    # A text is a sequence, too, of letters.
     if isinstance(values, str) or not isinstance(values, Sequence):
         return [values]
     if not values:

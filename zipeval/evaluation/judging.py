@@ -54,9 +54,11 @@ def judge_record(judge: Judge, directory: Path, record: Record) -> Record:
     Raises:
         Stopped: when the process was asked to stop; every verdict is in the record.
     """
+    # Added when it was read, and no part of the file.
     record.pop("path")
     task = record["task"]
     samples = records.read_samples(directory, record)
+    # Verdicts of before stay.
     unscored = [sample for sample in samples if "unscored" in sample]
     at_once = max(JUDGED_AT_ONCE, len(samples) // MOST_WRITES)
     label = f"{directory.name} {task}"

@@ -39,6 +39,7 @@ def merged(costs: list[Cost], texts: list[Any]) -> Cost:
     if len(costs) == 1:
         return costs[0]
     failed = next((cost for cost in costs if "error" in cost), None)
+    # The others are told apart from it.
     first = failed or costs[0]
     answers = []
     for text, cost in zip(texts, costs, strict=True):

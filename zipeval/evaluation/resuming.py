@@ -42,6 +42,7 @@ def resumed(model: ZipEval, journal: Journal) -> Iterator[Callable[[], bool]]:
         try:
             yield is_stopping
         finally:
+            # The model outlives the task, and the next one has a journal of its own.
             model.resumption = None
 
 
@@ -93,6 +94,7 @@ class Resumption:
         pairs = list(zip(requests, done, strict=True))
         unanswered = [request for request, is_done in pairs if not is_done]
         new = iter(self._answer_in_all_ranks(unanswered, generate))
+        # New answers fill the gaps in the order of the requests.
         answers = []
         for request, is_done in pairs:
             answers.append(self._restore(request) if is_done else next(new))
@@ -107,9 +109,11 @@ class Resumption:
         if ranks.here().count == 1:
             return generate(requests)
         model = self.model
+        # Neighbours, which often ask about the same picture, stay in one rank.
         answers = generate(ranks.share(requests))
         shares = ranks.gather((answers, model.measured, model.images))
         if shares is None:
+            # The first rank has these now, and scores all samples.
             model.measured.clear()
             model.images.clear()
             raise ShareAnswered
@@ -136,6 +140,7 @@ class Resumption:
             "text": answer.text,
             "counts": [counts.input_tokens, counts.output_tokens],
             "measured": self.model.measured[key],
+            # JSON holds no bytes.
             "image": image and base64.b64encode(image).decode(),
         }
 
@@ -149,11 +154,13 @@ class Resumption:
 
         key = RequestKey.of(request)
         entry = self.journal.answers[_entry_key(request)]
+        # A data set on the hub may have changed since, and its numbers with it.
         if entry["question"] != _digest(request):
             raise UsageError(
                 f"{self.journal.first}: its answer {key.doc_id} is to another question than the task asks now. Delete "
                 f"{self.journal.task}.journal*.jsonl there to answer the questions anew."
             )
+        # As if the model had answered it now: the record is made of these.
         self.model.measured[key] = entry["measured"]
         if entry["image"]:
             self.model.images[key.task, key.doc_id] = base64.b64decode(entry["image"])

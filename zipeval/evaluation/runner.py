@@ -67,6 +67,7 @@ def check_feasible(
 
 def _missing(config: RunConfig, checkpoint: models.Checkpoint | None) -> list[str]:
     """Return what has to be fetched before a run, and what the run evaluates then."""
+    # All that is missing is told at once, and not one thing for each try.
     checks = [] if checkpoint else [partial(models.find, config.model)]
     checks += [partial(data.require, task, config.data.root) for task in config.tasks]
     missing = []
@@ -139,6 +140,7 @@ def run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[
     if not ranks.first():
         return _help(session, [each for each in task_runs if each.task in unanswered])
     written, locks = _finish_all(session, task_runs, found, judge)
+    # Also where other processes are still at some of the tasks.
     if config.logger:
         logger.log(task_runs[0].results, written)
     if locks:
@@ -158,6 +160,7 @@ def evaluate_run(
         UsageError, RunError: as the run does, and where answers have no verdict.
     """
     paths = run(config, checkpoint)
+    # A judge that fails on some answers leaves the others scored.
     waiting = [path for path in paths if records.incomplete(records.read(path))]
     if waiting:
         names = ", ".join(map(str, waiting))
@@ -296,6 +299,7 @@ def _answer(model: ZipEval, task_run: TaskRun) -> None:
         images = _take_images(model, task)
         records.write(directory, record, samples, images)
         journal.remove(directory, task)
+        # It was answered when the signal came: the record is written all the same.
         if is_stopping():
             raise Stopped(
                 f"{task_run.label}: stopped, every answer is kept. The same command goes on from there."
@@ -345,6 +349,7 @@ def _help(session: Session, task_runs: list[TaskRun]) -> list[Path]:
 def _outcome(record: Record) -> str:
     """Describe the score of a record, and what it lacks."""
     parts = ["no score"]
+    # Tasks that only write a file to submit have none.
     if record["score"] is not None:
         parts = [f"{record['metric']} {record['score']:.4g}"]
     if record["failed"]:

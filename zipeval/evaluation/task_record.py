@@ -60,6 +60,7 @@ def evaluate_task_run(
     clock = time.monotonic()
     sessions = sessions or [describe_process(model.session)]
     provenance = task_run.provenance()
+    # Data sets are read from local copies, where there are any.
     with data.copies_below(model.session.config.data.root):
         results = lmms_eval_results(model, task_run.task, task_run.folder)
     samples = _samples(model, task_run.task, results)
@@ -92,6 +93,7 @@ def _samples(model: ZipEval, task: str, results: dict) -> list[Sample]:
     samples = []
     for logged in results["samples"][task]:
         responses = lmms_names.responses(logged)
+        # A document may be asked about more than once.
         cost = repeats.merged(costs[logged["doc_id"]], responses)
         samples.append(make_sample(task, logged, cost, metric, higher))
     return samples

@@ -85,10 +85,12 @@ class TaskRun:
         if not self.path.exists():
             return None
         record = records.read(self.path)
+        # Other questions, prompts or scoring: its number is that of another benchmark.
         if record["task_hash"] != self.task_hash:
             raise UsageError(
                 f"{self.path} is of another version of tasks=[{self.task}]. Move it away and run this again."
             )
+        # None where the data is not on this machine: a finished record needs no download.
         identity = self.session.known_data_identity(self.task, self.folder)
         if identity and identity.data_hash != record["data_hash"]:
             hashes = f"data_hash {record['data_hash']}, now {identity.data_hash}"

@@ -50,6 +50,7 @@ def is_higher_better(metric: str | None, directions: Mapping[str, bool]) -> bool
 
 def sample_value(logged: Mapping[str, Any], metric: str | None) -> float | None:
     """Return a metric's value of a logged sample; None where the sample has no number of that name."""
+    # Some metrics log what is scored all together, and no number of each sample.
     value = logged.get(without_filter(metric or ""))
     return float(value) if isinstance(value, Real) else None
 

@@ -115,6 +115,7 @@ class BatchGenerator:
 
     def prepare(self, batch: list[PreparedPrompt], beams: int = 1) -> PromptInputs:
         """Return the inputs of `generate` for a batch, reading what its prompts share."""
+        # What was measured of the batch before.
         self.prefills.clear()
         self.kept_tokens.clear()
         if self.session.reuse == "none":
@@ -244,6 +245,7 @@ class BatchGenerator:
         """Return the pictures of a batch, each encoded and reduced once."""
         method, _ = stages(self.session.method)
         cache_bytes = self.session.config.runner.cache_gib * 2**30
+        # By kind and key: a picture that several prompts show is wanted once.
         wanted: dict[str, dict[str, dict]] = {kind: {} for kind in PIXELS}
         for prompt in batch:
             pairs = zip(prompt.keys, prompt.pictures(), strict=True)
@@ -318,6 +320,7 @@ def _group_by_prompt(
     batch: list[PreparedPrompt], by_kind: dict[str, Iterable]
 ) -> list[list]:
     """Return the values of all images and of all videos, in reading order, put together by prompts."""
+    # The processor keeps images and videos apart, each in reading order.
     remaining = {kind: iter(values) for kind, values in by_kind.items()}
     groups = []
     for prompt in batch:

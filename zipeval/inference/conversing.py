@@ -105,6 +105,7 @@ def _answer_anew(
         size: of the batch, which is known to fit into memory.
     """
     answers: list[list[Answer]] = [[] for _ in range(size)]
+    # Rounds stand behind each other, so that a batch may hold several of one conversation.
     for start in range(0, len(later), size):
         rows, prompts = zip(*later[start : start + size], strict=True)
         for row, answer in zip(rows, model.answer([*prompts], options), strict=True):
@@ -214,6 +215,7 @@ class _WithHistory(_Conversations):
             UsageError: for a template that shows no earlier answers.
         """
         session = self.model.session
+        # The template of the whole conversation, cut behind the place of the answer.
         content = [{"type": "text", "text": ANSWER}]
         answer = {"role": "assistant", "content": content}
         text = session.text([*self.messages[row], answer, *messages])
@@ -240,6 +242,7 @@ class _WithoutHistory(_Conversations):
         device = self.mask.device
         from_end = torch.arange(self.mask.shape[1], 0, -1, device=device)
         is_question = from_end <= torch.tensor(lengths, device=device)[:, None]
+        # Exact, as no visual token has seen what stands behind it.
         self.mask = self.mask.masked_fill(is_question, 0)
         for row, length in enumerate(lengths):
             ids = self.contexts[row]
@@ -269,6 +272,7 @@ class _WithoutHistory(_Conversations):
 
 def _with_ids(prompt: PreparedPrompt, ids: torch.Tensor) -> PreparedPrompt:
     """Return a prompt about the same pictures with other ids (tokens)."""
+    # A batch of one, [1, tokens], as the processor makes it.
     mask = torch.ones_like(ids)
     inputs = {**prompt.inputs, "input_ids": ids[None], "attention_mask": mask[None]}
     return replace(prompt, inputs=inputs)

@@ -195,6 +195,7 @@ def feed(
     with _lifeline() as begin_worker:
         loader = _loader(dataset, workers, begin_worker)
         for prepared in _received(iter(loader), workers):
+            # Workers send bytes: see _loader.
             prompt = pickle.loads(prepared) if workers else prepared
             if isinstance(prompt, UsageError):
                 raise prompt
@@ -238,6 +239,7 @@ def _received(prepared: Iterator, workers: int) -> Iterator:
         yield from prepared
     # The loader's own error: what is wrong with a prompt comes as a value.
     except RuntimeError as error:
+        # torch has no class of its own for it.
         if "DataLoader worker" not in str(error):
             raise
         raise RunError(

@@ -36,6 +36,7 @@ class Session:
     def __init__(self, config: RunConfig, checkpoint: models.Checkpoint | None = None):
         self.config = config = check(config)
         self.checkpoint = checkpoint or models.find(config.model)
+        # Refused by its name, before a method is built for such a budget.
         self._check_tokens()
         self._check_aspect()
         tokens, layers = self.checkpoint.visual_tokens, self.checkpoint.layers
@@ -47,6 +48,7 @@ class Session:
         for task in config.tasks:
             if task in videoqa.SETS:
                 self.questions[task] = videoqa.questions(task, config.data.videos)
+        # From here on torch is needed, whose import takes seconds.
         stack.load(stack.DEVICE)
         self.placement = place(config.model)
         self._data: dict[str, DataIdentity] = {}
@@ -64,6 +66,7 @@ class Session:
         """Return the (crops, row ends) of the checkpoint's images; no row ends unless they are to be kept."""
         grids, packing = self.checkpoint.grids, self.config.packing
         if packing != "newline":
+            # Images of as many crops are alike then, however their tiles are arranged.
             return tuple(sorted({(crops, 0) for crops, _ in grids}))
         if not any(rows for _, rows in grids):
             raise UsageError(
@@ -236,6 +239,7 @@ class Session:
         media: dict[str, Any] = {
             f"{kind}s": urls for kind, urls in pictures.items() if urls
         }
+        # One prompt for each conversation; pictures are in reading order over all of them.
         texts = [self.text(messages) for messages in conversations]
         return self.processor(text=texts, **media, padding=True, return_tensors="pt")
 
@@ -255,6 +259,7 @@ class Session:
         from zipeval import media
 
         images = self.processor.image_processor
+        # Crops or frames stand in the dimensions before the channels.
         first = pixels.flatten(0, -4)[0] if pixels.ndim > 3 else pixels
         array = first.float().cpu().numpy()
         return media.jpeg(array, images.image_mean, images.image_std)

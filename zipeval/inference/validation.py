@@ -95,6 +95,7 @@ def _with_judge(config: RunConfig) -> RunConfig:
                 f"judge.url={public_url(url)}: expected an address, such as http://localhost:8000/v1."
             )
         judge = replace(judge, url=url)
+    # What a task needs is refused before any is answered.
     judged = [task for task in config.tasks if task in PROTOCOLS]
     if judged and not (judge.url and judge.model):
         raise UsageError(
@@ -127,6 +128,7 @@ def _with_budget(config: RunConfig) -> RunConfig:
     if config.tokens is None:
         # There is nothing that another kind of budget could count.
         config = replace(config, budget=BUDGETS[0])
+    # Chains hold methods within methods, each with a seed of its own in its node.
     for where, method in _nodes("method", config.method):
         seed = method.get("seed", config.seed)
         if seed != config.seed:
@@ -147,6 +149,7 @@ def _with_budget(config: RunConfig) -> RunConfig:
 
 def _with_projector(config: RunConfig) -> RunConfig:
     """Return the configuration with the path of a tuned projector where the method has one, and no path otherwise."""
+    # The caller's configuration stays as it was composed.
     method, path = deepcopy(config.method), None
     for where, node in _nodes("method", method):
         if "projector" not in node:
