@@ -84,6 +84,7 @@ def histogram(attention: np.ndarray, read_at: int, sender: str) -> Figure:
     )
     mean = attention.mean()
     axes.axvline(mean, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    # Few tokens receive most of it, as Figure 2 of VisionZip shows.
     below = 100 * (attention < mean).mean()
     axes.annotate(
         f"mean; {below:.0f}% of the tokens are below",
@@ -161,6 +162,7 @@ def overlays(attention: np.ndarray, pictures: list[bytes], read_at: int) -> Figu
     height = max(LEAST, 1.05 * len(pictures) + 0.2)
     figure = Figure((1.05 * (len(shown) + 1) + 0.8, height), layout="constrained")
     cells = figure.subplots(len(pictures), len(shown) + 1, squeeze=False)
+    # One row for each picture: itself, and then the layers.
     for axes in cells.flat:
         axes.set_axis_off()
     for row, picture, layers in zip(cells, pictures, relative, strict=True):

@@ -190,6 +190,7 @@ def measure(session: Session, images: Images) -> tuple[np.ndarray, list[bytes], 
     # Counted from 0.
     is_read = [layer is scored(model, "image") for layer in tower(model).encoder.layers]
     read_at = is_read.index(True)
+    # One image at a time: only the first crop's attention is kept of each.
     attention, pictures = [], []
     with (
         progress(f"{session.config.model.name} attention", len(images)) as advance,

@@ -117,6 +117,7 @@ def _panels(
         raise UsageError(
             f"{question!r} about {image}: {prompt.error}. Ask something else."
         )
+    # One after another, as they share one model.
     panels = []
     for session in sessions:
         with answering(session) as model:
@@ -131,7 +132,9 @@ def _panel(method: str, answer: Answer) -> Panel:
     # CLS is one more patch in some models, without a place.
     side = math.isqrt(picture.patches)
     patches = set(range(side**2))
-    positions = {name: patches & set(rows[0]) for name, rows in answer.left.items()}
+    positions = {
+        name: patches & set(rows[0]) for name, rows in answer.positions.items()
+    }
     return Panel(
         name=method,
         answer=answer.text,
@@ -153,6 +156,7 @@ def draw(panels: list[Panel], seen: bytes, question: str) -> Figure:
     """
     columns = min(COLUMNS, len(panels) + 1)
     rows = math.ceil((len(panels) + 1) / COLUMNS)
+    # [height, width, 3]
     image = np.asarray(Image.open(BytesIO(seen)))
     height, width = image.shape[:2]
     with matplotlib.rc_context(STYLE):

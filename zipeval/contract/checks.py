@@ -107,6 +107,7 @@ def _compare(answers: tuple, expected: tuple, what: str) -> None:
 def keeping_everything_is_stock(candidate: Candidate, subject: Subject) -> None:
     """Check that with a budget of all tokens, answers are the stock model's: exactly, in float32."""
     method = candidate.on(subject, subject.shape.image)
+    # Some methods cannot keep everything, as they have no budget.
     announced = method.entering([subject.shape.picture], LAYERS)
     if set(announced) != {subject.shape.image}:
         if not candidate.has_budget:
@@ -307,6 +308,7 @@ def others_do_not_matter(candidate: Candidate, subject: Subject) -> None:
     from zipeval.methods.sparsevlm import SparseVLM
     from zipeval.methods.visionzip import VisionZip
 
+    # Methods that note something on a class or a module would show here.
     model, inputs, tokens = subject.model(), subject.prompts(), subject.third
     stock = answer(model, inputs)
     with candidate.on(subject).applied(model):

@@ -80,6 +80,7 @@ def _random(build: Callable, **options) -> Callable[[], torch.nn.Module]:
     return partial(build, side=SIDE, layers=LAYERS, gain=1.0, **options)
 
 
+# 6 x 6 patches; the shapes below have several such crops, of which Video-LLaVA's keep CLS.
 ONE_CROP = Shape(36, 36, LAYERS)
 SUBJECTS = (
     Subject("llava", _random(llava), ONE_CROP),

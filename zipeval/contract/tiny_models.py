@@ -216,6 +216,7 @@ def _tiles(model, number: int, generator: torch.Generator) -> dict:
         sizes.append([side * rows - 20 * (place % 2), side * columns])
     # The image as a whole is one more tile.
     tiles = max(1 + rows * columns for rows, columns in grids)
+    # Images of fewer tiles have noise in the others, which nothing reads.
     pixels = torch.randn(number, tiles, 3, side, side, generator=generator)
     return {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
 

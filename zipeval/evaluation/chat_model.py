@@ -148,6 +148,7 @@ class ZipEval(lmms):
         label = f"{self.session.run_id} {RequestArgs.of(requests[0]).task}"
         goes_on = self.resumption is not None and self.resumption.goes_on
         guard = _LogitsGuard(label, goes_on)
+        # Batches are sorted by length, so that answers come in any order.
         answers: dict[int, GenerationResult] = {}
         with (
             answering(self.session) as model,
@@ -270,6 +271,7 @@ class ZipEval(lmms):
             for visual in (answer.visual, *answer.reread):
                 self._check_budget(request, answer.pictures, visual)
             cost = _cost(model, prompt, answer)
+            # Of the whole batch: its share is `latency` / `batch`.
             cost |= {"latency": seconds, "batch": len(batch)}
             self.measured[RequestKey.of(request)] = cost
             counts = TokenCounts(
@@ -344,6 +346,7 @@ class ZipEval(lmms):
     def _keep_picture(self, request: Instance, prompt: PreparedPrompt) -> None:
         """Keep the first picture of a prompt of a task's first samples, if it has one."""
         key = RequestKey.of(request)
+        # A text has none; the later questions about a document show the same.
         if prompt.kinds and key.doc_id < PICTURED and key.number == 0:
             kind, inputs = next(prompt.pictures())
             jpeg = self.session.jpeg(pixels(inputs, kind)[0])
@@ -408,6 +411,7 @@ def _sort_waiting(waiting: list[PreparedPrompt]) -> list[PreparedPrompt]:
 
 def _cost(model: BatchGenerator, prompt: PreparedPrompt, answer: Answer) -> dict:
     """Return the token counts and the cost of an answered prompt, without the seconds."""
+    # FLOPs are counted of what entered each layer, with the decoder's widths.
     decoder = hf_names.decoder(model.model).config
     return {
         "pictures": prompt.picture_hashes,
@@ -419,7 +423,7 @@ def _cost(model: BatchGenerator, prompt: PreparedPrompt, answer: Answer) -> dict
         "flops_exact": flops.exact(answer.entered, decoder),
         "output_tokens": answer.output_tokens,
         **_overflow(answer, hf_names.positions(model.model)),
-        **answer.left,
+        **answer.positions,
         "digest": answer.digest,
     }
 

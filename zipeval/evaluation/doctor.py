@@ -153,6 +153,7 @@ def _embedded():
 
 def _judge():
     """Yield whether there is a key for judges; never the key."""
+    # Never the key itself, as this output is shown to others.
     key = "is not set, which judges on this machine may not need"
     if os.environ.get("OPENAI_API_KEY"):
         key = "is set"

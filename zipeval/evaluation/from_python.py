@@ -167,6 +167,7 @@ def _overrides(
     settings: dict[str, Any],
 ) -> Iterator[str]:
     """Yield settings that all runs share, as `zipeval run` takes them."""
+    # Two values of one setting: it is not clear which counts.
     for setting in ("method", "tokens"):
         if setting in settings:
             raise UsageError(

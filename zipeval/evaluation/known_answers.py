@@ -90,9 +90,11 @@ def answer(method: str) -> Answer:
     # Without the progress, and what lmms-eval says of itself.
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         _, samples = evaluate(model, TASK, task_folder(TASK))
+    # lmms-eval asks all questions up to this one.
     by_doc_id = {sample["doc_id"]: sample for sample in samples}
     sample, request = by_doc_id[ROW], requests[ROW]
     token_ids = _generate(session, model.messages(request))
+    # Of the only picture.
     positions = sample["kept"][0] if "kept" in sample else None
     return Answer(sample["prediction"], token_ids, sample["visual_tokens"], positions)
 

@@ -46,12 +46,15 @@ def merged(costs: list[Cost], texts: list[Any]) -> Cost:
         answers.append({"text": text, **_own_fields(cost, first)})
     if failed:
         return {**failed, "answers": answers}
-    # A sample's share of its batch's seconds is `latency` / `batch`.
-    seconds = sum(cost["latency"] / cost["batch"] for cost in costs) * first["batch"]
+    seconds, output_tokens = 0.0, 0
+    for cost in costs:
+        # A sample's share of its batch's seconds is `latency` / `batch`.
+        seconds += cost["latency"] / cost["batch"]
+        output_tokens += cost["output_tokens"]
     return {
         **first,
-        "output_tokens": sum(cost["output_tokens"] for cost in costs),
-        "latency": seconds,
+        "output_tokens": output_tokens,
+        "latency": seconds * first["batch"],
         "answers": answers,
     }
 

@@ -92,6 +92,7 @@ def _prepare(
         UsageError: for what cannot run.
     """
     logger.check(config.logger)
+    # Cheap checks first: nothing here imports torch.
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
     for task in config.tasks:
         benchmarks.check_limit(task, config.limit)
@@ -218,6 +219,7 @@ def _finish(
         _keep(task_run, record)
         return
     if not record:
+        # Behind the lock: the model may take minutes, and another process would begin, too.
         _answer(load_model(), task_run)
         record = records.read(task_run.path)
     if task_run.is_judged:

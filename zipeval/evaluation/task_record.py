@@ -64,6 +64,7 @@ def evaluate_task_run(
     with data.copies_below(model.session.config.data.root):
         results = lmms_eval_results(model, task_run.task, task_run.folder)
     samples = _samples(model, task_run.task, results)
+    # Costs are means over what was answered.
     readable = [sample for sample in samples if "error" not in sample]
     _check_readable(task_run.task, samples, readable)
     record = {
@@ -168,7 +169,9 @@ def lmms_eval_results(model: ZipEval, task: str, folder: Path) -> dict:
 
     config, questions = model.session.config, model.session.questions.get(task)
     with ExitStack() as block:
+        # lmms-eval's own judges insist on a key, and do not get the user's.
         block.enter_context(no_key())
+        # It would divide the questions among the ranks once more.
         block.enter_context(ranks.alone())
         block.enter_context(lmms_names.explained_failures(task, folder))
         # A task's own functions may import what nothing else does.
@@ -216,6 +219,7 @@ def make_sample(
         cost: of its prompt, with the `error` of one that was not answered.
         metric: of which the sample's `score` is the value.
     """
+    # Not the document: it holds the picture.
     question, target = lmms_names.question(logged), logged["target"]
     sample = {
         "doc_id": logged["doc_id"],

@@ -107,6 +107,7 @@ class TaskRun:
         if ranks.first():
             identity = self.session.data_identity(self.task, self.folder)
             made_with = self.made_with(identity.data_hash)
+        # What the first rank has.
         made_with = ranks.exchange(made_with)[0]
         session = describe_process(self.session)
         return journal.Journal(self.directory, self.task, made_with, session)

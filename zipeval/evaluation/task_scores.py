@@ -35,23 +35,24 @@ def main_metric(
     reported: dict[str, str] = {}
     for name in metrics:
         reported.setdefault(without_filter(name), name)
-    return next((reported[name] for name in directions if name in reported), None)
+    first = next(filter(reported.__contains__, directions), None)
+    return reported.get(first)
 
 
-def without_filter(name: str) -> str:
-    """Return a metric's name as the task's metric_list and its samples have it."""
-    return name.partition(",")[0]
+def without_filter(name: str | None) -> str:
+    """Return a metric's name as the task's metric_list and its samples have it; an empty one for None."""
+    return (name or "").partition(",")[0]
 
 
 def is_higher_better(metric: str | None, directions: Mapping[str, bool]) -> bool:
     """Return whether more of a metric is better, which it is unless its task declares otherwise."""
-    return directions.get(without_filter(metric or ""), True)
+    return directions.get(without_filter(metric), True)
 
 
 def sample_value(logged: Mapping[str, Any], metric: str | None) -> float | None:
     """Return a metric's value of a logged sample; None where the sample has no number of that name."""
     # Some metrics log what is scored all together, and no number of each sample.
-    value = logged.get(without_filter(metric or ""))
+    value = logged.get(without_filter(metric))
     return float(value) if isinstance(value, Real) else None
 
 
@@ -141,7 +142,10 @@ def scores(
     if known:
         # A benchmark's own number may follow from several of lmms-eval's, as MME's sum.
         metrics |= known.derive(metrics, samples) if known.derive else {}
-        score = _scaled(metrics[metric], known.scale)
+        score = metrics[metric]
+        # Into the units of the papers' tables.
+        if score is not None:
+            score *= known.scale
     return {
         "status": "success",
         "metric": metric,
@@ -150,11 +154,6 @@ def scores(
         "score": score,
         "metrics": metrics,
     }
-
-
-def _scaled(value: float | None, scale: float) -> float | None:
-    """Return a metric in the units of the paper's tables; None where it has no value."""
-    return None if value is None else value * scale
 
 
 def follows_from_samples(

@@ -38,7 +38,7 @@ class Answer:
         entered: (layers) tokens of the prompt that entered each layer of the decoder.
         visual: (layers) visual tokens among them.
         output_tokens: up to and including the first end token.
-        left: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
+        positions: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
         reread: of a conversation, `visual` of every time that its pictures were read again.
         later_prompts: of a conversation, the tokens of each of these prompts, which hold all rounds before.
         failed: why it is no answer, where the model's logits are not numbers.
@@ -50,7 +50,7 @@ class Answer:
     entered: list[int]
     visual: list[int]
     output_tokens: int
-    left: dict[str, list[list[int]]]
+    positions: dict[str, list[list[int]]]
     reread: list[list[int]] = field(default_factory=list)
     later_prompts: list[int] = field(default_factory=list)
     failed: str | None = None
@@ -132,6 +132,7 @@ class BatchGenerator:
         stops = resolve(options, conversation=True).stops
         texts = []
         for text in self.session.decode(new):
+            # The stop itself is no part of the answer.
             for stop in stops:
                 text = text.split(stop)[0]
             texts.append(text.strip())
@@ -155,7 +156,7 @@ class BatchGenerator:
             )
         (prefill,) = self.prefills
         rows = self._prefill_rows(prefill, prompts, len(batch))
-        kept = self._kept_positions(batch, rows)
+        positions = self._positions(batch, rows)
         not_numbers = self.logits.failed(len(batch))
         digests = self.logits.digests(len(batch))
         answers = []
@@ -168,7 +169,7 @@ class BatchGenerator:
                 [count + suffix for count in prefill.entered[row]],
                 prefill.visual(row),
                 _count_tokens(new[number].tolist(), self.ends),
-                kept[number],
+                positions[number],
                 failed=NOT_NUMBERS if not_numbers[number] else None,
                 digest=digests[number],
             )
@@ -185,7 +186,7 @@ class BatchGenerator:
         beams = len(prefill.entered) // count
         return [number * beams for number in range(count)]
 
-    def _kept_positions(
+    def _positions(
         self, batch: list[PreparedPrompt], rows: list[int]
     ) -> list[dict[str, list[list[int]]]]:
         """Return the positions of each prompt that the method kept and merged; nothing if it removes none."""
@@ -252,6 +253,7 @@ class BatchGenerator:
             for key, (kind, inputs) in pairs:
                 wanted[kind][key] = inputs
         results: EncodedPictures = {}
+        # Images and videos have encoders of their own.
         for kind, inputs_by_key in wanted.items():
             if inputs_by_key:
                 results |= encoded(self.model, kind, inputs_by_key, method, cache_bytes)

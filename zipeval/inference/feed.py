@@ -82,7 +82,7 @@ class PreparedPrompt:
 
 @dataclass(frozen=True)
 class _Fault:
-    """What stopped the preparation of a question, as it travels from a worker to the owner.
+    """An error that stopped the preparation of a prompt, as it travels from a worker to the owner.
 
     Attributes:
         number: which of the requests it is.

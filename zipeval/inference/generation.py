@@ -172,6 +172,7 @@ def resolve(
     }
     # None keeps transformers from taking the checkpoint's own.
     arguments |= dict.fromkeys(("temperature", "top_p", "top_k"))
+    # Why a setting that the task gives changes no answer, for the record.
     reasons = dict(SET_ASIDE)
     if is_sampled:
         arguments |= {"temperature": 1.0, **_among(SAMPLING, numbers)}
@@ -207,6 +208,7 @@ class _Checked:
         self.settings = {
             name: value for name, value in settings.items() if value is not None
         }
+        # lmms-eval's models ignore what they do not know, and so answer otherwise than the task means.
         known = (*KNOWN, HISTORY) if conversation else KNOWN
         for name in self.settings:
             if name not in known:

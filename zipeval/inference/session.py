@@ -95,6 +95,7 @@ class Session:
         Raises:
             BudgetError: if they do not.
         """
+        # Of the largest image, which a budget is of.
         tokens, entering = self.config.tokens, self.entering([self.shape.picture])
         reached = {"mean": fmean(entering), "final": entering[-1]}
         if tokens is None or self.config.budget not in reached:
@@ -142,6 +143,7 @@ class Session:
     @cached_property
     def resolved(self) -> dict:
         """Return the values that `auto`, the paths of weights and the budget came to."""
+        # Records state what was used, and not what was asked for.
         values = asdict(self.placement)
         values["fingerprint"] = self.checkpoint.fingerprint
         values["method"] = repr(self.method)

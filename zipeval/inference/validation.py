@@ -23,8 +23,12 @@ ADDRESS = re.compile(
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 # Entries of a method's node that say nothing of how it reduces.
 NOT_OPTIONS = ("name", "_target_", "seed")
-# Settings that are counts, with the one value beside numbers that each may have.
-COUNTS = {"tokens": None, "limit": None, "batch_size": "auto"}
+# Settings that are counts, with the one value beside numbers that each may have, and a hint of it.
+COUNTS = {
+    "tokens": (None, ""),
+    "limit": (None, ""),
+    "batch_size": ("auto", ", or auto"),
+}
 
 
 def check(config: RunConfig) -> RunConfig:
@@ -65,14 +69,13 @@ def _check_device(config: RunConfig) -> None:
 
 
 def _check_numbers(config: RunConfig) -> None:
-    for name, word in COUNTS.items():
+    for name, (word, hint) in COUNTS.items():
         value = getattr(config, name)
         # `type`, because True is an int for isinstance.
         is_count = type(value) is int and value > 0
         if value != word and not is_count:
-            also = f", or {word}" if word else ""
             raise UsageError(
-                f"{name}={value}: expected a whole number from 1 up, such as {name}=16{also}."
+                f"{name}={value}: expected a whole number from 1 up, such as {name}=16{hint}."
             )
     for name in ("workers", "cache_gib"):
         value = getattr(config.runner, name)
@@ -96,10 +99,10 @@ def _with_judge(config: RunConfig) -> RunConfig:
             )
         judge = replace(judge, url=url)
     # What a task needs is refused before any is answered.
-    judged = [task for task in config.tasks if task in PROTOCOLS]
+    judged = next(filter(PROTOCOLS.__contains__, config.tasks), None)
     if judged and not (judge.url and judge.model):
         raise UsageError(
-            f"tasks=[{judged[0]}]: a judge model scores its answers. Set judge.url= (an OpenAI-compatible server, "
+            f"tasks=[{judged}]: a judge model scores its answers. Set judge.url= (an OpenAI-compatible server, "
             "such as judge.url=http://localhost:8000/v1) and judge.model=; its key goes into the environment as "
             "OPENAI_API_KEY."
         )
@@ -107,10 +110,10 @@ def _with_judge(config: RunConfig) -> RunConfig:
 
 
 def _check_videos(config: RunConfig) -> None:
-    videos = [task for task in config.tasks if task in SETS]
-    if videos and not config.data.videos:
+    about_videos = next(filter(SETS.__contains__, config.tasks), None)
+    if about_videos and not config.data.videos:
         raise UsageError(
-            f"tasks=[{videos[0]}]: its videos are not on the hub. Set data.videos=DIR: see docs/benchmarks.md."
+            f"tasks=[{about_videos}]: its videos are not on the hub. Set data.videos=DIR: see docs/benchmarks.md."
         )
 
 
@@ -140,7 +143,8 @@ def _with_budget(config: RunConfig) -> RunConfig:
         raise UsageError(
             f"method.tokens={tokens}: the budget is set by tokens={tokens}."
         )
-    if all(value is None for value in options.values()):
+    # None of the options is set, the budget among them.
+    if options == dict.fromkeys(options):
         raise UsageError(
             f"tokens is not set: method={config.method['name']} needs a budget, such as tokens=16."
         )
@@ -158,6 +162,8 @@ def _with_projector(config: RunConfig) -> RunConfig:
             raise UsageError(
                 f"{where}.projector={node['projector']}: set by projector={node['projector']}."
             )
-        default = projector.place(config.model.name, node["tokens"])
-        path = node["projector"] = config.projector or str(default)
+        path = config.projector
+        if not path:
+            path = str(projector.place(config.model.name, node["tokens"]))
+        node["projector"] = path
     return replace(config, method=method, projector=path)
