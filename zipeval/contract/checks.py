@@ -88,7 +88,7 @@ def snapshot(model) -> tuple:
     for name, module in model.named_modules():
         ids = {key: id(value) for key, value in vars(module).items()}
         attributes[name] = {key: ids[key] for key in ids.keys() - set(HOOKS)}
-        # The dicts of hooks stay the same objects, and what is in them counts.
+        # torch may replace these dicts: their number of hooks counts.
         hooks[name] = [len(vars(module)[kind]) for kind in HOOKS]
     for name, tensor in model.state_dict(keep_vars=True).items():
         # torch counts the writes into a tensor.

@@ -23,18 +23,18 @@ JUDGED_AT_ONCE, MOST_WRITES = 64, 50
 
 
 def tried_judge(
-    config: JudgeConfig, found: Mapping[str, Record | None]
+    config: JudgeConfig, earlier: Mapping[str, Record | None]
 ) -> Judge | None:
     """Return a judge that answers, where one is needed; asked before the model is loaded.
 
     Args:
-        found: the records of before, by task.
+        earlier: the records of before, by task.
 
     Raises:
         UsageError: for a judge that gives no verdict.
     """
     waiting = []
-    for task, record in found.items():
+    for task, record in earlier.items():
         is_finished = record and not records.incomplete(record)
         if task in PROTOCOLS and not is_finished:
             waiting.append(task)

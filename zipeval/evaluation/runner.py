@@ -108,10 +108,10 @@ def _prepare(
     # Only the first rank looks at records, whose data it hashes; the others are told what is left to do.
     if not ranks.first():
         return session, task_runs, {}
-    found = {task_run.task: task_run.find_record() for task_run in task_runs}
-    unfinished = [task for task, record in found.items() if record is None]
+    earlier = {task_run.task: task_run.find_record() for task_run in task_runs}
+    unfinished = [task for task, record in earlier.items() if record is None]
     _require_tasks([task for task in unfinished if task not in new], config)
-    return session, task_runs, found
+    return session, task_runs, earlier
 
 
 def _require_tasks(tasks: list[str], config: RunConfig) -> None:
@@ -133,14 +133,14 @@ def run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[
         checkpoint: in place of the one that the configuration names.
     """
     config = check(config)
-    session, task_runs, found = _prepare(config, checkpoint)
-    judge = judging.tried_judge(config.judge, found) if ranks.first() else None
-    new = [task for task, record in found.items() if not record]
+    session, task_runs, earlier = _prepare(config, checkpoint)
+    judge = judging.tried_judge(config.judge, earlier) if ranks.first() else None
+    new = [task for task, record in earlier.items() if not record]
     # What the first rank looked up.
     unanswered = ranks.exchange(new)[0]
     if not ranks.first():
         return _help(session, [each for each in task_runs if each.task in unanswered])
-    written, locks = _finish_all(session, task_runs, found, judge)
+    written, locks = _finish_all(session, task_runs, earlier, judge)
     # Also where other processes are still at some of the tasks.
     if config.logger:
         logger.log(task_runs[0].results, written)
@@ -183,7 +183,7 @@ def _load_model(session: Session) -> ZipEval:
 def _finish_all(
     session: Session,
     task_runs: list[TaskRun],
-    found: dict[str, Record | None],
+    earlier: dict[str, Record | None],
     judge: Judge | None,
 ) -> tuple[list[Path], list[Held]]:
     """Finish all tasks of a run that no other process is at.
@@ -196,7 +196,7 @@ def _finish_all(
     written, locks = [], []
     for task_run in task_runs:
         try:
-            with _locked_task(task_run, found[task_run.task]) as record:
+            with _locked_task(task_run, earlier[task_run.task]) as record:
                 _finish(task_run, record, load_model, judge)
                 written.append(task_run.path)
         except Held as error:
