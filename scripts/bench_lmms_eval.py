@@ -20,11 +20,11 @@ from statistics import median
 from types import ModuleType
 
 from zipeval import benchmarks
-from zipeval.benchmarks.lmms_names import _without_bar
 from zipeval.config.compose import compose
 from zipeval.evaluation.chat_model import ZipEval
-from zipeval.evaluation.runner import _lmms_eval
+from zipeval.evaluation.task_record import lmms_eval_results
 from zipeval.inference.session import Session
+from zipeval.utils.foreign_patches import _hidden_bar
 
 
 def builtin(session: Session):
@@ -36,7 +36,7 @@ def builtin(session: Session):
         stand_in.VideoReader = stand_in.cpu = None
     from lmms_eval.models.chat import llava_hf
 
-    llava_hf.tqdm = partial(_without_bar, llava_hf.tqdm)
+    llava_hf.tqdm = partial(_hidden_bar, llava_hf.tqdm)
 
     class Kept(llava_hf.LlavaHf):
         def clean(self) -> None:
@@ -50,7 +50,7 @@ def builtin(session: Session):
         dtype=placement.dtype,
         attn_implementation=placement.attn_implementation,
     )
-    model.session = session  # what _lmms_eval reads its settings from
+    model.session = session  # what lmms_eval_results reads its settings from
     return model
 
 
@@ -65,7 +65,7 @@ def main(pairs: int, limit: int, overrides: list[str]) -> None:
     def evaluated(model) -> tuple[float, list[str]]:
         """(samples a second, answers)"""
         start = time.perf_counter()
-        samples = _lmms_eval(model, task, folder)["samples"][task]
+        samples = lmms_eval_results(model, task, folder)["samples"][task]
         return len(samples) / (time.perf_counter() - start), [
             s["filtered_resps"][0].strip() for s in samples
         ]

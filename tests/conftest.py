@@ -41,14 +41,14 @@ def scripted(miniatures, tmp_path, monkeypatch):
     from zipeval.inference import answering
     from zipeval.results import records
 
-    answer = answering.Answering.answer
+    answer = answering.BatchGenerator.answer
 
     def evaluate(task, answers, *overrides):
         said = dict(enumerate(answers))
         short = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
         monkeypatch.setattr(answering, "generation_options", lambda given: short)
         monkeypatch.setattr(
-            answering.Answering,
+            answering.BatchGenerator,
             "answer",
             lambda self, batch, options: [
                 replace(real, text=said.pop(question.number))

@@ -18,7 +18,8 @@ from zipeval.benchmarks.protocols import PROTOCOLS
 from zipeval.benchmarks.videoqa import SETS
 from zipeval.cli import compose
 from zipeval.errors import UsageError
-from zipeval.evaluation.runner import _sample, run
+from zipeval.evaluation.runner import run
+from zipeval.evaluation.task_record import make_sample
 from zipeval.inference import answering
 from zipeval.inference.session import Session
 from zipeval.reporting.render import render
@@ -308,7 +309,7 @@ def test_mmmu_guesses_for_an_answer_and_not_for_a_failure():
         "mmmu_acc": guess,
     }
     samples = [
-        _sample("mmmu_val", logged, measured)
+        make_sample("mmmu_val", logged, measured)
         for measured in ({}, {"error": "cannot be decoded"})
     ]
     assert scoring.mmmu({}, samples) == {"mmmu_acc": 0.5}

@@ -118,13 +118,13 @@ def test_a_record_counts_conversations_and_what_their_first_question_costs(found
 def test_history_is_the_conversation_as_the_template_has_it(monkeypatch, tmp_path):
     """Token by token what the processor makes of all of it, with the answers that were given on the cache."""
     session, again = Session(compose([f"tasks=[{TURNS}]"])), []
-    answer = answering.Answering.answer
+    answer = answering.BatchGenerator.answer
 
     def spy(self, batch, options):
         again.extend(batch)
         return answer(self, batch, options)
 
-    monkeypatch.setattr(answering.Answering, "answer", spy)
+    monkeypatch.setattr(answering.BatchGenerator, "answer", spy)
     (sample,) = ran(tmp_path, f"tasks=[{TURNS}]", "limit=1", "method=vanilla")[TURNS][1]
     said, asked = sample["prediction"].split("; "), []
     tokenizer = load(
@@ -169,8 +169,10 @@ def test_how_it_is_answered_changes_no_answer(found, method, settings, tmp_path)
         *settings,
     )
     for task, (_, samples) in again.items():
-        expected = [records.essence(sample) for sample in found[method][task][1]]
-        assert [records.essence(sample) for sample in samples] == expected
+        expected = [
+            records.reproducible_fields(sample) for sample in found[method][task][1]
+        ]
+        assert [records.reproducible_fields(sample) for sample in samples] == expected
 
 
 def test_a_conversation_is_kept_whole(found, tmp_path, monkeypatch):
@@ -199,8 +201,10 @@ def test_a_conversation_is_kept_whole(found, tmp_path, monkeypatch):
     )
     _, samples = ran(tmp_path, *settings)[TURNS]
     assert len(answered) == IMAGES
-    expected = [records.essence(sample) for sample in found["sparsevlm"][TURNS][1]]
-    assert [records.essence(sample) for sample in samples] == expected
+    expected = [
+        records.reproducible_fields(sample) for sample in found["sparsevlm"][TURNS][1]
+    ]
+    assert [records.reproducible_fields(sample) for sample in samples] == expected
 
 
 def test_a_table_shows_the_change_and_how_sure_it_is(found, results):

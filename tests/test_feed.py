@@ -22,14 +22,19 @@ from zipeval.cli import compose
 from zipeval.errors import MediaError, RunError, UsageError
 from zipeval.inference import batch_size
 from zipeval.inference.batch_size import BatchSize
-from zipeval.inference.feed import collate, feed, same_picture, together
+from zipeval.inference.feed import (
+    collate,
+    feed,
+    same_picture,
+    sort_by_group_and_length,
+)
 from zipeval.inference.session import Session
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=30))
 def test_groups_stay_together_the_longest_first(questions):
     groups, lengths = [g for g, _ in questions], [n for _, n in questions]
-    order = together(groups, lengths)
+    order = sort_by_group_and_length(groups, lengths)
     assert sorted(order) == [*range(len(questions))]
     changes = [groups[a] != groups[b] for a, b in pairwise(order)]
     assert sum(changes) == max(0, len({*groups}) - 1)
@@ -208,23 +213,23 @@ def test_the_batch_grows_while_twice_the_memory_would_fit(monkeypatch):
     monkeypatch.setattr(batch_size, "peak_share", lambda device: next(shares))
     size, sizes = BatchSize("auto", "cuda:0"), []
     for _ in range(6):
-        sizes.append(size.now)
-        size.answered(size.now)
+        sizes.append(size.size)
+        size.grow(size.size)
     assert sizes == [32, 64, 128, 128, 128, 128]
 
 
 def test_a_part_of_a_batch_says_nothing_about_memory(monkeypatch):
     monkeypatch.setattr(batch_size, "peak_share", lambda device: 0.01)
     size = BatchSize("auto", "cuda:0")
-    size.answered(5)
-    assert size.now == 32
+    size.grow(5)
+    assert size.size == 32
 
 
 @pytest.mark.parametrize("asked, device", [(32, "cuda:0"), ("auto", "cpu")])
 def test_what_was_asked_for_does_not_grow(asked, device):
     size = BatchSize(asked, device)
-    size.answered(32)
-    assert size.now == 32
+    size.grow(32)
+    assert size.size == 32
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from zipeval.benchmarks.protocols import PROTOCOLS
 from zipeval.cli import compose, main
 from zipeval.engine.vision import Crops
 from zipeval.errors import BudgetError, RunError, UsageError
-from zipeval.evaluation import runner
+from zipeval.evaluation import task_record
 from zipeval.evaluation.runner import run
 from zipeval.inference.session import Session
 from zipeval.methods import visionzip
@@ -825,7 +825,7 @@ def test_a_baseline_is_small(tmp_path):
 
 
 def test_a_baseline_measures_what_records_hold():
-    assert baseline.COSTS == runner.COSTS
+    assert baseline.COSTS == task_record.COSTS
 
 
 def test_what_makes_no_baseline(tmp_path):

@@ -242,7 +242,9 @@ def test_every_setting_of_every_task_of_lmms_eval_is_known_or_refused():
             refused[str(error).partition("has ")[2].partition("=")[0]] += 1
         else:
             sampled += (
-                [task] if generation.sampled and not settings.get("do_sample") else []
+                [task]
+                if generation.is_sampled and not settings.get("do_sample")
+                else []
             )
     assert {*names} == {
         *(

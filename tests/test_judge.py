@@ -25,9 +25,8 @@ from zipeval.errors import RunError, Stopped, UsageError
 from zipeval.evaluation.runner import run
 from zipeval.inference import answering
 from zipeval.inference.session import Session
-from zipeval.reporting import tables as tables_module
 from zipeval.reporting.render import render
-from zipeval.reporting.tables import tables
+from zipeval.reporting.tables import settings, tables
 from zipeval.results import records
 from zipeval.results.identity import judge_identity, run_id
 from zipeval.utils.urls import public_url
@@ -341,7 +340,7 @@ def test_a_run_that_is_stopped_while_it_judges_keeps_its_verdicts(asked, monkeyp
         score(*given)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("zipeval.evaluation.runner.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr("zipeval.evaluation.judging.JUDGED_AT_ONCE", 1)
     monkeypatch.setattr(judge.Judge, "score", then_stop)
     with serving(by_number([YES, NO, NO])) as server:
         config = asked(server, MSVD, "limit=3")
@@ -354,7 +353,7 @@ def test_a_run_that_is_stopped_while_it_judges_keeps_its_verdicts(asked, monkeyp
 
 def test_a_run_that_dies_while_it_judges_keeps_answers_and_verdicts(asked, monkeypatch):
     """The disk is full between a record's samples and the record itself."""
-    monkeypatch.setattr("zipeval.evaluation.runner.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr("zipeval.evaluation.judging.JUDGED_AT_ONCE", 1)
     write, records_written = records.atomic_write, []
 
     def full(path, text):
@@ -684,7 +683,7 @@ def test_methods_scored_at_two_ports_stand_in_one_table(asked, tmp_path):
         assert "judge=m at http://127.0.0.1/v1" in shown
         assert shown.count("100.0 (100.0%)") == 2
     records_of_both = [*records.read_all(f"{tmp_path}/runs")]
-    by_judge = tables_module._by_judge
+    by_judge = settings.split_by_judge
     assert [len(group) for group in by_judge(records_of_both)] == [2]
     for change in ({"model": "n"}, {"url": "http://elsewhere:8000/v1"}):
         first, second = records_of_both
@@ -701,7 +700,7 @@ def test_records_of_before_of_one_cell_at_two_ports_stand_in_two_tables(
     (record,) = records.read_all(f"{tmp_path}/runs")
     judge = {**record["config"]["judge"], "url": "http://127.0.0.1:1/v1"}
     again = {**record, "config": {**record["config"], "judge": judge}}
-    assert [len(group) for group in tables_module._by_judge([record, again])] == [1, 1]
+    assert [len(group) for group in settings.split_by_judge([record, again])] == [1, 1]
 
 
 def test_tables_do_not_mix_judges_and_name_theirs(asked, tmp_path):

@@ -31,7 +31,8 @@ FAILING = """
 import os
 from zipeval import errors
 from zipeval.utils import ranks
-from zipeval.evaluation import runner
+from zipeval.evaluation import task_scores
+from zipeval.inference.session import Session
 from zipeval.cli import main
 
 def fail(*given):
@@ -39,7 +40,7 @@ def fail(*given):
 
 if ranks.here().rank == int(os.environ["WHO"]):
     owner, _, name = os.environ["PLACE"].rpartition(".")
-    setattr(getattr(runner, owner) if owner else runner, name, fail)
+    setattr({"Session": Session, "task_scores": task_scores}[owner], name, fail)
 main()
 """
 
@@ -61,14 +62,18 @@ def kept(results):
     for record in records.read_all(str(results)):
         path = Path(record["path"])
         samples = [
-            records.essence(sample)
+            records.reproducible_fields(sample)
             for sample in records.read_samples(path.parent, record)
         ]
         pictures = {
             image.name: image.read_bytes()
             for image in path.parent.glob(f"{record['task']}.images/*")
         }
-        found[path.parent.name, path.name] = records.essence(record), samples, pictures
+        found[path.parent.name, path.name] = (
+            records.reproducible_fields(record),
+            samples,
+            pictures,
+        )
     return found
 
 
@@ -146,7 +151,7 @@ def test_only_the_first_process_hashes_data(miniatures, tmp_path):
     [
         (1, "Session.load", "refused"),  # the first waits for answers
         (1, "Session.load", "bug"),
-        (0, "_scored", "refused"),  # the other has nothing left to do
+        (0, "task_scores.scores", "refused"),  # the other has nothing left to do
     ],
 )
 def test_what_fails_in_one_rank_ends_all_with_one_message(who, place, raised, tmp_path):

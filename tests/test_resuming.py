@@ -355,15 +355,15 @@ def test_workers_end_with_a_run_that_is_stopped(signals, tmp_path, asked):
 
 def test_stopped_while_it_scores(miniatures, tmp_path, asked, monkeypatch):
     """When all is answered: the record is written, and no other task is begun."""
-    from zipeval.evaluation import runner
+    from zipeval.evaluation import task_scores
 
-    scored = runner._scored
+    scored = task_scores.scores
 
     def then_stop(*given):
         signal.raise_signal(signal.SIGINT)
         return scored(*given)
 
-    monkeypatch.setattr(runner, "_scored", then_stop)
+    monkeypatch.setattr(task_scores, "scores", then_stop)
     with pytest.raises(Stopped):
         settings = [
             f"data.root={miniatures}",

@@ -192,7 +192,8 @@ def run_of(root, *settings):
     )
     record = records.read(path)
     return record, [
-        records.essence(sample) for sample in records.read_samples(path.parent, record)
+        records.reproducible_fields(sample)
+        for sample in records.read_samples(path.parent, record)
     ]
 
 

@@ -19,7 +19,7 @@ from zipeval.engine.received import attention_received
 from zipeval.errors import RunError
 from zipeval.evaluation import chat_model, repeats
 from zipeval.evaluation.runner import run
-from zipeval.inference.answering import Answering
+from zipeval.inference.answering import BatchGenerator
 from zipeval.methods.fastv import FastV
 from zipeval.methods.sparsevlm import SparseVLM
 from zipeval.methods.visionzip import VisionZip
@@ -331,7 +331,7 @@ def test_a_run_that_goes_on_is_not_ended_by_samples_that_failed_before(
 ):
     path = changed_checkpoint(tmp_path / "weights", embedding_of_color)
     settings = ["limit=24", "method=vanilla", "batch_size=1"]
-    answer, calls = Answering.answer, []
+    answer, calls = BatchGenerator.answer, []
 
     def until_the_last_but_one(self, *given):
         calls.append(given)
@@ -339,10 +339,10 @@ def test_a_run_that_goes_on_is_not_ended_by_samples_that_failed_before(
             raise KeyError("stop")
         return answer(self, *given)
 
-    monkeypatch.setattr(Answering, "answer", until_the_last_but_one)
+    monkeypatch.setattr(BatchGenerator, "answer", until_the_last_but_one)
     with pytest.raises(KeyError):
         evaluate(path, tmp_path / "runs", *settings)
-    monkeypatch.setattr(Answering, "answer", answer)
+    monkeypatch.setattr(BatchGenerator, "answer", answer)
     monkeypatch.setattr(
         chat_model, "ENOUGH", 1
     )  # of those that were asked, the failed ones come first now

@@ -64,7 +64,7 @@ def test_a_panel_is_what_a_run_records(model, first, tmp_path):
         (path,) = run(config)
         (sample,) = records.read_samples(path.parent, records.read(path))
         assert panel.answer == sample["prediction"]
-        assert panel.left == sample["visual_tokens"][-1]
+        assert panel.tokens == sample["visual_tokens"][-1]
         assert (panel.crops, panel.side) == (sample["crops"][0], 12)
         everything = [[*range(144)]]  # nothing is removed, and nothing recorded
         assert panel.kept == {p for p in sample.get("kept", everything)[0] if p < 144}

@@ -79,6 +79,8 @@ MOVED = {
     "resuming": ("evaluation.resuming",),
     "runner": (
         "evaluation.runner",
+        "evaluation.task_record",
+        "evaluation.judging",
         "inference.session",
     ),
     "samples": ("results.samples",),

@@ -1,1 +1,1 @@
-"""What encoders attend to, and what methods keep of an image."""
+"""Analyse what encoders attend to, and what methods keep of an image."""

@@ -16,13 +16,16 @@ from zipeval.reporting.method_styles import COLOURS, INK, MARKERS
 from zipeval.reporting.plots import FIGURE, LINE, STYLE, Plot
 
 BINS = 60
-COLUMNS = 6  # layers of an overlay, at most
-LEAST = 2.0  # inches of overlays in height, which the label of their colours takes
-OVER = 0.7  # opacity of a heat map over its picture
-PLAIN = StrMethodFormatter(
-    "{x:,g}"
-)  # of logarithmic axes: STYLE has matplotlib's mathematics off
-APART = 0.08  # layers, so that no interval hides another
+# Layers of an overlay, at most.
+COLUMNS = 6
+# Inches of overlays in height, which the label of their colours takes.
+LEAST = 2.0
+# Opacity of a heat map over its picture.
+OVER = 0.7
+# Of logarithmic axes: STYLE has matplotlib's mathematics off.
+PLAIN = StrMethodFormatter("{x:,g}")
+# Layers between the marks of two measures, so that no interval hides another.
+APART = 0.08
 NAMES = {
     "gini": "Gini coefficient",
     "top10": "share of the top 10% of tokens",
@@ -37,7 +40,7 @@ def plots(
     read_at: int,
     sender: str,
 ) -> list[Plot]:
-    """Histogram, curves by layer, and overlays.
+    """Return the histogram, the curves by layer, and the overlays.
 
     Args:
         attention: (images, layers, patches) that patches receive, of all that `sender` gives 1.
@@ -68,14 +71,20 @@ def plots(
 
 
 def histogram(attention: np.ndarray, read_at: int, sender: str) -> Figure:
-    """How many tokens (images, patches) receive how much; logarithmic, or all but the many in the first bin vanish."""
+    """Draw how many tokens receive how much attention, logarithmically.
+
+    Args:
+        attention: (images, patches).
+    """
     figure = Figure(FIGURE, layout="constrained")
     axes = figure.add_subplot()
+    # On a linear axis all but the many tokens in the first bin would vanish.
     axes.hist(
         attention.ravel(), BINS, (0, float(attention.max())), color=COLOURS[0], log=True
     )
     mean = attention.mean()
     axes.axvline(mean, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    # Few tokens receive most of it, as Figure 2 of VisionZip shows.
     below = 100 * (attention < mean).mean()
     axes.annotate(
         f"mean; {below:.0f}% of the tokens are below",
@@ -96,9 +105,10 @@ def histogram(attention: np.ndarray, read_at: int, sender: str) -> Figure:
 
 
 def curves(measured: dict[str, np.ndarray], read_at: int) -> Figure:
-    """Measures by layer: mean and standard deviation over the images."""
+    """Draw the measures by layer: mean and standard deviation over the images."""
     figure = Figure(FIGURE, layout="constrained")
     axes = figure.add_subplot()
+    # [images, layers]
     count, layers = next(iter(measured.values())).shape
     axes.axvline(
         read_at + 1, color=LINE, linewidth=4, label="features are read here", zorder=1
@@ -106,6 +116,7 @@ def curves(measured: dict[str, np.ndarray], read_at: int) -> Figure:
     for i, ((name, values), colour, marker) in enumerate(
         zip(measured.items(), COLOURS, MARKERS, strict=False)
     ):
+        # Beside each other, around the layer's number.
         x = np.arange(1, layers + 1) + APART * (i - 1)
         options = {
             "color": colour,
@@ -138,51 +149,53 @@ def curves(measured: dict[str, np.ndarray], read_at: int) -> Figure:
 
 
 def overlays(attention: np.ndarray, pictures: list[bytes], read_at: int) -> Figure:
-    """Pictures, and what their tokens receive in some layers, the one that features are read at among them.
+    """Draw pictures, and the attention of their tokens in some layers, the one that features are read at among them.
 
     Colours are logarithmic, and the same in all of them.
     """
-    count, side = attention.shape[1], math.isqrt(attention.shape[2])
-    shown = sorted(
-        {
-            *np.linspace(0, count - 1, min(count, COLUMNS))
-            .round()
-            .astype(int)
-            .tolist()[:-1],
-            read_at,
-        }
-    )
-    relative = attention[: len(pictures)] / attention[: len(pictures)].mean(
-        -1, keepdims=True
-    )
+    side = math.isqrt(attention.shape[2])
+    shown = _shown_layers(attention.shape[1], read_at)
+    # [images, layers, patches], times the mean of the picture in that layer.
+    attention = attention[: len(pictures)]
+    relative = attention / attention.mean(-1, keepdims=True)
     norm = LogNorm(0.1, max(10, float(relative[:, shown].max())), clip=True)
     height = max(LEAST, 1.05 * len(pictures) + 0.2)
     figure = Figure((1.05 * (len(shown) + 1) + 0.8, height), layout="constrained")
     cells = figure.subplots(len(pictures), len(shown) + 1, squeeze=False)
-    for row, (picture, of) in enumerate(zip(pictures, relative, strict=True)):
+    # One row for each picture: itself, and then the layers.
+    for axes in cells.flat:
+        axes.set_axis_off()
+    for row, picture, layers in zip(cells, pictures, relative, strict=True):
         image = np.asarray(Image.open(BytesIO(picture)))
-        height, width = image.shape[:2]
-        for axes, layer in zip(cells[row], [None, *shown], strict=True):
-            axes.set_axis_off()
-            if layer is None:
-                axes.imshow(image)
-                continue
-            axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
-            heat = of[layer].reshape(side, side)
-            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            drawn = axes.imshow(
-                heat,
-                cmap="viridis",
-                norm=norm,
-                alpha=OVER,
-                extent=extent,
-                interpolation="nearest",
-            )
-            if row == 0:
-                axes.set_title(
-                    f"layer {layer + 1}" + " (features)" * (layer == read_at),
-                    fontsize=7,
-                )
-    bar = figure.colorbar(drawn, ax=cells, aspect=30, format=PLAIN)
+        # The picture itself, and beside it the layers.
+        row[0].imshow(image)
+        for axes, layer in zip(row[1:], shown, strict=True):
+            heat = layers[layer].reshape(side, side)
+            colours = _draw_overlay(axes, image, heat, norm)
+    for axes, layer in zip(cells[0, 1:], shown, strict=True):
+        suffix = " (features)" if layer == read_at else ""
+        axes.set_title(f"layer {layer + 1}{suffix}", fontsize=7)
+    bar = figure.colorbar(colours, ax=cells, aspect=30, format=PLAIN)
     bar.set_label("attention received,\ntimes the picture's mean")
     return figure
+
+
+def _shown_layers(count: int, read_at: int) -> list[int]:
+    """Return some of `count` layers, evenly spaced, with the one that features are read at in place of the last."""
+    evenly = np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int)
+    return sorted({*evenly.tolist()[:-1], read_at})
+
+
+def _draw_overlay(axes, image: np.ndarray, heat: np.ndarray, norm: LogNorm):
+    """Draw a heat map (side, side) over a picture in grey; returns what a colour bar is made of."""
+    height, width = image.shape[:2]
+    axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
+    return axes.imshow(
+        heat,
+        cmap="viridis",
+        norm=norm,
+        alpha=OVER,
+        # matplotlib counts from the centre of the first pixel.
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        interpolation="nearest",
+    )

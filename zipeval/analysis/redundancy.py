@@ -1,4 +1,4 @@
-"""Redundancy of visual tokens, measured on a model and images: who receives the encoder's attention, layer by layer.
+"""Measure the redundancy of visual tokens: which of them receive the encoder's attention, layer by layer.
 
     OUT/layers.csv     by layer: mean and standard deviation over the images of every measure of concentration
     OUT/images.csv     the measures of every image in every layer
@@ -11,14 +11,14 @@ Of images that a model sees in crops, the first counts: the whole image.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 import zipeval.tasks
@@ -36,7 +36,10 @@ from zipeval.utils.progress import progress
 
 MEASURES = {"gini": gini, "top10": top, "entropy": entropy}
 EMBEDDED = Path(zipeval.tasks.__path__[0], "shapes", "test.parquet")
-SHOWN = 4  # images with an overlay
+# Images with an overlay.
+SHOWN = 4
+# What an image is found in: a file, or the content of one.
+Images = dict[str, Path | bytes]
 
 
 def analyze(
@@ -54,7 +57,7 @@ def analyze(
         UsageError: for images that are not there or are none, and for a directory that cannot be written, before the
             model is loaded; behind that for images that turn out to be damaged.
     """
-    found = sources(images, limit)
+    named_images = sources(images, limit)
     session = Session(config)
     try:
         records.try_out(out)
@@ -62,101 +65,117 @@ def analyze(
         raise UsageError(
             f"out={out}: cannot write there ({error.strerror}). Choose another place."
         ) from error
-    attention, pictures, read_at = measure(session, found)
+    attention, pictures, read_at = measure(session, named_images)
     sender = "CLS" if cls_tokens(session.load()[0]) else "all tokens, mean"
-    measured = {
-        name: of(attention.astype(np.float64)) for name, of in MEASURES.items()
-    }  # (images, layers)
-    np.save(array := io.BytesIO(), attention)
+    exact = attention.astype(np.float64)
+    # Each (images, layers).
+    measured = {name: measure_of(exact) for name, measure_of in MEASURES.items()}
     about = {
         "model": config.model.name,
         "fingerprint": session.checkpoint.fingerprint,
         "image_aspect": config.model.image_aspect,
         "images": str(images or "of zipeval_shapes"),
-        "images_hash": _hash_images(found),
-        "count": len(found),
+        "images_hash": _hash_images(named_images),
+        "count": len(named_images),
         "features_read_at_layer": read_at + 1,
         "versions": records.versions(),
         "git": records.git_revision(),
     }
     files = {
         "layers.csv": _layers(measured),
-        "images.csv": _images([*found], measured),
-        "attention.npy": array.getvalue(),
+        "images.csv": _images([*named_images], measured),
+        "attention.npy": _npy(attention),
         "about.json": json.dumps(about, indent=2) + "\n",
     }
     for name, content in files.items():
+        # A command that is cut off leaves no half of a file.
         records.atomic_write(out / name, content)
-    drawn = attention_plots.plots(attention, measured, pictures, read_at, sender)
-    return [*(out / name for name in files), *write(drawn, out, config.model.name)]
+    plots = attention_plots.plots(attention, measured, pictures, read_at, sender)
+    paths = [out / name for name in files]
+    return paths + write(plots, out, config.model.name)
 
 
-def sources(directory: Path | None, limit: int | None) -> dict[str, Path | bytes]:
-    """By name: image files of a directory, or the embedded task's images.
+def sources(directory: Path | None, limit: int | None) -> Images:
+    """Return the image files of a directory, or the embedded task's images, by name.
 
     Raises:
         UsageError: if there are none, or if one has no image's header.
     """
-    if directory is None:
-        from pyarrow import parquet
-
-        rows = parquet.read_table(EMBEDDED, columns=["image_id", "image"]).to_pylist()
-        found = {row["image_id"]: row["image"]["bytes"] for row in rows}
-    else:
-        if not directory.is_dir():
-            raise UsageError(
-                f"images={directory}: no such directory. Leave it out for the images of zipeval_shapes."
-            )
-        # Some formats, such as PDF, are there to be written only.
-        known = {
-            suffix
-            for suffix, form in Image.registered_extensions().items()
-            if form in Image.OPEN
-        }
-        found = {
-            path.name: path
-            for path in directory.iterdir()
-            if path.suffix.lower() in known and path.is_file()
-        }
-        if not found:
-            raise UsageError(
-                f"images={directory}: no image files in it, such as *.jpg or *.png. Name another directory."
-            )
-    found = dict(sorted(found.items())[:limit])
-    for path in found.values() if directory else ():
-        try:
-            with decoding():
-                Image.open(path).close()
-        except MediaError as error:
-            raise _damaged(path, error) from error
-    return found
+    images = _embedded_images() if directory is None else _image_files(directory)
+    first = dict(sorted(images.items())[:limit])
+    if directory is not None:
+        for path in first.values():
+            _check_header(path)
+    return first
 
 
-def _hash_images(images: dict[str, Path | bytes]) -> str:
-    """Return the hash of the names and contents of images."""
-    digests = content_hash.digests(
-        image for image in images.values() if isinstance(image, Path)
-    )
-    by_name = {}
-    for name, image in images.items():
-        by_name[name] = (
-            digests[image]
-            if isinstance(image, Path)
-            else hashlib.sha256(image).hexdigest()
+def _embedded_images() -> dict[str, bytes]:
+    """Return the images of the embedded task by their ids."""
+    from pyarrow import parquet
+
+    rows = parquet.read_table(EMBEDDED, columns=["image_id", "image"]).to_pylist()
+    return {row["image_id"]: row["image"]["bytes"] for row in rows}
+
+
+def _image_files(directory: Path) -> dict[str, Path]:
+    """Return the image files of a directory by their names.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    if not directory.is_dir():
+        raise UsageError(
+            f"images={directory}: no such directory. Leave it out for the images of zipeval_shapes."
         )
+    # Some formats, such as PDF, are there to be written only.
+    formats = Image.registered_extensions()
+    readable = {suffix for suffix in formats if formats[suffix] in Image.OPEN}
+    files = {}
+    for path in directory.iterdir():
+        if path.suffix.lower() in readable and path.is_file():
+            files[path.name] = path
+    if not files:
+        raise UsageError(
+            f"images={directory}: no image files in it, such as *.jpg or *.png. Name another directory."
+        )
+    return files
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a file that is no image, before a model is loaded for it."""
+    try:
+        with decoding():
+            Image.open(path).close()
+    except MediaError as error:
+        raise _damaged(path, error) from error
+
+
+def _hash_images(images: Images) -> str:
+    """Return the hash of the names and contents of images."""
+    by_name, files = {}, {}
+    for name, image in images.items():
+        if isinstance(image, Path):
+            files[name] = image
+        else:
+            by_name[name] = hashlib.sha256(image).hexdigest()
+    # Files are hashed by several threads.
+    digests = content_hash.digests(files.values())
+    by_name |= {name: digests[path] for name, path in files.items()}
     return content_hash.combined(by_name)
 
 
 def _damaged(path: Path, error: Exception) -> UsageError:
+    """Return the error of an image file that cannot be decoded."""
     return UsageError(
         f"images={path.parent}: {path.name} cannot be decoded ({error}). Take it away."
     )
 
 
-def measure(
-    session: Session, images: dict[str, Path | bytes]
-) -> tuple[np.ndarray, list[bytes], int]:
-    """(attention (images, layers, patches), JPEG files of the first images, layer that features are read at).
+def measure(session: Session, images: Images) -> tuple[np.ndarray, list[bytes], int]:
+    """Measure the attention that patches receive in every layer of the encoder.
+
+    Returns:
+        The attention (images, layers, patches); JPEG files of the first images; the layer that features are read at.
 
     Raises:
         UsageError: for an image that cannot be decoded.
@@ -168,72 +187,74 @@ def measure(
     from zipeval.engine.vision import encode_crops, scored_layer
 
     model, _ = session.load()
-    layers = [*tower(model).encoder.layers]
-    read_at = next(
-        i for i, layer in enumerate(layers) if layer is scored_layer(model, "image")
-    )
+    # Counted from 0.
+    is_read = [
+        layer is scored_layer(model, "image") for layer in tower(model).encoder.layers
+    ]
+    read_at = is_read.index(True)
+    # One image at a time: only the first crop's attention is kept of each.
     attention, pictures = [], []
     with (
         progress(f"{session.config.model.name} attention", len(images)) as advance,
         torch.inference_mode(),
     ):
         for inputs in _inputs(session, images):
+            # A copy: the picture that is kept has the processor's own numbers.
+            on_device = dict(inputs)
+            for name in inputs.keys() & set(PIXELS["image"]):
+                on_device[name] = inputs[name].to(model.device, model.dtype)
             with record_attention(model) as received:
-                given = {
-                    name: inputs[name].to(model.device, model.dtype)
-                    for name in PIXELS["image"]
-                    if name in inputs
-                }
-                encode_crops(model, inputs | given, "image", reads_pixels=False)
-            attention.append(
-                torch.stack([layer[0] for layer in received]).cpu().numpy()
-            )
+                encode_crops(model, on_device, "image", reads_pixels=False)
+            # Of each layer the first crop, the whole image: [layers, patches].
+            whole = torch.stack([layer[0] for layer in received])
+            attention.append(whole.cpu().numpy())
             if len(pictures) < SHOWN:
                 pictures.append(session.jpeg(pixels(inputs, "image")[0]))
             advance(1)
     return np.stack(attention), pictures, read_at
 
 
-def _inputs(session: Session, images: dict[str, Path | bytes]) -> Iterator[dict]:
-    """The processor's, image by image."""
+def _inputs(session: Session, images: Images) -> Iterator[dict]:
+    """Yield the processor's inputs, image by image."""
     for source in images.values():
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
         try:
             with decoding():
-                image = Image.open(
-                    io.BytesIO(source) if isinstance(source, bytes) else source
-                )
-            parts = [{"type": "image", "url": image}, {"type": "text", "text": ""}]
-            yield dict(
-                session.inputs([session.decoded([{"role": "user", "content": parts}])])
-            )
+                image = Image.open(file)
+            content = [{"type": "image", "url": image}, {"type": "text", "text": ""}]
+            messages = session.decoded([{"role": "user", "content": content}])
+            yield dict(session.inputs([messages]))
+        # The embedded task's own images are none of these.
         except MediaError as error:
-            raise _damaged(
-                Path(source), error
-            ) from error  # the embedded task's own are none of these
+            raise _damaged(Path(source), error) from error
+
+
+def _npy(array: np.ndarray) -> bytes:
+    """Return an array as the content of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def _layers(measured: dict[str, np.ndarray]) -> str:
-    """Mean and standard deviation over the images."""
-    columns = {"layer": range(1, next(iter(measured.values())).shape[1] + 1)}
+    """Return layers.csv: mean and standard deviation over the images, of measures (images, layers)."""
+    columns = {}
     for name, values in measured.items():
         columns |= {f"{name}_mean": values.mean(0), f"{name}_sd": values.std(0)}
-    return _csv([*columns], zip(*columns.values(), strict=True))
+    table = pd.DataFrame(columns)
+    table.index = pd.RangeIndex(1, len(table) + 1, name="layer")
+    return _csv(table)
 
 
 def _images(names: list[str], measured: dict[str, np.ndarray]) -> str:
-    values = np.stack([*measured.values()], -1)  # (images, layers, measures)
-    lines = (
-        (name, layer, *of)
-        for name, its in zip(names, values, strict=True)
-        for layer, of in enumerate(its, 1)
-    )
-    return _csv(["image", "layer", *measured], lines)
+    """Return images.csv: the measures (images, layers) of every image in every layer."""
+    layers = range(1, next(iter(measured.values())).shape[1] + 1)
+    index = pd.MultiIndex.from_product([names, layers], names=["image", "layer"])
+    # [images, layers] -> [images * layers], the layers of an image behind each other.
+    columns = {name: values.ravel() for name, values in measured.items()}
+    return _csv(pd.DataFrame(columns, index=index))
 
 
-def _csv(header: list[str], lines: Iterable[Iterable]) -> str:
-    writer = csv.writer(text := io.StringIO(), lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(
-        [f"{v:.6f}" if isinstance(v, float) else v for v in line] for line in lines
-    )
-    return text.getvalue()
+def _csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV: the same bytes on every system."""
+    return table.to_csv(float_format="%.6f", na_rep="nan", lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Methods as the contract needs them: of any name in the configuration, for the budget and the model of a check."""
+"""Build methods as the contract needs them: by name, for the budget and the model of a check."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Projectors:
 
     directory: TemporaryDirectory = field(default_factory=TemporaryDirectory)
 
-    def drawn(self, subject: Subject, noise: float) -> Path:
-        """Return a file with the model's projector, and so much noise on it."""
+    def write(self, subject: Subject, noise: float) -> Path:
+        """Write a file with the model's projector, and so much noise on it."""
         state = hf_names.projector(subject.model()).state_dict()
         generator = torch.Generator().manual_seed(0)
         weights = {}
@@ -34,9 +34,9 @@ class Projectors:
                 tensor.shape, generator=generator
             )
         content = save(weights)
-        path = Path(
-            self.directory.name, f"{hashlib.sha256(content).hexdigest()}.safetensors"
-        )
+        # Equal weights are one file.
+        name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        path = Path(self.directory.name, name)
         path.write_bytes(content)
         return path
 
@@ -58,15 +58,17 @@ def candidate(
 
     def make(subject: Subject, tokens: int, budget: str):
         chosen = [f"method={name}", f"tokens={tokens}", f"budget={budget}"]
-        if (
-            "first" in node and node.get("of") is None
-        ):  # a chain: its first part leaves the half of what it can
-            chosen.append(f"method.first.tokens={(subject.shape.image + tokens) // 2}")
+        is_chain = "first" in node and node.get("of") is None
+        if is_chain:
+            # Its first part leaves the half of what it can.
+            first_tokens = (subject.shape.image + tokens) // 2
+            chosen.append(f"method.first.tokens={first_tokens}")
         if projectors is not None:
+            # Untouched where everything is kept, which has to be the stock model.
             noise = 0.0 if tokens == subject.shape.image else 0.1
-            chosen.append(f"projector={projectors.drawn(subject, noise)}")
-        return build(
-            compose([*chosen, *overrides], config_dir).method, budget, subject.shape
-        )
+            chosen.append(f"projector={projectors.write(subject, noise)}")
+        # The user's own options come last, and so win.
+        config = compose([*chosen, *overrides], config_dir)
+        return build(config.method, budget, subject.shape)
 
     return Candidate(make, has_budget="tokens" in node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -18,9 +18,9 @@ from zipeval.engine.vision import VisionMethod
 from zipeval.errors import UsageError
 
 NEW_TOKENS = 3
-TOLERANCE = (
-    1e-5  # of logits in float64, where two ways to the same number differ by rounding
-)
+# Of logits in float64, where two ways to the same number differ by rounding.
+TOLERANCE = 1e-5
+# Where torch keeps the hooks of a module.
 HOOKS = (
     "_forward_pre_hooks",
     "_forward_hooks",
@@ -56,59 +56,50 @@ class Candidate:
     def tokens_on(self, subject: Subject) -> int:
         """Return a number of tokens that the method can leave: a third, or else the half or two thirds."""
         for tokens in (subject.third, subject.third * 3 // 2):
-            try:
+            # Methods that begin late cannot leave few tokens on average.
+            with suppress(UsageError):
                 self.make(subject, tokens, "mean")
                 return tokens
-            except (
-                UsageError
-            ):  # methods that begin late cannot leave few tokens on average
-                continue
         return subject.third * 2
 
 
 def answer(model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return greedy tokens (B, new) and their logits (B, new, V).
-
-    A random model could answer with a placeholder, and the embedded one could stop early.
-    """
-    placeholders = [
-        model.config.image_token_id,
-        getattr(model.config, "video_token_id", None),
-    ]
+    """Return greedy tokens (batch, new tokens) and their logits (batch, new tokens, vocabulary)."""
+    # A random model could answer with a placeholder.
+    image = model.config.image_token_id
+    video = getattr(model.config, "video_token_id", image)
     options = {
         "max_new_tokens": NEW_TOKENS,
         "do_sample": False,
         "return_dict_in_generate": True,
         "output_logits": True,
+        "suppress_tokens": [image, video],
     }
+    # The embedded model could stop early.
     if model.generation_config.eos_token_id is not None:
         options["min_new_tokens"] = NEW_TOKENS
-    out = model.generate(
-        **inputs,
-        **options,
-        suppress_tokens=[token for token in placeholders if token is not None],
-    )
+    out = model.generate(**inputs, **options)
     return out.sequences[:, -NEW_TOKENS:], torch.stack(out.logits, 1)
 
 
 def snapshot(model) -> tuple:
     """Return everything that a method could leave behind: attributes and hooks of modules, parameters, buffers."""
-    attributes, hooks = {}, {}
+    attributes, hooks, state = {}, {}, {}
     for name, module in model.named_modules():
-        attributes[name] = sorted(
-            (key, id(value)) for key, value in vars(module).items() if key not in HOOKS
-        )
+        ids = {key: id(value) for key, value in vars(module).items()}
+        attributes[name] = {key: ids[key] for key in ids.keys() - set(HOOKS)}
+        # torch may replace these dicts: their number of hooks counts.
         hooks[name] = [len(vars(module)[kind]) for kind in HOOKS]
-    state = {
-        name: (id(tensor), tensor._version)
-        for name, tensor in model.state_dict(keep_vars=True).items()
-    }
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        # torch counts the writes into a tensor.
+        state[name] = id(tensor), tensor._version
     return attributes, hooks, state, vars(type(model)).copy()
 
 
 def _compare(answers: tuple, expected: tuple, what: str) -> None:
     """Raise BrokenError where tokens or logits are not the same."""
     difference = (answers[1] - expected[1]).abs().max().item()
+    # `not ... <=`, so that logits that are not numbers break it, too.
     if answers[0].tolist() != expected[0].tolist() or not difference <= TOLERANCE:
         raise BrokenError(f"{what}: logits differ by up to {difference:.2g}")
 
@@ -116,6 +107,7 @@ def _compare(answers: tuple, expected: tuple, what: str) -> None:
 def keeping_everything_is_stock(candidate: Candidate, subject: Subject) -> None:
     """Check that with a budget of all tokens, answers are the stock model's: exactly, in float32."""
     method = candidate.on(subject, subject.shape.image)
+    # Some methods cannot keep everything, as they have no budget.
     announced = method.tokens_per_layer([subject.shape.picture], LAYERS)
     if set(announced) != {subject.shape.image}:
         if not candidate.has_budget:
@@ -157,18 +149,21 @@ def _check_budget(candidate: Candidate, subject: Subject, budget: str) -> None:
             raise BrokenError(
                 f"visual tokens {entered} entered the layers, and {announced} as the method says"
             )
-        if candidate.has_budget and counts_whole:
-            tokens = candidate.tokens_on(subject)
-            asked = sum(min(tokens, picture.tokens) for picture in pictures)
-            reached = fmean(entered) if budget == "mean" else entered[-1]
-            if abs(reached - asked) > len(pictures):
-                raise BrokenError(
-                    f"budget={budget}: {reached:.1f} visual tokens for {asked} that were asked for"
-                )
+        if not candidate.has_budget or not counts_whole:
+            continue
+        tokens = candidate.tokens_on(subject)
+        requested = sum(min(tokens, picture.tokens) for picture in pictures)
+        reached = {"mean": fmean(entered), "final": entered[-1]}[budget]
+        # Each picture may round to a whole token.
+        if abs(reached - requested) > len(pictures):
+            raise BrokenError(
+                f"budget={budget}: {reached:.1f} visual tokens for {requested} that were asked for"
+            )
 
 
 def half_precision_works(candidate: Candidate, subject: Subject) -> None:
     """Check that in bfloat16 and float16, as on a GPU, it leaves as many tokens and gives numbers."""
+    # Scores that overflow or lose digits may choose other tokens, never another number of them.
     for dtype in (torch.bfloat16, torch.float16):
         model, inputs = subject.model(dtype), subject.prompts(dtype)
         method = candidate.on(subject)
@@ -176,6 +171,7 @@ def half_precision_works(candidate: Candidate, subject: Subject) -> None:
             _, logits = answer(model, inputs)
         if not logits.isfinite().all():
             raise BrokenError(f"{dtype}: logits are not finite")
+        # Of the first prompt.
         announced = method.tokens_per_layer(
             pictures_of(model, inputs, IMAGES)[0], LAYERS
         )
@@ -188,11 +184,13 @@ def half_precision_works(candidate: Candidate, subject: Subject) -> None:
 def order_is_preserved(candidate: Candidate, subject: Subject) -> None:
     """Check that tokens of the encoder that are kept stay in the encoder's order."""
     method = candidate.on(subject)
+    # A decoder method has no such result.
     types = {
         type(part) for part in parts(method, subject) if isinstance(part, VisionMethod)
     }
     if not types:
         raise NotApplicable("nothing of it acts before the language model")
+    # What `reduce` returned, of every call.
     results: list = []
 
     def recorded(reduce):
@@ -217,11 +215,9 @@ def batch_equals_singles(candidate: Candidate, subject: Subject) -> None:
         tokens, logits = answer(model, inputs)
         for row in range(len(IMAGES)):
             alone = answer(model, single(model, inputs, IMAGES, row))
-            _compare(
-                (tokens[row : row + 1], logits[row : row + 1]),
-                alone,
-                f"prompt {row} of the batch",
-            )
+            # Still a batch, of one: [1, new tokens].
+            in_batch = tokens[row : row + 1], logits[row : row + 1]
+            _compare(in_batch, alone, f"prompt {row} of the batch")
 
 
 def cached_equals_recomputed(candidate: Candidate, subject: Subject) -> None:
@@ -249,13 +245,12 @@ def cached_equals_recomputed(candidate: Candidate, subject: Subject) -> None:
 def _read_again(
     model, inputs: dict[str, torch.Tensor], tokens: torch.Tensor, at_once: bool
 ) -> torch.Tensor:
-    """Return the logits (B, V) behind the prompts and some tokens of their answers."""
+    """Return the logits (batch, vocabulary) behind the prompts and some tokens of their answers."""
     if at_once:
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
         ids = torch.cat([inputs["input_ids"], tokens], 1)
-        return model(**{**inputs, "input_ids": ids, "attention_mask": mask}).logits[
-            :, -1
-        ]
+        inputs = {**inputs, "input_ids": ids, "attention_mask": mask}
+        return model(**inputs).logits[:, -1]
     with record_prefill(model) as prefills:
         cache = hf_names.returned_cache(model(**inputs, use_cache=True))
     # In the first layer nothing is dropped yet: a row's cache is its tokens, and padding to their left.
@@ -263,10 +258,9 @@ def _read_again(
     for entered in prefills[0].entered:
         padding = cache.get_seq_length() - entered[0]
         rows.append([0] * padding + [1] * (entered[0] + tokens.shape[1]))
-    mask = torch.tensor(rows)
-    return model(
-        input_ids=tokens, attention_mask=mask, **hf_names.cache_argument(model, cache)
-    ).logits[:, -1]
+    again = hf_names.cache_argument(model, cache)
+    out = model(input_ids=tokens, attention_mask=torch.tensor(rows), **again)
+    return out.logits[:, -1]
 
 
 def nothing_is_left(candidate: Candidate, subject: Subject) -> None:
@@ -300,7 +294,8 @@ def failing_leaves_nothing(candidate: Candidate, subject: Subject) -> None:
         return fail
 
     model, inputs = subject.model(), subject.prompts()
-    answer(model, inputs)  # transformers notes things on a model at its first call
+    # transformers notes things on a model at its first call.
+    answer(model, inputs)
     before = snapshot(model)
     try:
         with replaced_reduce(types, failing), method.applied(model):
@@ -318,10 +313,12 @@ def others_do_not_matter(candidate: Candidate, subject: Subject) -> None:
     from zipeval.methods.sparsevlm import SparseVLM
     from zipeval.methods.visionzip import VisionZip
 
+    # Methods that note something on a class or a module would show here.
     model, inputs, tokens = subject.model(), subject.prompts(), subject.third
     stock = answer(model, inputs)
     with candidate.on(subject).applied(model):
         alone = answer(model, inputs)
+    # One that acts before the decoder, and one inside it.
     for other in (VisionZip, SparseVLM):
         with other.for_budget(tokens, "mean", subject.shape).applied(model):
             answer(model, inputs)
@@ -340,10 +337,11 @@ def _check_unchanged(model, before: tuple, what: str) -> None:
 def _check_same_answers(
     model, inputs, expected: tuple, what: str = "after the block"
 ) -> None:
-    if not all(
-        torch.equal(one, other)
-        for one, other in zip(answer(model, inputs), expected, strict=True)
-    ):
+    tokens, logits = answer(model, inputs)
+    expected_tokens, expected_logits = expected
+    # To the last bit: it is the same computation.
+    is_same = torch.equal(tokens, expected_tokens)
+    if not is_same or not torch.equal(logits, expected_logits):
         raise BrokenError(f"{what} the model answers otherwise than before")
 
 
@@ -361,20 +359,24 @@ def replaced_reduce(
     types: set[type], replacement: Callable[[Callable], Callable]
 ) -> Iterator[None]:
     """Replace `reduce` of some classes by a function that is made of it, while the block is open."""
-    originals = [(owner, vars(owner).get("reduce"), owner.reduce) for owner in types]
+    # None: the class inherits it.
+    originals = {owner: vars(owner).get("reduce") for owner in types}
+    # Before any is replaced: one of the classes may inherit from another.
+    replacements = {owner: replacement(owner.reduce) for owner in types}
     try:
-        for owner, _, reduce in originals:
-            owner.reduce = replacement(reduce)
+        for owner, reduce in replacements.items():
+            owner.reduce = reduce
         yield
     finally:
-        for owner, own, _ in originals:
-            if own is None:  # inherited
+        for owner, reduce in originals.items():
+            if reduce is None:
                 del owner.reduce
             else:
-                owner.reduce = own
+                owner.reduce = reduce
 
 
-CHECKS: dict[str, Callable[[Candidate, Subject], None]] = {
+Check = Callable[[Candidate, Subject], None]
+CHECKS: dict[str, Check] = {
     "keeping everything is the stock model": keeping_everything_is_stock,
     "the budget is what enters the layers": budget_is_met,
     "half precision works": half_precision_works,

@@ -20,12 +20,10 @@ from zipeval.contract.tiny_models import (
 from zipeval.engine.budget import Shape
 
 SIDE, LAYERS = 6, 6
-QUESTIONS = [
-    [5, 9, 11],
-    [7, 8, 21, 30, 31, 40, 12],
-    [50, 51],
-]  # of different lengths, so that two are padded
-IMAGES = [1, 2, 1]  # pictures of each prompt
+# Token ids, of different lengths, so that two prompts are padded.
+QUESTIONS = [[5, 9, 11], [7, 8, 21, 30, 31, 40, 12], [50, 51]]
+# Pictures of each prompt.
+IMAGES = [1, 2, 1]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Subject:
 
     @property
     def third(self) -> int:
-        """A third of the visual tokens of an image, in a number that is a grid, as pooling needs it."""
+        """Return a third of the visual tokens of an image, in a number that is a grid, as pooling needs it."""
         return self.shape.image // 36 * 12
 
     def model(self, dtype: torch.dtype = torch.double) -> torch.nn.Module:
@@ -54,10 +52,11 @@ class Subject:
     def prompts(self, dtype: torch.dtype = torch.double) -> dict[str, torch.Tensor]:
         """Return three left-padded prompts with one or two pictures each."""
         batch = prompts(self.model(dtype), QUESTIONS, IMAGES)
-        return {
-            name: tensor.to(dtype) if name.startswith("pixel") else tensor
-            for name, tensor in batch.items()
-        }
+        for name in batch:
+            # Ids and masks stay integers.
+            if name.startswith("pixel"):
+                batch[name] = batch[name].to(dtype)
+        return batch
 
 
 @cache
@@ -81,6 +80,7 @@ def _random(build: Callable, **options) -> Callable[[], torch.nn.Module]:
     return partial(build, side=SIDE, layers=LAYERS, gain=1.0, **options)
 
 
+# 6 x 6 patches; the shapes below have several such crops, of which Video-LLaVA's keep CLS.
 ONE_CROP = Shape(36, 36, LAYERS)
 SUBJECTS = (
     Subject("llava", _random(llava), ONE_CROP),

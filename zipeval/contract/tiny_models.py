@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections import Counter
 
 import torch
 from transformers import (
@@ -19,19 +20,24 @@ from transformers import (
 
 from zipeval.engine.budget import VisualInput
 from zipeval.engine.images import PIXELS, pictures
+from zipeval.engine.ragged import left_padded
 from zipeval.models._mini_gemini import (
     MiniGeminiConfig,
     MiniGeminiForConditionalGeneration,
 )
 
-IMAGE, VIDEO = 98, 97
+# Ids of placeholders, of the beginning of a prompt, and of any text.
+IMAGE, VIDEO, BOS, TEXT = 98, 97, 1, 2
 FRAMES = 3
 PATCH = 14
-GRIDS = [(1, 2), (2, 2), (2, 1), (1, 3), (3, 1)]  # rows x columns of tiles
+# Rows and columns of tiles.
+GRIDS = [(1, 2), (2, 2), (2, 1), (1, 3), (3, 1)]
+# Settings of a decoder's configuration that its defaults have otherwise.
+DECODER_SETTINGS = {"mistral": {"sliding_window": None}, "gemma": {"head_dim": 12}}
 
 
 def llava(side=6, layers=3, decoder="llama", gain=3.0, **options):
-    """LlavaForConditionalGeneration with side x side patches and weights far from uniform attention."""
+    """Return a LlavaForConditionalGeneration with side x side patches and weights far from uniform attention."""
     config = LlavaConfig(
         **parts(side, layers, decoder, **options), image_seq_length=side * side
     )
@@ -39,7 +45,7 @@ def llava(side=6, layers=3, decoder="llama", gain=3.0, **options):
 
 
 def llava_next(side=6, layers=3, decoder="llama", gain=3.0, **options):
-    """LlavaNextForConditionalGeneration, likewise; tiles of PATCH x side pixels."""
+    """Return a LlavaNextForConditionalGeneration, likewise; tiles of PATCH x side pixels."""
     pinpoints = [
         [PATCH * side * rows, PATCH * side * columns] for rows, columns in GRIDS
     ]
@@ -50,7 +56,10 @@ def llava_next(side=6, layers=3, decoder="llama", gain=3.0, **options):
 
 
 def mini_gemini(side=6, layers=3, decoder="llama", gain=3.0, grid=1, **options):
-    """MiniGeminiForConditionalGeneration, likewise; with grid=2 the HD variant. 4 x 4 ConvNeXt features to a patch."""
+    """Return a MiniGeminiForConditionalGeneration, likewise; with grid=2 the HD variant.
+
+    A patch has 4 x 4 ConvNeXt features.
+    """
     aux = ConvNextConfig(
         depths=[1, 2, 1, 1], hidden_sizes=[8, 8, 16, 24], layer_scale_init_value=1.0
     )
@@ -64,7 +73,7 @@ def mini_gemini(side=6, layers=3, decoder="llama", gain=3.0, grid=1, **options):
 
 
 def video_llava(side=6, layers=3, decoder="llama", gain=3.0, **options):
-    """VideoLlavaForConditionalGeneration, likewise."""
+    """Return a VideoLlavaForConditionalGeneration, likewise."""
     config = VideoLlavaConfig(
         **parts(side, layers, decoder, **options), video_token_id=VIDEO
     )
@@ -79,7 +88,7 @@ def parts(
     image_token=IMAGE,
     encoder="clip_vision_model",
 ):
-    """Configurations of the parts, as keyword arguments."""
+    """Return the configurations of a model's parts, as keyword arguments."""
     vision = CONFIG_MAPPING[encoder](
         hidden_size=32,
         intermediate_size=64,
@@ -98,13 +107,10 @@ def parts(
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
-        **{"mistral": {"sliding_window": None}, "gemma": {"head_dim": 12}}.get(
-            decoder, {}
-        ),
+        **DECODER_SETTINGS.get(decoder, {}),
     )
-    strategy = (
-        "default" if encoder.startswith("clip") else "full"
-    )  # only where there is a CLS token to leave out
+    # "default" leaves the CLS token out, which only CLIP has.
+    strategy = "default" if encoder.startswith("clip") else "full"
     return {
         "vision_config": vision,
         "text_config": text,
@@ -114,98 +120,116 @@ def parts(
 
 
 def randomised(model_class, config, gain, seed=0):
+    """Return a model whose linear layers have weights of standard deviation gain / sqrt(inputs)."""
     torch.manual_seed(seed)
     model = model_class(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            # Default weights are so small that attention is uniform, and methods have nothing to choose by.
             if weight.ndim == 2 and "embed" not in name:
                 weight.normal_(0, gain * weight.shape[1] ** -0.5)
     return model
 
 
 def kinds_of(model, images: list[int]) -> list[list[str]]:
-    """What `prompts` makes of `images[i]` pictures in row i: images; where the model takes videos, every other."""
-    videos = hasattr(model.config, "video_token_id")
-    kinds = iter(
-        [
-            ("video", "image")[number % 2] if videos else "image"
-            for number in range(sum(images))
-        ]
-    )
-    return [[next(kinds) for _ in range(count)] for count in images]
+    """Return the kinds of the `images[i]` pictures in row i of `prompts`.
+
+    They are images; where the model takes videos, every other picture is one.
+    """
+    takes_videos = hasattr(model.config, "video_token_id")
+    kinds = itertools.cycle(["video", "image"] if takes_videos else ["image"])
+    return [list(itertools.islice(kinds, number)) for number in images]
 
 
 def pictures_of(model, inputs: dict, images: list[int]) -> list[list[VisualInput]]:
-    """The pictures of every row."""
+    """Return the pictures of every row."""
+    # Images and videos are apart in the inputs, each in reading order.
     remaining = {kind: iter(pictures(model, inputs, kind)) for kind in PIXELS}
-    return [[next(remaining[kind]) for kind in row] for row in kinds_of(model, images)]
+    rows = []
+    for kinds in kinds_of(model, images):
+        rows.append([next(remaining[kind]) for kind in kinds])
+    return rows
 
 
 def single(model, inputs: dict, images: list[int], row: int) -> dict:
-    """One row of `prompts`, without its padding."""
+    """Return one row of `prompts`, without its padding."""
     length, kinds = int(inputs["attention_mask"][row].sum()), kinds_of(model, images)
     one = {
         name: inputs[name][row : row + 1, -length:]
         for name in ("input_ids", "attention_mask")
     }
+    before = list(itertools.chain.from_iterable(kinds[:row]))
     for name in inputs.keys() - one.keys():
         kind = "video" if name in PIXELS["video"] else "image"
-        first = sum(before.count(kind) for before in kinds[:row])
-        if count := kinds[row].count(kind):
-            one[name] = inputs[name][first : first + count]
+        # Pictures of a kind stand behind each other, those of earlier rows first.
+        first, number = before.count(kind), kinds[row].count(kind)
+        if number:
+            one[name] = inputs[name][first : first + number]
     return one
 
 
 def pixels_name(model, kind: str) -> str:
-    """What the installed transformers calls them: 5.23 renamed Video-LLaVA's images."""
-    taken = inspect.signature(type(model).forward).parameters
-    return next(name for name in PIXELS[kind] if name in taken)
+    """Return the argument of the model that takes pixels of a kind.
+
+    transformers 5.23 renamed that of Video-LLaVA's images.
+    """
+    parameters = inspect.signature(type(model).forward).parameters
+    return next(name for name in PIXELS[kind] if name in parameters)
 
 
 def prompts(
     model, questions: list[list[int]], images: list[int], seed: int = 0
 ) -> dict:
-    """Left-padded inputs: row i is BOS, `images[i]` images with text between them, then `questions[i]`.
+    """Return left-padded inputs: row i is BOS, `images[i]` images with text between them, then `questions[i]`.
 
     For LLaVA-NeXT the images are of every grid in turn, some of them padded; for Video-LLaVA every other is a video.
     """
     kinds = kinds_of(model, images)
-    side = model.config.vision_config.image_size
     generator = torch.Generator().manual_seed(seed)
     if model.config.model_type == "llava_next":
-        grids = [GRIDS[i % len(GRIDS)] for i in range(sum(images))]
-        sizes = torch.tensor(
-            [
-                [side * rows - 20 * (i % 2), side * columns]
-                for i, (rows, columns) in enumerate(grids)
-            ]
-        )
-        most = max(1 + rows * columns for rows, columns in grids)
-        pixels = torch.randn(sum(images), most, 3, side, side, generator=generator)
-        inputs = {"pixel_values": pixels, "image_sizes": sizes}
+        pixels = _tiles(model, sum(images), generator)
     else:
-        side = getattr(model.config, "image_size_aux", side)
-        inputs = {
-            pixels_name(model, kind): torch.randn(
-                count, *frames, 3, side, side, generator=generator
-            )
-            for kind, frames in (("image", ()), ("video", (FRAMES,)))
-            if (count := sum(row.count(kind) for row in kinds))
-        }
+        pixels = _crops(model, kinds, generator)
     placeholders = {
         "image": model.config.image_token_id,
         "video": getattr(model.config, "video_token_id", None),
     }
     rows = []
-    for question, row, its in zip(
-        questions, kinds, pictures_of(model, inputs, images), strict=True
-    ):
-        media = (
-            [2] + [placeholders[kind]] * picture.tokens
-            for kind, picture in zip(row, its, strict=True)
-        )
-        rows.append([1, *itertools.chain(*media), *question])
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask, **inputs}
+    shapes = pictures_of(model, pixels, images)
+    for question, row_kinds, row_shapes in zip(questions, kinds, shapes, strict=True):
+        row = [BOS]
+        for kind, picture in zip(row_kinds, row_shapes, strict=True):
+            row += [TEXT] + [placeholders[kind]] * picture.tokens
+        rows.append(torch.tensor(row + question))
+    # [prompts, tokens of the longest]
+    ids, mask = left_padded(rows, 0)
+    return {"input_ids": ids, "attention_mask": mask, **pixels}
+
+
+def _tiles(model, number: int, generator: torch.Generator) -> dict:
+    """Return pixels (number, tiles, 3, side, side) and sizes of images of every grid in turn."""
+    side = model.config.vision_config.image_size
+    grids = list(itertools.islice(itertools.cycle(GRIDS), number))
+    sizes = []
+    for place, (rows, columns) in enumerate(grids):
+        # Every other image is lower than its grid, and so padded.
+        sizes.append([side * rows - 20 * (place % 2), side * columns])
+    # The image as a whole is one more tile.
+    tiles = max(1 + rows * columns for rows, columns in grids)
+    # Images of fewer tiles have noise in the others, which nothing reads.
+    pixels = torch.randn(number, tiles, 3, side, side, generator=generator)
+    return {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
+
+
+def _crops(model, kinds: list[list[str]], generator: torch.Generator) -> dict:
+    """Return pixels (images, 3, side, side) and, where there are videos, (videos, FRAMES, 3, side, side)."""
+    side = model.config.vision_config.image_size
+    side = getattr(model.config, "image_size_aux", side)
+    numbers = Counter(itertools.chain.from_iterable(kinds))
+    inputs = {}
+    for kind, frames in (("image", []), ("video", [FRAMES])):
+        if numbers[kind]:
+            shape = [numbers[kind], *frames, 3, side, side]
+            pixels = torch.randn(shape, generator=generator)
+            inputs[pixels_name(model, kind)] = pixels
+    return inputs

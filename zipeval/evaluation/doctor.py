@@ -1,4 +1,4 @@
-"""What will work on this machine and what will not."""
+"""Find out what will work on this machine and what will not."""
 
 from __future__ import annotations
 
@@ -19,41 +19,39 @@ OPTIONAL = {
 }
 
 
-Row = tuple[str, str]  # what is looked at, and what is to be said of it
+# The name of what is looked at, and the finding.
+Row = tuple[str, str]
+FINE = "runs work: versions, imports and known answers are as they should be"
+# Bytes of a GPU that 7B weights in bfloat16 take, with some room.
+ENOUGH_FOR_7B = 16e9
 
 
 def examine() -> tuple[str, bool]:
     """Look at each thing that a run may need; returns a line for each, and whether runs work and can be trusted."""
-    facts = (_software, _devices, _memory, _hub, _embedded, _judge, _extras)
-    rows = [row for fact in facts for row in _read(fact)]
-    problems = [row for check in (_versions, _answers) for row in _read(check)]
-    rows += problems or [
-        (
-            "verdict",
-            "runs work: versions, imports and known answers are as they should be",
-        )
-    ]
+    rows = []
+    for look in (_software, _devices, _memory, _hub, _embedded, _judge, _extras):
+        rows += _rows(look)
+    problems = [*_rows(_versions), *_rows(_answers)]
+    rows += problems or [("verdict", FINE)]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(
-        f"{name:<{width}}  {finding}" for name, finding in rows
-    ), not problems
+    lines = [f"{name:<{width}}  {finding}" for name, finding in rows]
+    return "\n".join(lines), not problems
 
 
-def _read(look: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+def _rows(look: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     """Yield the rows of a look at something, or one that says why there are none."""
     try:
         yield from look()
-    except Exception as error:  # a package that is broken raises anything, when it is imported or later
+    # A package that is broken raises anything, when it is imported or later.
+    except Exception as error:
         yield look.__name__.strip("_"), f"cannot be looked at ({_first_line(error)})"
 
 
 def _extras():
     """Yield packages that only an extra of zipeval's needs: runs without the extra do without them."""
     for extra, package in stack.extras_outside_bounds():
-        yield (
-            "extra",
-            f"{package}: zipeval[{extra}] asks for {package.name}{package.bounds}",
-        )
+        bounds = f"{package.name}{package.bounds}"
+        yield "extra", f"{package}: zipeval[{extra}] asks for {bounds}"
 
 
 def _versions():
@@ -63,20 +61,17 @@ def _versions():
 
 
 def _answers():
-    """Yield what is wrong when what a run imports is imported, and a question is answered."""
+    """Yield the faults that show when a run's packages are imported, and a question is answered."""
     try:
         stack.load(stack.RUN)
         with stack.explained("zipeval"):
             differences = known_answers.differences()
     except IncompatibleError as error:
         yield "broken", str(error)
-    except (
-        Exception
-    ) as error:  # where packages do not fit zipeval, anything may come of it
-        yield (
-            "broken",
-            f"a known question cannot be answered ({_first_line(error)}). {_suspicion()}",
-        )
+    # Where packages do not fit zipeval, anything may come of it.
+    except Exception as error:
+        reason = f"a known question cannot be answered ({_first_line(error)})"
+        yield "broken", f"{reason}. {_suspicion()}"
     else:
         for difference in differences:
             yield "wrong answer", f"{difference}. {_suspicion()}"
@@ -96,36 +91,32 @@ def _first_line(error: Exception) -> str:
 
 
 def _software():
-    for package, found in records.versions().items():
-        yield (
-            package,
-            found or OPTIONAL.get(package, "not installed: reinstall zipeval"),
-        )
+    """Yield the versions of packages."""
+    for package, version in records.versions().items():
+        missing = OPTIONAL.get(package, "not installed: reinstall zipeval")
+        yield package, version or missing
 
 
 def _devices():
+    """Yield the GPUs, and whether a model of 7B fits on each now."""
     import torch
 
     if not torch.cuda.is_available():
-        yield (
-            "devices",
-            f"CPU only, {os.cpu_count()} cores: good for the tiny models, hopeless for 7B",
-        )
+        cores = f"CPU only, {os.cpu_count()} cores"
+        yield "devices", f"{cores}: good for the tiny models, hopeless for 7B"
+    # Free memory, as other processes may be on the GPU.
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         name = torch.cuda.get_device_name(number)
-        enough = (
-            "enough for 7B in bfloat16"
-            if free > 16e9
-            else "too little for 7B in bfloat16 (16 GB)"
-        )
-        yield (
-            f"cuda:{number}",
-            f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free: {enough}",
-        )
+        verdict = "too little for 7B in bfloat16 (16 GB)"
+        if free > ENOUGH_FOR_7B:
+            verdict = "enough for 7B in bfloat16"
+        memory = f"{free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+        yield f"cuda:{number}", f"{name}, {memory}: {verdict}"
 
 
 def _memory():
+    """Yield the memory, and the disk of this folder."""
     import psutil
 
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(Path.cwd()).free
@@ -133,40 +124,37 @@ def _memory():
 
 
 def _hub():
+    """Yield where downloads are kept, and whether the hub answers."""
     from huggingface_hub import constants
 
+    cached_only = "only what is in the cache, or model.path=DIR"
     yield "hub cache", constants.HF_HUB_CACHE
     if constants.HF_HUB_OFFLINE:
-        yield (
-            "hub",
-            "HF_HUB_OFFLINE is set: only what is in the cache, or model.path=DIR",
-        )
+        yield "hub", f"HF_HUB_OFFLINE is set: {cached_only}"
         return
     try:
         urlopen(constants.ENDPOINT, timeout=5).close()
         yield "hub", "reachable: models and data sets download when first used"
     except OSError as error:
-        yield (
-            "hub",
-            f"{constants.ENDPOINT} not reachable ({error}): only what is in the cache, or model.path=DIR",
-        )
+        yield "hub", f"{constants.ENDPOINT} not reachable ({error}): {cached_only}"
 
 
 def _embedded():
+    """Yield whether the embedded model is there."""
     from zipeval import models
     from zipeval.config.compose import compose
 
     try:
-        found = models.find(compose(["model=tiny_llava"]).model)
-        yield "tiny_llava", f"embedded, {found.visual_tokens} visual tokens"
+        checkpoint = models.find(compose(["model=tiny_llava"]).model)
+        yield "tiny_llava", f"embedded, {checkpoint.visual_tokens} visual tokens"
     except UsageError as error:
         yield "tiny_llava", str(error)
 
 
 def _judge():
-    key = (
-        "is set"
-        if os.environ.get("OPENAI_API_KEY")
-        else "is not set, which judges on this machine may not need"
-    )
+    """Yield whether there is a key for judges; never the key."""
+    # Never the key itself, as this output is shown to others.
+    key = "is not set, which judges on this machine may not need"
+    if os.environ.get("OPENAI_API_KEY"):
+        key = "is set"
     yield "judge", f"judge.url= and judge.model= name one; OPENAI_API_KEY {key}"

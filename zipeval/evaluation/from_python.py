@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from itertools import product
+from itertools import product, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,43 +57,28 @@ def evaluate(
     from zipeval.evaluation.upper_bound import with_upper_bounds
     from zipeval.reporting.results import Results
 
-    model_settings = {
-        key: value for key, value in settings.items() if key.startswith("model.")
-    }
-    others = {
-        key: value for key, value in settings.items() if key not in model_settings
-    }
+    of_model, others = _split_settings(settings)
+    # The same configurations as those of the command line, so that records are the same.
     overrides = [*_overrides(tasks, limit, results, others)]
-    described, checkpoint = _model(model, processor, name, model_settings)
+    described, checkpoint = _model(model, processor, name, of_model)
     if checkpoint is None:
-        overrides += [
-            f"model={model}",
-            *(_override(*setting) for setting in model_settings.items()),
-        ]
+        # A model that is named takes its settings from the command line.
+        overrides.append(f"model={model}")
+        overrides += starmap(_override, of_model.items())
+    takes_suite = tasks is None and "suite" not in settings
     composed = []
+    # As `zipeval run -m method=... tokens=...` sweeps.
     for method, budget in product(_listed(methods), _listed(tokens)):
         run = [*overrides, f"method={method}", _override("tokens", budget)]
-        composed.append(
-            (
-                run,
-                _composed(
-                    run,
-                    described,
-                    tasks is None and "suite" not in settings,
-                    config_dir,
-                ),
-            )
-        )
+        config = _composed(run, described, takes_suite, config_dir)
+        composed.append((run, config))
     runs = {}
     for _, config in with_upper_bounds(composed):
         config = check(config)
+        # Budgets of a method without one are the same run.
         runs.setdefault(run_identity(config), config)
-    for (
-        _,
-        config,
-    ) in (
-        composed
-    ):  # what is missing is told of the whole run, and not of its upper bound alone
+    # What is missing is told of the whole run, and not of its upper bound alone.
+    for _, config in composed:
         check_feasible(config, checkpoint)
     paths = []
     for config in runs.values():
@@ -101,8 +86,20 @@ def evaluate(
     return Results(str(results), paths)
 
 
+def _split_settings(
+    settings: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of the model, and all others."""
+    of_model, others = {}, {}
+    for name, value in settings.items():
+        part = of_model if name.startswith("model.") else others
+        part[name] = value
+    return of_model, others
+
+
 def _listed(values: Any) -> list[Any]:
     """Return several values, or the only one, as a list."""
+    # A text is a sequence, too, of letters.
     if isinstance(values, str) or not isinstance(values, Sequence):
         return [values]
     if not values:
@@ -124,26 +121,14 @@ def _model(
         UsageError: for what makes no sense of such a model.
     """
     if isinstance(model, str):
-        for argument, value in (("processor", processor), ("name", name)):
-            if value is not None:
-                raise UsageError(
-                    f"{argument}: model={model} is a name, and brings its own. Leave {argument} out."
-                )
+        _check_named(model, processor, name)
         return None, None
     from zipeval.models import _in_memory
 
     config, checkpoint = _in_memory.describe(model, processor, name)
-    known = [field.name for field in fields(ModelConfig)]
     for setting, value in settings.items():
         option = setting.removeprefix("model.")
-        if option not in known:
-            raise UsageError(
-                f"{setting}={value}: no such setting of model.{did_you_mean(option, known)}"
-            )
-        if option not in ("prompt", "image_aspect"):
-            raise UsageError(
-                f"{setting}={value}: the model is loaded already. Leave it out, or give a name."
-            )
+        _check_setting(setting, option, value)
         config = replace(config, **{option: value})
     if config.prompt == "hf" and not processor.chat_template:
         raise UsageError(
@@ -153,6 +138,28 @@ def _model(
     return config, checkpoint
 
 
+def _check_named(model: str, processor: Any, name: str | None) -> None:
+    """Refuse what a model that is named brings itself."""
+    for argument, value in (("processor", processor), ("name", name)):
+        if value is not None:
+            raise UsageError(
+                f"{argument}: model={model} is a name, and brings its own. Leave {argument} out."
+            )
+
+
+def _check_setting(setting: str, option: str, value: Any) -> None:
+    """Refuse a setting of a model that is loaded, unless it says how prompts are made."""
+    known = [field.name for field in fields(ModelConfig)]
+    if option not in known:
+        raise UsageError(
+            f"{setting}={value}: no such setting of model.{did_you_mean(option, known)}"
+        )
+    if option not in ("prompt", "image_aspect"):
+        raise UsageError(
+            f"{setting}={value}: the model is loaded already. Leave it out, or give a name."
+        )
+
+
 def _overrides(
     tasks: str | Sequence[str] | None,
     limit: int | None,
@@ -160,6 +167,7 @@ def _overrides(
     settings: dict[str, Any],
 ) -> Iterator[str]:
     """Yield settings that all runs share, as `zipeval run` takes them."""
+    # Two values of one setting: it is not clear which counts.
     for setting in ("method", "tokens"):
         if setting in settings:
             raise UsageError(
@@ -179,6 +187,7 @@ def _override(name: str, value: Any) -> str:
 
 
 def _hydra_value(value: Any) -> str:
+    """Return a value in Hydra's grammar."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     if value is None or isinstance(value, bool):
@@ -194,20 +203,20 @@ def _hydra_value(value: Any) -> str:
 def _composed(
     overrides: list[str],
     model: ModelConfig | None,
-    fitting: bool,
+    takes_suite: bool,
     config_dir: str | Path | None,
 ) -> RunConfig:
     """Return the configuration of a run.
 
     Args:
         model: in place of one that the overrides name.
-        fitting: whether the tasks are the suite that fits the model.
+        takes_suite: whether the tasks are the suite that fits the model.
     """
     from zipeval.config.compose import compose
 
     config = compose(overrides, None if config_dir is None else str(config_dir))
     if model is None:
         return config
-    return with_tasks(
-        replace(config, model=model, tasks=None if fitting else config.tasks)
-    )
+    # The tasks that were composed are the suite of the configuration's own model.
+    tasks = None if takes_suite else config.tasks
+    return with_tasks(replace(config, model=model, tasks=tasks))

@@ -1,4 +1,4 @@
-"""A question of the embedded task, and what the embedded model has to answer to it under methods of either stage.
+"""Answer a known question of the embedded task with the embedded model, under methods of either stage.
 
     python -m zipeval.evaluation.known_answers
 
@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from pprint import pprint
 
-TASK, ROW = "zipeval_shapes", 3  # Where is the yellow circle?
+# Where is the yellow circle?
+TASK, ROW = "zipeval_shapes", 3
 MODEL = (
     "model=tiny_llava",
     "model.device=cpu",
@@ -31,7 +32,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of the question.
+    """An answer to the question.
 
     Attributes:
         text: of the answer in a run, through lmms-eval.
@@ -78,18 +79,22 @@ def answer(method: str) -> Answer:
     from zipeval.inference.session import Session
 
     session = Session(compose([*MODEL, *METHODS[method], f"limit={ROW + 1}"]))
-    model, requests = ZipEval(session), []
-    model.keep = lambda batch: requests.extend(request for request, _ in batch)
-    with (
-        redirect_stdout(StringIO()),
-        redirect_stderr(StringIO()),
-    ):  # progress, and what lmms-eval says of itself
+    model = ZipEval(session)
+    requests = {}
+
+    def note_requests(batch: list[tuple]) -> None:
+        for request, _ in batch:
+            requests[RequestArgs.of(request).doc_id] = request
+
+    model.keep = note_requests
+    # Without the progress, and what lmms-eval says of itself.
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         _, samples = evaluate(model, TASK, task_folder(TASK))
-    sample = next(sample for sample in samples if sample["doc_id"] == ROW)
-    request = next(
-        request for request in requests if RequestArgs.of(request).doc_id == ROW
-    )
+    # lmms-eval asks all questions up to this one.
+    by_doc_id = {sample["doc_id"]: sample for sample in samples}
+    sample, request = by_doc_id[ROW], requests[ROW]
     token_ids = _generate(session, model.messages(request))
+    # Of the only picture.
     positions = sample["kept"][0] if "kept" in sample else None
     return Answer(sample["prediction"], token_ids, sample["visual_tokens"], positions)
 
@@ -113,15 +118,15 @@ def differences() -> list[str]:
     """
     import torch
 
-    torch.set_num_threads(1)  # more of them take ten times as long for so small a model
+    # More of them take ten times as long for so small a model.
+    torch.set_num_threads(1)
     messages = []
     for method, known in KNOWN.items():
         answered = asdict(answer(method))
         for name, expected in asdict(known).items():
-            if answered[name] != expected:
-                messages.append(
-                    f"{method}: {name} {answered[name]} in place of {expected}"
-                )
+            actual = answered[name]
+            if actual != expected:
+                messages.append(f"{method}: {name} {actual} in place of {expected}")
     return messages
 
 

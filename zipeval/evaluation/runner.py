@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
-from numbers import Real
 from pathlib import Path
-from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from zipeval import benchmarks, methods, models
+from zipeval import benchmarks, models
 from zipeval.benchmarks import data, lmms_names, stack
-from zipeval.benchmarks.protocols import PROTOCOLS, no_key, pending, summary
-from zipeval.checkpoints.placement import machine
-from zipeval.config.schema import REUSES, RunConfig
-from zipeval.engine.logits import NO_NUMBERS, NOT_NUMBERS
+from zipeval.config.schema import RunConfig
 from zipeval.errors import (
     BudgetError,
     NotHereError,
@@ -27,31 +19,30 @@ from zipeval.errors import (
     TaskLockedError,
     UsageError,
 )
-from zipeval.evaluation import repeats, task_scores
-from zipeval.evaluation.answer_choices import answer_choices
-from zipeval.evaluation.resuming import Helped, resumed
+from zipeval.evaluation import judging
+from zipeval.evaluation.resuming import ShareAnswered, resumed
+from zipeval.evaluation.task_record import (
+    evaluate,
+    evaluate_task_run,
+    lmms_eval_results,
+)
+from zipeval.evaluation.task_run import TaskRun
 from zipeval.evaluation.upper_bound import describe
 from zipeval.inference import generation
 from zipeval.inference.session import Session
 from zipeval.inference.validation import check
 from zipeval.reporting import logger
 from zipeval.results import journal, records
-from zipeval.results.identity import recorded
 from zipeval.results.lock import locked
 from zipeval.utils import ranks
-from zipeval.utils.progress import progress
-from zipeval.utils.stopping import stoppable
 
-COSTS = (
-    "prompt_tokens",
-    "kv_entries",
-    "flops_formula",
-    "flops_exact",
-)  # of a sample's prompt, averaged in the record
-JUDGED_AT_ONCE, MOST_WRITES = (
-    64,
-    50,
-)  # answers, between two writes of a task's: verdicts cost money
+if TYPE_CHECKING:
+    from zipeval.benchmarks.judge import Judge
+    from zipeval.evaluation.chat_model import ZipEval
+
+__all__ = ["check_feasible", "evaluate", "evaluate_run", "run"]
+
+Record = dict[str, Any]
 
 
 def check_feasible(
@@ -76,6 +67,7 @@ def check_feasible(
 
 def _missing(config: RunConfig, checkpoint: models.Checkpoint | None) -> list[str]:
     """Return what has to be fetched before a run, and what the run evaluates then."""
+    # All that is missing is told at once, and not one thing for each try.
     checks = [] if checkpoint else [partial(models.find, config.model)]
     checks += [partial(data.require, task, config.data.root) for task in config.tasks]
     missing = []
@@ -89,8 +81,8 @@ def _missing(config: RunConfig, checkpoint: models.Checkpoint | None) -> list[st
 
 def _prepare(
     config: RunConfig, checkpoint: models.Checkpoint | None
-) -> tuple[Session, dict[str, dict | None], dict[str, Path], Path]:
-    """Return a run's session, its records of before, and the folders of its tasks and results; loads no weights.
+) -> tuple[Session, list[TaskRun], dict[str, Record | None]]:
+    """Return a run's session, its tasks, and by task the records of before; loads no weights.
 
     Args:
         config: in its normal form.
@@ -100,13 +92,37 @@ def _prepare(
         UsageError: for what cannot run.
     """
     logger.check(config.logger)
+    # Cheap checks first: nothing here imports torch.
     folders = {task: benchmarks.task_folder(task) for task in config.tasks}
     for task in config.tasks:
         benchmarks.check_limit(task, config.limit)
     data.check_root(config.data.root)
     results = records.prepare(config.results)
-    session, found = _open(config, folders, results, checkpoint)
-    return session, found, folders, results
+    # Where no run has a record this one has none either, and is refused before torch is imported.
+    new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
+    _require_tasks(new, config)
+    session = Session(config, checkpoint)
+    task_runs = []
+    for task, folder in folders.items():
+        task_runs.append(TaskRun(session, task, folder, results))
+    # Only the first rank looks at records, whose data it hashes; the others are told what is left to do.
+    if not ranks.first():
+        return session, task_runs, {}
+    earlier = {task_run.task: task_run.find_record() for task_run in task_runs}
+    unfinished = [task for task, record in earlier.items() if record is None]
+    _require_tasks([task for task in unfinished if task not in new], config)
+    return session, task_runs, earlier
+
+
+def _require_tasks(tasks: list[str], config: RunConfig) -> None:
+    """Check that the data of tasks is on this machine, and that their settings are known.
+
+    Raises:
+        UsageError: where they are not.
+    """
+    for task in tasks:
+        data.require(task, config.data.root)
+        _generation(task)
 
 
 @ranks.raise_on_all_ranks()
@@ -117,18 +133,19 @@ def run(config: RunConfig, checkpoint: models.Checkpoint | None = None) -> list[
         checkpoint: in place of the one that the configuration names.
     """
     config = check(config)
-    session, found, folders, results = _prepare(config, checkpoint)
-    judge = _tried_judge(session, found) if ranks.first() else None
-    unanswered = ranks.exchange([task for task, record in found.items() if not record])[
-        0
-    ]
+    session, task_runs, earlier = _prepare(config, checkpoint)
+    judge = judging.tried_judge(config.judge, earlier) if ranks.first() else None
+    new = [task for task, record in earlier.items() if not record]
+    # What the first rank looked up.
+    unanswered = ranks.exchange(new)[0]
     if not ranks.first():
-        return _help(session, {task: folders[task] for task in unanswered}, results)
-    written, held = _written(session, found, folders, results, judge)
+        return _help(session, [each for each in task_runs if each.task in unanswered])
+    written, locks = _finish_all(session, task_runs, earlier, judge)
+    # Also where other processes are still at some of the tasks.
     if config.logger:
-        logger.log(results, written)
-    if held:
-        raise TaskLockedError("\nzipeval: ".join(map(str, held)))
+        logger.log(task_runs[0].results, written)
+    if locks:
+        raise TaskLockedError("\nzipeval: ".join(map(str, locks)))
     return written
 
 
@@ -144,148 +161,160 @@ def evaluate_run(
         UsageError, RunError: as the run does, and where answers have no verdict.
     """
     paths = run(config, checkpoint)
-    if waiting := [
-        str(path) for path in paths if records.incomplete(records.read(path))
-    ]:
+    # A judge that fails on some answers leaves the others scored.
+    waiting = [path for path in paths if records.incomplete(records.read(path))]
+    if waiting:
+        names = ", ".join(map(str, waiting))
         raise RunError(
-            f"{', '.join(waiting)}: answers have no verdict. Run this again to ask the judge for those."
+            f"{names}: answers have no verdict. Run this again to ask the judge for those."
         )
-    return [str(path) for path in paths]
+    return list(map(str, paths))
 
 
-def _written(
+def _load_model(session: Session) -> ZipEval:
+    """Return the session's model as lmms-eval talks to it."""
+    # What a run imports is tried before the weights are read.
+    stack.load(stack.RUN)
+    from zipeval.evaluation.chat_model import ZipEval
+
+    return ZipEval(session)
+
+
+def _finish_all(
     session: Session,
-    found: dict[str, dict | None],
-    folders: dict[str, Path],
-    results: Path,
-    judge,
+    task_runs: list[TaskRun],
+    earlier: dict[str, Record | None],
+    judge: Judge | None,
 ) -> tuple[list[Path], list[TaskLockedError]]:
-    """The paths of the records, those made that were not there, and who is at the others."""
+    """Finish all tasks of a run that no other process is at.
 
-    @cache
-    def model():
-        stack.load(stack.RUN)  # before the weights
-        from zipeval.evaluation.chat_model import ZipEval
-
-        return ZipEval(session)
-
-    written, held = [], []
-    for task, folder in folders.items():
-        directory = results / session.record_id(task)
-        path = directory / f"{task}.json"
+    Returns:
+        The paths of the records, and who is at the other tasks.
+    """
+    # Loaded once, and not at all where every task is finished.
+    load_model = cache(partial(_load_model, session))
+    written, locks = [], []
+    for task_run in task_runs:
         try:
-            with _turn(session, task, folder, results, found[task]) as record:
-                if record and not records.incomplete(record):
-                    _keep(session, task, folder, path, record)
-                else:
-                    if not record:
-                        _answer(model(), task, folder, directory)
-                        record = records.read(path)
-                    if task in PROTOCOLS:
-                        record = _judge(judge, directory, record)
-                    print(f"{directory.name} {task}: {_outcome(record)} -> {path}")
-                written.append(path)
+            with _locked_task(task_run, earlier[task_run.task]) as record:
+                _finish(task_run, record, load_model, judge)
+                written.append(task_run.path)
         except TaskLockedError as error:
-            held.append(error)
-    return written, held
+            locks.append(error)
+    return written, locks
+
+
+def _finish(
+    task_run: TaskRun,
+    record: Record | None,
+    load_model: Callable[[], ZipEval],
+    judge: Judge | None,
+) -> None:
+    """Answer and judge what a task's record lacks.
+
+    Args:
+        record: of before; None: there is none.
+    """
+    if _is_finished(record):
+        _keep(task_run, record)
+        return
+    if not record:
+        # Behind the lock: the model may take minutes, and another process would begin, too.
+        _answer(load_model(), task_run)
+        record = records.read(task_run.path)
+    if task_run.is_judged:
+        record = judging.judge_record(judge, task_run.directory, record)
+    print(f"{task_run.label}: {_outcome(record)} -> {task_run.path}")
+
+
+def _is_finished(record: Record | None) -> bool:
+    return bool(record) and not records.incomplete(record)
 
 
 @contextmanager
-def _turn(
-    session: Session, task: str, folder: Path, results: Path, record: dict | None
-) -> Iterator[dict | None]:
-    """A block in which a task that is not finished is this process's; yields its record as it is now.
+def _locked_task(task_run: TaskRun, record: Record | None) -> Iterator[Record | None]:
+    """Lock a task that is not finished within the block; yields its record as it is then.
+
+    Args:
+        record: as it was before.
 
     Raises:
         TaskLockedError: if another process is in such a block.
     """
-    if record and not records.incomplete(record):
+    if _is_finished(record):
         yield record
         return
     with ExitStack() as lock:
         try:
-            lock.enter_context(
-                locked(results / session.record_id(task) / f"{task}.lock")
-            )
+            lock.enter_context(locked(task_run.lock_path))
         except TaskLockedError:
             if not record:
-                ranks.exchange(False)  # the others wait to help
+                # The others wait to help.
+                ranks.exchange(False)
             raise
-        now = _found(session, task, folder, results)  # finished meanwhile, perhaps
+        # Another process may have finished it meanwhile.
+        current = task_run.find_record()
         if not record:
-            ranks.exchange(not now)
-        yield now
+            ranks.exchange(not current)
+        yield current
 
 
-def _keep(session: Session, task: str, folder: Path, path: Path, record: dict) -> None:
+def _keep(task_run: TaskRun, record: Record) -> None:
     """Say that a finished record stays, and what it was made with if that is not what would make it now."""
-    run = path.parent.name
-    print(f"{run} {task}: finished before, kept. Delete {path} to run it again.")
-    identity = session.known_data_identity(task, folder)
+    label, path = task_run.label, task_run.path
+    print(f"{label}: finished before, kept. Delete {path} to run it again.")
+    identity = task_run.session.known_data_identity(task_run.task, task_run.folder)
     if identity is None:
         print(
-            f"{run} {task}: its data set is not on this machine, so that it was not compared with the record's."
+            f"{label}: its data set is not on this machine, so that it was not compared with the record's."
         )
     data_hash = identity.data_hash if identity else record["data_hash"]
-    if changed := records.changes(record, _made_with(session, task, folder, data_hash)):
-        print(f"{run} {task}: was made with {', '.join(changed)}.")
-    journal.remove(path.parent, task)  # of a process that died before it could
+    changed = records.changes(record, task_run.made_with(data_hash))
+    if changed:
+        print(f"{label}: was made with {', '.join(changed)}.")
+    # Of a process that died before it could.
+    journal.remove(task_run.directory, task_run.task)
 
 
-def _answer(model, task: str, folder: Path, directory: Path) -> None:
-    """Make a task's record, from where an earlier process left it."""
-    kept = _journal(model.session, task, folder, directory)
-    if kept.done:
+def _answer(model: ZipEval, task_run: TaskRun) -> None:
+    """Make a task's record, from where an earlier process left it.
+
+    Raises:
+        BudgetError: where the method leaves other tokens than it says.
+        Stopped: when the process was asked to stop, with every answer kept.
+    """
+    task, directory = task_run.task, task_run.directory
+    answers = task_run.open_journal()
+    if answers.done:
         print(
-            f"{directory.name} {task}: {len(kept.done)} answers kept from before, going on."
+            f"{task_run.label}: {len(answers.done)} answers kept from before, going on."
         )
     for note in _generation(task).notes():
-        print(f"{directory.name} {task}: its generation setting {note}.")
-    with resumed(model, kept) as asked:
+        print(f"{task_run.label}: its generation setting {note}.")
+    with resumed(model, answers) as is_stopping:
         try:
-            record, samples = evaluate(model, task, folder, kept.sessions)
-        except BudgetError:  # what counted right before is the same method's
+            record, samples = evaluate_task_run(model, task_run, answers.sessions)
+        except BudgetError:
+            # What counted right before is the same method's.
             journal.remove(directory, task)
             raise
-        images = {
-            doc_id: model.images.pop((task, doc_id))
-            for of, doc_id in [*model.images]
-            if of == task
-        }
+        images = _take_images(model, task)
         records.write(directory, record, samples, images)
         journal.remove(directory, task)
-        if asked():
+        # It was answered when the signal came: the record is written all the same.
+        if is_stopping():
             raise Stopped(
-                f"{directory.name} {task}: stopped, every answer is kept. The same command goes on from there."
+                f"{task_run.label}: stopped, every answer is kept. The same command goes on from there."
             )
 
 
-def _open(
-    config: RunConfig,
-    folders: dict[str, Path],
-    results: Path,
-    checkpoint: models.Checkpoint | None,
-) -> tuple[Session, dict[str, dict | None]]:
-    """The session and by task the record of an earlier run, if there is one; the data of the others are there.
-
-    Only the first rank looks at records, whose data it hashes; the others are told what is left to do.
-    """
-    # Where no run has a record this one has none either, and is refused before torch is imported.
-    new = [task for task in folders if not any(results.glob(f"*/{task}.json"))]
-    for task in new:
-        data.require(task, config.data.root)
-        _generation(task)
-    session = Session(config, checkpoint)
-    if not ranks.first():
-        return session, {}
-    found = {
-        task: _found(session, task, folder, results) for task, folder in folders.items()
-    }
-    for task, record in found.items():
-        if record is None and task not in new:
-            data.require(task, config.data.root)
-            _generation(task)
-    return session, found
+def _take_images(model: ZipEval, task: str) -> dict[int, bytes]:
+    """Take a task's pictures out of the model's, by doc_id."""
+    images = {}
+    for key in list(model.images):
+        if key[0] == task:
+            images[key[1]] = model.images.pop(key)
+    return images
 
 
 def _generation(task: str) -> generation.Generation:
@@ -302,330 +331,40 @@ def _generation(task: str) -> generation.Generation:
     return generation.resolve(settings, task, conversation)
 
 
-def _help(session: Session, folders: dict[str, Path], results: Path) -> list[Path]:
-    """What ranks other than the first do of a run: their share of the answers. They write no record."""
-    stack.load(stack.RUN)
-    from zipeval.evaluation.chat_model import ZipEval
-
-    model = ZipEval(session)
-    for task, folder in folders.items():
-        if not ranks.exchange(None)[0]:
-            continue  # somebody else is at it, or has finished it
-        kept = _journal(session, task, folder, results / session.record_id(task))
-        with (
-            data.copies_below(session.config.data.root),
-            suppress(Helped),
-            resumed(model, kept),
-        ):
-            _lmms_eval(model, task, folder)
+def _help(session: Session, task_runs: list[TaskRun]) -> list[Path]:
+    """Answer the share of a run that ranks other than the first have; they write no record."""
+    model = _load_model(session)
+    for task_run in task_runs:
+        is_first_answering = ranks.exchange(None)[0]
+        if not is_first_answering:
+            # Another process is at it, or has finished it.
+            continue
+        with ExitStack() as block:
+            answers = task_run.open_journal()
+            block.enter_context(data.copies_below(session.config.data.root))
+            block.enter_context(suppress(ShareAnswered))
+            block.enter_context(resumed(model, answers))
+            lmms_eval_results(model, task_run.task, task_run.folder)
     return []
 
 
-def _made_with(
-    session: Session, task: str, folder: Path, data_hash: str | None
-) -> dict:
-    """What a task's answers depend on beyond the run's identity."""
-    return {
-        "task_hash": session.task_hash(task, folder),
-        "data_hash": data_hash,  # None: beside the task, and in its hash
-        "code": records.code(methods.modules(session.config.method)),
-        "versions": records.versions(),
-    }
-
-
-def _journal(
-    session: Session, task: str, folder: Path, directory: Path
-) -> journal.Journal:
-    """Open a task's journal, in all ranks; the first one says what its answers are made with."""
-    made_with = None
-    if (
-        ranks.first()
-    ):  # a hash of all data is the work of minutes, and the same in every rank
-        made_with = _made_with(
-            session, task, folder, session.data_identity(task, folder).data_hash
-        )
-    made_with = ranks.exchange(made_with)[0]
-    return journal.Journal(directory, task, made_with, _begun(session))
-
-
-def _begun(session: Session) -> dict:
-    """What a record says of every process that answered some of its questions."""
-    its = {
-        "reuse": session.reuse,
-        "processes": ranks.here().count,
-        "machine": machine(session.placement),
-    }
-    return {"started": records.now(), **its}
-
-
-def _tried_judge(session: Session, found: dict[str, dict | None]):
-    """A judge that answers, where one is needed; asked before the model is loaded."""
-    waiting = [
-        task
-        for task, r in found.items()
-        if task in PROTOCOLS and (not r or records.incomplete(r))
-    ]
-    if not waiting:
-        return None
-    from zipeval.benchmarks.judge import Judge
-
-    judge = Judge(session.config.judge)
-    judge.check({PROTOCOLS[task]: None for task in waiting})  # of each kind one
-    return judge
-
-
-def _found(session: Session, task: str, folder: Path, results: Path) -> dict | None:
-    """The record of an earlier run, if there is one."""
-    path = results / session.record_id(task) / f"{task}.json"
-    if not path.exists():
-        return None
-    record = records.read(path)
-    if record["task_hash"] != session.task_hash(task, folder):
-        raise UsageError(
-            f"{path} is of another version of tasks=[{task}]. Move it away and run this again."
-        )
-    identity = session.known_data_identity(task, folder)
-    if identity and identity.data_hash != record["data_hash"]:
-        hashes = f"data_hash {record['data_hash']}, now {identity.data_hash}"
-        raise UsageError(
-            f"{identity.setting}: {path} is of other data ({hashes}). "
-            "Move it away and run this again, or choose another results=DIR."
-        )
-    return record
-
-
-def _judge(judge, directory: Path, record: dict) -> dict:
-    """The record with what a judge says of its unscored answers, written now and then."""
-    record.pop("path")
-    task = record["task"]
-    samples = records.read_samples(directory, record)
-    unscored = [sample for sample in samples if "unscored" in sample]
-    at_once = max(JUDGED_AT_ONCE, len(samples) // MOST_WRITES)
-    with (
-        progress(f"{directory.name} {task} judge", len(unscored)) as advance,
-        stoppable() as asked,
-    ):
-        for start in range(0, len(unscored), at_once):
-            try:
-                judge.score(PROTOCOLS[task], unscored[start : start + at_once], advance)
-            finally:  # also what was judged until an interruption
-                scored = summary(task, samples)
-                record |= {
-                    **scored,
-                    "from_samples": _follows(task, samples, scored["score"]),
-                    "ended": records.now(),
-                }
-                records.write(directory, record, samples)
-            if asked():
-                raise Stopped(
-                    f"{directory.name} {task}: stopped, every verdict is kept. The same command goes on."
-                )
-    return record
-
-
-def _outcome(record: dict) -> str:
-    score = (
-        "no score"
-        if record["score"] is None
-        else f"{record['metric']} {record['score']:.4g}"
-    )
-    failed = (
-        f", {record['failed']} samples could not be read" if record["failed"] else ""
-    )
+def _outcome(record: Record) -> str:
+    """Describe the score of a record, and what it lacks."""
+    parts = ["no score"]
+    # Tasks that only write a file to submit have none.
+    if record["score"] is not None:
+        parts = [f"{record['metric']} {record['score']:.4g}"]
+    if record["failed"]:
+        parts.append(f"{record['failed']} samples could not be read")
+    # Records of before have no such entry.
     if record.get("overflowed"):
-        failed += (
-            f", {record['overflowed']} prompts are longer than the model's positions"
+        parts.append(
+            f"{record['overflowed']} prompts are longer than the model's positions"
         )
-    if not records.incomplete(record):
-        return score + failed
-    missing = (
-        f"{record['unscored']} of {record['samples']['count']} answers have no verdict"
-    )
-    return f"{score}{failed}, {missing}: run this again to ask the judge for those only"
-
-
-def evaluate(
-    model, task: str, folder: Path, sessions: Sequence[dict] = ()
-) -> tuple[dict, list[dict]]:
-    """One task through lmms-eval: (record, samples).
-
-    Args:
-        model: a ZipEval.
-        folder: where the task is defined; lmms-eval then has to read nothing else.
-        sessions: of the processes that work on it, this one the last.
-    """
-    config, clock = model.session.config, time.monotonic()
-    sessions = sessions or [_begun(model.session)]
-    provenance = _provenance(model.session, task, folder)
-    with data.copies_below(config.data.root):
-        results = _lmms_eval(model, task, folder)
-    costs = repeats.by_document(model.measured, task)
-    directions = lmms_names.directions(results, task)
-    metric = task_scores.main_metric(task, lmms_names.scores(results, task), directions)
-    higher = task_scores.is_higher_better(metric, directions)
-    samples = [
-        _sample(
-            task,
-            logged,
-            repeats.merged(costs[logged["doc_id"]], lmms_names.responses(logged)),
-            metric,
-            higher,
+    if records.incomplete(record):
+        count = record["samples"]["count"]
+        parts.append(
+            f"{record['unscored']} of {count} answers have no verdict: "
+            "run this again to ask the judge for those only"
         )
-        for logged in results["samples"][task]
-    ]
-    read = [s for s in samples if "error" not in s]
-    if not read and samples[0]["error"] == NOT_NUMBERS:
-        raise RunError(f"tasks=[{task}]: {NO_NUMBERS.format(len(samples))}")
-    if not read:
-        raise UsageError(
-            f"tasks=[{task}]: none of its {len(samples)} samples could be read: {samples[0]['error']}."
-        )
-    scored = (
-        summary(task, samples) if task in PROTOCOLS else _scored(task, results, samples)
-    )
-    visual = [s["visual_tokens"] for s in read]
-    record = {
-        **provenance,
-        "failed": len(samples) - len(read),  # their answers are empty
-        "overflowed": sum(
-            "overflow" in s for s in read
-        ),  # prompts longer than the decoder has positions
-        **scored,
-        "from_samples": _follows(task, samples, scored["score"]),
-        "visual_tokens": {
-            "requested": config.tokens,
-            "budget": config.budget,
-            "patches": model.session.shape.picture.patches,  # that a crop is cut into
-            "mean": fmean(map(fmean, visual)),
-            "final": fmean(v[-1] for v in visual),
-            "entering": [fmean(layer) for layer in zip(*visual, strict=True)],
-        },
-        "prefill": {name: fmean(s[name] for s in read) for name in COSTS},
-        "generation": generation.recorded(*lmms_names.generation(results, task)),
-    }
-    return record | _times(sessions, time.monotonic() - clock), samples
-
-
-def _times(sessions: Sequence[dict], seconds: float) -> dict:
-    """When, for how long and by what a task was answered; the last of the sessions took so many seconds."""
-    *earlier, last = sessions
-    sessions = [*earlier, {**last, "seconds": round(seconds, 2)}]
-    return {
-        "reuse": max((its["reuse"] for its in sessions), key=REUSES.index),
-        "started": sessions[0]["started"],
-        "ended": records.now(),  # or when the last verdict came
-        "seconds": round(sum(its["seconds"] for its in sessions), 2),
-        "sessions": sessions,
-    }
-
-
-def _provenance(session: Session, task: str, folder: Path) -> dict:
-    """What a task was answered with: all that is needed to answer it again, and to trust the answers."""
-    config, identity = session.config, session.data_identity(task, folder)
-    return {
-        "run_id": session.record_id(task),
-        "task": task,
-        **_made_with(session, task, folder, identity.data_hash),
-        "data_revision": identity.revision,  # None: the cache does not tell, or the data is not of the hub
-        "model_revision": session.checkpoint.revision,  # None: no commit of the hub, see resolved.fingerprint
-        "config": recorded(config, task in PROTOCOLS),
-        "resolved": session.resolved,
-        "machine": machine(session.placement),
-        "processes": ranks.here().count,  # like the first's, each on a device of its own
-        "git": records.git_revision(),
-    }
-
-
-def _scored(task: str, results: dict, samples: list[dict]) -> dict:
-    """Return the part of a record that lmms-eval's own scores make."""
-    return task_scores.scores(task, results, samples)
-
-
-def _lmms_eval(model, task: str, folder: Path) -> dict:
-    """What lmms-eval itself returns."""
-    from lmms_eval import evaluator
-
-    config, questions = model.session.config, model.session.questions.get(task)
-    known = benchmarks.BENCHMARKS.get(task)
-    ours = (
-        {**known.settings, **(known.functions() if known.functions else {})}
-        if known
-        else {}
-    )
-    with ExitStack() as block:
-        block.enter_context(no_key())
-        block.enter_context(ranks.alone())
-        block.enter_context(lmms_names.explained_failures(task, folder))
-        block.enter_context(
-            stack.explained("lmms_eval")
-        )  # a task's own functions may import what nothing else does
-        block.enter_context(lmms_names.patched(questions))
-        return evaluator.simple_evaluate(
-            model=model,
-            tasks=[task],
-            task_manager=lmms_names.task_manager(folder, ours),
-            limit=config.limit,
-            bootstrap_iters=0,  # our own statistics come from the samples
-            random_seed=config.seed,
-            numpy_random_seed=config.seed,
-            torch_random_seed=config.seed,
-            process_docs_parallel=1,  # or a seeded guess, as of MMMU, would be another one every time
-            # Score from the answers alone: otherwise every image is decoded a second time.
-            cli_args=argparse.Namespace(
-                process_with_media=False, output_path=None, reasoning_tags=None
-            ),
-        )
-
-
-def _follows(task: str, samples: list[dict], score: float | None) -> bool:
-    """Return whether a score follows from its samples' scores, so that it can be checked and intervals be drawn."""
-    from zipeval.reporting import stats
-
-    return stats.agrees(task, samples, score)
-
-
-def _sample(
-    task: str,
-    logged: dict,
-    measured: dict,
-    metric: str | None = None,
-    higher_is_better: bool = True,
-) -> dict:
-    """Return what is kept of a sample: question, answer, scores and what they came of, not the document.
-
-    Args:
-        metric: of which the sample's `score` is the value.
-    """
-    known, question = (
-        benchmarks.BENCHMARKS.get(task),
-        [lmms_names.question(logged), logged["target"]],
-    )
-    sample = {
-        "doc_id": logged["doc_id"],
-        "question_hash": hashlib.sha256(
-            json.dumps(question, default=str).encode()
-        ).hexdigest()[:16],
-        "question": lmms_names.question(logged),
-        "target": logged["target"],
-        "prediction": lmms_names.prediction(logged),
-        **measured,
-    }
-    if choices := answer_choices(logged.get("doc")):
-        sample["choices"] = choices
-    if task in PROTOCOLS:
-        return pending(task, sample, logged["doc"])
-    if known and known.sample:
-        sample |= known.sample(logged)
-    else:
-        skipped = {*sample, *lmms_names.NOT_SCORES}
-        scores = {
-            k: v
-            for k, v in logged.items()
-            if k not in skipped and isinstance(v, (Real, dict))
-        }
-        sample |= {"score": task_scores.sample_value(logged, metric), "scores": scores}
-    if (
-        "error" in sample
-    ):  # an empty answer may be a perfect one where less is better, and no error is the worst
-        sample["score"] = 0.0 if higher_is_better else None
-    return sample
+    return ", ".join(parts)

@@ -10,9 +10,9 @@ from typing import Any
 
 from zipeval.benchmarks import BENCHMARKS, lmms_names
 
-REL_TOL = (
-    1e-6  # of a score beside its samples: sums in another order differ in the last bits
-)
+# Tolerance of a score beside the mean of its samples: sums in another order differ in
+# the last bits.
+REL_TOL = 1e-6
 
 
 def main_metric(
@@ -31,44 +31,47 @@ def main_metric(
     """
     if task in BENCHMARKS:
         return BENCHMARKS[task].metric
-    for metric in directions:
-        for name in metrics:
-            if without_filter(name) == metric:
-                return name
-    return None
+    # Of a metric under several filters, the first one's number is the score.
+    reported: dict[str, str] = {}
+    for name in metrics:
+        reported.setdefault(without_filter(name), name)
+    first = next(filter(reported.__contains__, directions), None)
+    return reported.get(first)
 
 
-def without_filter(name: str) -> str:
-    """Return a metric's name as the task's metric_list and its samples have it."""
-    return name.partition(",")[0]
+def without_filter(name: str | None) -> str:
+    """Return a metric's name as the task's metric_list and its samples have it; an empty one for None."""
+    return (name or "").partition(",")[0]
 
 
 def is_higher_better(metric: str | None, directions: Mapping[str, bool]) -> bool:
     """Return whether more of a metric is better, which it is unless its task declares otherwise."""
-    return directions.get(without_filter(metric or ""), True)
+    return directions.get(without_filter(metric), True)
 
 
 def sample_value(logged: Mapping[str, Any], metric: str | None) -> float | None:
     """Return a metric's value of a logged sample; None where the sample has no number of that name."""
-    value = logged.get(without_filter(metric or ""))
+    # Some metrics log what is scored all together, and no number of each sample.
+    value = logged.get(without_filter(metric))
     return float(value) if isinstance(value, Real) else None
 
 
 def is_mean(metric: str, score: float, logged: list[dict[str, Any]]) -> bool:
     """Return whether a metric is the mean of its samples' values.
 
-    Whatever a task's own function is called, this is what its samples can be held against, and drawn from.
+    Whatever a task's own function is called, this is what its samples can be held
+    against, and drawn from.
     """
-    values = [
-        sample_value(sample, metric)
-        for sample in logged
-        if without_filter(metric) in sample
-    ]
-    return (
-        bool(values)
-        and None not in values
-        and isclose(fmean(values), score, rel_tol=REL_TOL, abs_tol=1e-12)
-    )
+    values = [sample_value(sample, metric) for sample in _samples_with(metric, logged)]
+    if not values or None in values:
+        return False
+    return isclose(fmean(values), score, rel_tol=REL_TOL, abs_tol=1e-12)
+
+
+def _samples_with(metric: str, logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the samples that a metric counts: some tasks score each by a part only."""
+    name = without_filter(metric)
+    return [sample for sample in logged if name in sample]
 
 
 def without_failed(
@@ -88,22 +91,36 @@ def without_failed(
     """
     corrected = {}
     for name, score in metrics.items():
-        having = [sample for sample in logged if without_filter(name) in sample]
+        samples = _samples_with(name, logged)
         higher = is_higher_better(name, directions)
-        if not any(sample["doc_id"] in failed for sample in having):
-            corrected[name] = score
-        elif is_mean(name, score, having):
-            values = [
-                sample_value(sample, name)
-                for sample in having
-                if sample["doc_id"] not in failed
-            ]
-            values += [0.0] * (len(having) - len(values)) if higher else []
-            if values:
-                corrected[name] = fmean(values)
-        elif higher:
-            corrected[name] = score  # by the task's own rule for an empty answer
+        value = _score_without_failed(name, score, samples, failed, higher)
+        if value is not None:
+            corrected[name] = value
     return corrected
+
+
+def _score_without_failed(
+    metric: str,
+    score: float,
+    samples: list[dict[str, Any]],
+    failed: set[int],
+    higher_is_better: bool,
+) -> float | None:
+    """Return one metric as `without_failed` does; None where it then has no value.
+
+    Args:
+        samples: those that the metric counts.
+    """
+    answered = [sample for sample in samples if sample["doc_id"] not in failed]
+    if len(answered) == len(samples):
+        return score
+    if not is_mean(metric, score, samples):
+        # Where more is better, the task's own rule for an empty answer holds.
+        return score if higher_is_better else None
+    values = [sample_value(sample, metric) for sample in answered]
+    if higher_is_better:
+        values += [0.0] * (len(samples) - len(answered))
+    return fmean(values) if values else None
 
 
 def scores(
@@ -121,14 +138,29 @@ def scores(
     metrics = lmms_names.scores(results, task)
     metric = main_metric(task, metrics, directions)
     metrics = without_failed(metrics, directions, results["samples"][task], failed)
-    if known and known.derive:
-        metrics |= known.derive(metrics, samples)
-    value = metrics[metric] if known else metrics.get(metric)
+    score = metrics.get(metric)
+    if known:
+        # A benchmark's own number may follow from several of lmms-eval's, as MME's sum.
+        metrics |= known.derive(metrics, samples) if known.derive else {}
+        score = metrics[metric]
+        # Into the units of the papers' tables.
+        if score is not None:
+            score *= known.scale
     return {
         "status": "success",
         "metric": metric,
         "higher_is_better": is_higher_better(metric, directions),
         "directions": directions,
-        "score": value * known.scale if known and value is not None else value,
+        "score": score,
         "metrics": metrics,
     }
+
+
+def follows_from_samples(
+    task: str, samples: list[dict[str, Any]], score: float | None
+) -> bool:
+    """Return whether a score follows from its samples' scores, so that it can be checked and intervals be drawn."""
+    # Imported here: a run is refused without the seconds of numpy.
+    from zipeval.reporting import stats
+
+    return stats.agrees(task, samples, score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
@@ -61,6 +62,7 @@ def with_upper_bounds(runs: Iterable[Composed]) -> list[Composed]:
     completed: list[Composed] = []
     for overrides, config in runs:
         bound = upper_bound(config)
+        # Runs that differ by their method alone share one bound.
         identity = bound and run_identity(_normal(bound))
         if identity and identity not in present:
             present.add(identity)
@@ -83,9 +85,8 @@ def bound_overrides(overrides: list[str]) -> list[str]:
     """Return the command line of a run's upper bound."""
     shared = []
     for override in overrides:
-        name = (
-            override.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0]
-        )
+        # Of +method.K=3 or method@other=x: method.
+        name = re.match(r"[+~]*([^=@.]*)", override)[1]
         if name not in OF_THE_METHOD:
             shared.append(override)
     return [*shared, f"method={UPPER_BOUND}"]
@@ -96,16 +97,12 @@ def describe(config: RunConfig) -> str:
     from zipeval.results.samples import count
 
     runs = [f"{UPPER_BOUND} (the upper bound)"] if upper_bound(config) else []
-    runs.append(
-        " ".join(
-            str(part)
-            for part in (config.method["name"], config.tokens)
-            if part is not None
-        )
-    )
+    budget = "" if config.tokens is None else f" {config.tokens}"
+    runs.append(f"{config.method['name']}{budget}")
     tasks = []
     for task in config.tasks:
-        samples = count(task, config)
         column = BENCHMARKS[task].column if task in BENCHMARKS else task
+        # Tasks of one's own may be of any number of samples.
+        samples = count(task, config)
         tasks.append(column if samples is None else f"{column} ({samples:,} samples)")
     return f"{config.model.name}: {' and '.join(runs)} on {', '.join(tasks)}"

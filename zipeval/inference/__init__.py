@@ -1,1 +1,1 @@
-"""How prompts become answers."""
+"""Turn prompts into answers."""

@@ -1,10 +1,12 @@
-"""A batch of questions becomes answers, each with what its prompt cost; what they share is computed once."""
+"""Answer batches of prompts, each with its cost; what prompts share is computed once."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -18,14 +20,17 @@ from zipeval.engine.ragged import left_padded, visual_slots
 from zipeval.engine.reuse import encode_and_reduce, prefill_prefixes
 from zipeval.engine.trace import Trace, trace_kept_tokens
 from zipeval.engine.vision import Encoded, encoder_outputs, shrink_placeholders
-from zipeval.inference.feed import Question, collate
+from zipeval.inference.feed import PreparedPrompt, collate
 from zipeval.inference.generation import generation_options, resolve
 from zipeval.methods._stages import stages
+
+# Of a picture, by its key: its shape, and the features that are left of it.
+EncodedPictures = dict[str, tuple[VisualInput, Encoded]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote, and what reading the prompt cost.
+    """An answer of a model, and what reading the prompt cost.
 
     Attributes:
         text: of a conversation, those of its rounds.
@@ -33,7 +38,7 @@ class Answer:
         entered: (layers) tokens of the prompt that entered each layer of the decoder.
         visual: (layers) visual tokens among them.
         output_tokens: up to and including the first end token.
-        left: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
+        positions: `kept` and `merged` positions, as Trace.left tells them; empty for a method that removes nothing.
         reread: of a conversation, `visual` of every time that its pictures were read again.
         later_prompts: of a conversation, the tokens of each of these prompts, which hold all rounds before.
         failed: why it is no answer, where the model's logits are not numbers.
@@ -45,52 +50,56 @@ class Answer:
     entered: list[int]
     visual: list[int]
     output_tokens: int
-    left: dict[str, list[list[int]]]
+    positions: dict[str, list[list[int]]]
     reread: list[list[int]] = field(default_factory=list)
     later_prompts: list[int] = field(default_factory=list)
     failed: str | None = None
-    digest: dict[str, float] = field(
-        default_factory=dict, compare=False
-    )  # rounding moves it
+    # Not compared, as rounding moves it.
+    digest: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What a batch of prompts becomes before anything is generated.
+class PromptInputs:
+    """A batch of prompts before anything is generated.
 
     Attributes:
         inputs: for `generate`.
         pictures: of every prompt.
-        rows: of every prompt, the row of what was read of it already; None if nothing was.
-        behind: tokens of every prompt that were not.
+        prefix_rows: of every prompt, the row of its prefix among those that were read already; None if nothing was.
+        suffix_lengths: of every prompt, the tokens behind that prefix.
     """
 
     inputs: dict
     pictures: list[list[VisualInput]]
-    rows: list[int] | None
-    behind: list[int]
+    prefix_rows: list[int] | None
+    suffix_lengths: list[int]
 
 
-class Answering:
-    """A session's model under its method; see `answering`."""
+class BatchGenerator:
+    """A session's model under its method; see `answering`.
+
+    Args:
+        prefills: what the model's prefills cost, as `ledger` adds them.
+        kept_tokens: which visual tokens are left, as `trace` notes them.
+        logits: the watch over the model's logits.
+    """
 
     def __init__(
-        self, session, prefills: list[Prefill], told: Trace, logits: LogitsWatch
+        self, session, prefills: list[Prefill], kept_tokens: Trace, logits: LogitsWatch
     ):
-        self.session, self.prefills, self.told, self.logits = (
-            session,
-            prefills,
-            told,
-            logits,
-        )
+        self.session = session
+        self.prefills = prefills
+        self.kept_tokens = kept_tokens
+        self.logits = logits
         self.model, processor = session.load()
         self.tokenizer = processor.tokenizer
         self.padding = self.tokenizer.pad_token_id
+        # transformers has one end token, a list of them, or None.
         ends = self.model.generation_config.eos_token_id
         self.ends = [ends] if isinstance(ends, int) else ends or []
 
-    def answer(self, batch: list[Question], options: dict) -> list[Answer]:
-        """Of every question.
+    def answer(self, batch: list[PreparedPrompt], options: dict) -> list[Answer]:
+        """Return the answer to every prompt.
 
         Args:
             options: lmms-eval's generation_kwargs.
@@ -98,180 +107,236 @@ class Answering:
         Raises:
             torch.OutOfMemoryError: with nothing left behind on the device but the weights.
         """
-        read = self.read(
-            batch, resolve(options, conversation=True).arguments["num_beams"]
-        )
-        start = read.inputs["input_ids"].shape[1]
-        return self.answers(
-            batch, read, self.generated(read.inputs, options)[:, start:], options
-        )
+        beams = resolve(options, conversation=True).arguments["num_beams"]
+        prompts = self.prepare(batch, beams)
+        start = prompts.inputs["input_ids"].shape[1]
+        sequences = self.generate(prompts.inputs, options)
+        return self.collect_answers(batch, prompts, sequences[:, start:], options)
 
-    def read(self, batch: list[Question], beams: int = 1) -> _Read:
-        """What is given to `generate` of questions."""
+    def prepare(self, batch: list[PreparedPrompt], beams: int = 1) -> PromptInputs:
+        """Return the inputs of `generate` for a batch, reading what its prompts share."""
+        # What was measured of the batch before.
         self.prefills.clear()
-        self.told.clear()
-        return (
-            self._together(batch)
-            if self.session.reuse == "none"
-            else self._sharing(batch, beams)
-        )
+        self.kept_tokens.clear()
+        if self.session.reuse == "none":
+            return self._prepare_apart(batch)
+        return self._prepare_shared(batch, beams)
 
-    def generated(self, inputs: dict, options: dict) -> torch.Tensor:
-        """(B, L): prompts and what is generated behind them."""
+    def generate(self, inputs: dict, options: dict) -> torch.Tensor:
+        """Return prompts and what is generated behind them, (batch, tokens)."""
         self.logits.clear()
         return self.model.generate(**inputs, **generation_options(options))
 
-    def texts(self, new: torch.Tensor, options: dict) -> list[str]:
-        """What was generated, up to what ends it."""
+    def decode_texts(self, new: torch.Tensor, options: dict) -> list[str]:
+        """Return the text of generated tokens (batch, tokens), up to what ends it."""
         stops = resolve(options, conversation=True).stops
-        found = []
+        texts = []
         for text in self.session.decode(new):
+            # The stop itself is no part of the answer.
             for stop in stops:
                 text = text.split(stop)[0]
-            found.append(text.strip())
-        return found
+            texts.append(text.strip())
+        return texts
 
-    def answers(
-        self, batch: list[Question], read: _Read, new: torch.Tensor, options: dict
+    def collect_answers(
+        self,
+        batch: list[PreparedPrompt],
+        prompts: PromptInputs,
+        new: torch.Tensor,
+        options: dict,
     ) -> list[Answer]:
-        """What was generated for questions, and what reading them cost."""
+        """Return the generated tokens (batch, tokens) as answers, with the cost of reading their prompts.
+
+        Raises:
+            IncompatibleError: if the model did not read its prompts once.
+        """
         if len(self.prefills) != 1:
             hf_names.incompatible(
                 f"the model read its prompts {len(self.prefills)} times for one answer each"
             )
         (prefill,) = self.prefills
-        beams = (
-            len(prefill.entered) // len(batch) if read.rows is None else 1
-        )  # generate() repeats a prompt for each
-        places = []
-        if self.session.reduces:
-            given = join_pictures([question.inputs for question in batch])
-            places = _by_prompt(batch, self.told.places(self.model, given))
-        answers, not_numbers = [], self.logits.failed(len(batch))
+        rows = self._prefill_rows(prefill, prompts, len(batch))
+        positions = self._positions(batch, rows)
+        not_numbers = self.logits.failed(len(batch))
         digests = self.logits.digests(len(batch))
-        for number, text in enumerate(self.texts(new, options)):
-            row = number * beams if read.rows is None else read.rows[number]
-            answers.append(
-                Answer(
-                    text,
-                    read.pictures[number],
-                    [count + read.behind[number] for count in prefill.entered[row]],
-                    prefill.visual(row),
-                    _written(new[number].tolist(), self.ends),
-                    self.told.left(row, places[number]) if self.session.reduces else {},
-                    failed=NOT_NUMBERS if not_numbers[number] else None,
-                    digest=digests[number],
-                )
+        answers = []
+        for number, text in enumerate(self.decode_texts(new, options)):
+            row, suffix = rows[number], prompts.suffix_lengths[number]
+            answer = Answer(
+                text,
+                prompts.pictures[number],
+                # Tokens behind the prefix are text, which no method removes.
+                [count + suffix for count in prefill.entered[row]],
+                prefill.visual(row),
+                _count_tokens(new[number].tolist(), self.ends),
+                positions[number],
+                failed=NOT_NUMBERS if not_numbers[number] else None,
+                digest=digests[number],
             )
+            answers.append(answer)
         return answers
 
-    def _together(self, batch: list[Question]) -> _Read:
-        """Every prompt with its own pictures."""
+    def _prefill_rows(
+        self, prefill: Prefill, prompts: PromptInputs, count: int
+    ) -> list[int]:
+        """Return the row of each prompt in what the decoder read."""
+        if prompts.prefix_rows is not None:
+            return prompts.prefix_rows
+        # generate() repeats a prompt for each of its beams.
+        beams = len(prefill.entered) // count
+        return [number * beams for number in range(count)]
+
+    def _positions(
+        self, batch: list[PreparedPrompt], rows: list[int]
+    ) -> list[dict[str, list[list[int]]]]:
+        """Return the positions of each prompt that the method kept and merged; nothing if it removes none."""
+        if not self.session.reduces:
+            return [{} for _ in batch]
+        inputs = join_pictures([prompt.inputs for prompt in batch])
+        places = _group_by_prompt(batch, self.kept_tokens.places(self.model, inputs))
+        return list(map(self.kept_tokens.left, rows, places))
+
+    def _prepare_apart(self, batch: list[PreparedPrompt]) -> PromptInputs:
+        """Return inputs in which every prompt has its own pictures."""
         inputs = collate(batch, self.padding)
-        found = _by_prompt(
-            batch, {kind: pictures(self.model, inputs, kind) for kind in PIXELS}
+        by_kind = {kind: pictures(self.model, inputs, kind) for kind in PIXELS}
+        on_device = {name: self._to_device(tensor) for name, tensor in inputs.items()}
+        return PromptInputs(
+            on_device, _group_by_prompt(batch, by_kind), None, [0] * len(batch)
         )
-        placed = {name: self._placed(x) for name, x in inputs.items()}
-        return _Read(placed, found, None, [0] * len(batch))
 
-    def _sharing(self, batch: list[Question], beams: int) -> _Read:
-        """Every picture encoded once; where that is enough to know what is left of it, every prefix read once."""
-        model, (method, _) = self.model, stages(self.session.method)
-        wanted: dict[str, dict[str, dict]] = {kind: {} for kind in PIXELS}
-        for question in batch:
-            for key, (kind, inputs) in zip(
-                question.keys, question.pictures(), strict=True
-            ):
-                wanted[kind][key] = inputs
-        most = self.session.config.runner.cache_gib * 2**30
-        known = {
-            key: its
-            for kind, of in wanted.items()
-            if of
-            for key, its in encode_and_reduce(model, kind, of, method, most).items()
+    def _prepare_shared(self, batch: list[PreparedPrompt], beams: int) -> PromptInputs:
+        """Return inputs in which every picture is encoded once.
+
+        Where that is enough to know what is left of a picture, every prefix is read once, too.
+        """
+        encoded_pictures = self._encode(batch)
+        ids, shapes = [], []
+        for prompt in batch:
+            ids.append(self._shrink(prompt, encoded_pictures))
+            shapes.append([encoded_pictures[key][0] for key in prompt.keys])
+        # What stands for the pixels of the prompts with some numbers.
+        features = partial(self._features, batch, encoded_pictures)
+        all_prompts = range(len(batch))
+        if self._can_share_prefixes(ids, beams):
+            keys = [tuple(prompt.keys) for prompt in batch]
+            inputs, rows, suffixes = prefill_prefixes(
+                self.model, ids, keys, features, self.padding
+            )
+            # The trace now knows of the pictures of one prompt for each prefix: tell it
+            # of all prompts, as their answers are collected by them.
+            features(all_prompts)
+            return PromptInputs(inputs, shapes, rows, suffixes)
+        padded, mask = left_padded(ids, self.padding)
+        inputs = {
+            "input_ids": self._to_device(padded),
+            "attention_mask": self._to_device(mask),
+            **features(all_prompts),
         }
+        return PromptInputs(inputs, shapes, None, [0] * len(batch))
 
-        def given(numbers: list[int]) -> dict:
-            """Return the arguments that stand for the pixels of these prompts."""
-            found = {kind: [] for kind in PIXELS}
-            for number in numbers:
-                for kind, key in zip(
-                    batch[number].kinds, batch[number].keys, strict=True
-                ):
-                    found[kind].append(known[key][1])
-            return encoder_outputs(
-                model, {kind: its for kind, its in found.items() if its}
-            )
+    def _can_share_prefixes(self, ids: list[torch.Tensor], beams: int) -> bool:
+        """Return whether prompts can go on from a cache: generate() repeats no cache for its beams."""
+        if self.session.reuse != "prefix" or beams > 1:
+            return False
+        # A prompt without pictures has no prefix that ends at one.
+        return all(visual_slots(row, self.model.config).any() for row in ids)
 
-        ids = [self._shrunk(question, known) for question in batch]
-        everything, found = (
-            [*range(len(batch))],
-            [[known[key][0] for key in question.keys] for question in batch],
+    def _encode(self, batch: list[PreparedPrompt]) -> EncodedPictures:
+        """Return the pictures of a batch, each encoded and reduced once."""
+        method, _ = stages(self.session.method)
+        cache_bytes = self.session.config.runner.cache_gib * 2**30
+        # By kind and key: a picture that several prompts show is wanted once.
+        wanted: dict[str, dict[str, dict]] = {kind: {} for kind in PIXELS}
+        for prompt in batch:
+            pairs = zip(prompt.keys, prompt.pictures(), strict=True)
+            for key, (kind, inputs) in pairs:
+                wanted[kind][key] = inputs
+        results: EncodedPictures = {}
+        # Images and videos have encoders of their own.
+        for kind, inputs_by_key in wanted.items():
+            if inputs_by_key:
+                results |= encode_and_reduce(
+                    self.model, kind, inputs_by_key, method, cache_bytes
+                )
+        return results
+
+    def _features(
+        self,
+        batch: list[PreparedPrompt],
+        encoded_pictures: EncodedPictures,
+        numbers: Iterable[int],
+    ) -> dict:
+        """Return the arguments that stand for the pixels of the prompts with these numbers."""
+        by_kind: dict[str, list[Encoded]] = defaultdict(list)
+        for number in numbers:
+            prompt = batch[number]
+            for kind, key in zip(prompt.kinds, prompt.keys, strict=True):
+                by_kind[kind].append(encoded_pictures[key][1])
+        # Images first, in whatever order the prompts show them.
+        return encoder_outputs(
+            self.model, {k: by_kind[k] for k in PIXELS if k in by_kind}
         )
-        seen = all(visual_slots(row, model.config).any() for row in ids)
-        if (
-            self.session.reuse == "prefix" and seen and beams == 1
-        ):  # generate() repeats no cache for its beams
-            inputs, rows, behind = prefill_prefixes(
-                model, ids, [tuple(q.keys) for q in batch], given, self.padding
-            )
-            given(everything)  # tells whoever traces of all prompts
-            return _Read(inputs, found, rows, behind)
-        ids, mask = left_padded(ids, self.padding)
-        inputs = {"input_ids": self._placed(ids), "attention_mask": self._placed(mask)}
-        return _Read({**inputs, **given(everything)}, found, None, [0] * len(batch))
 
-    def _shrunk(
-        self, question: Question, known: dict[str, tuple[VisualInput, Encoded]]
+    def _shrink(
+        self, prompt: PreparedPrompt, encoded_pictures: EncodedPictures
     ) -> torch.Tensor:
-        """(L): the ids of a prompt, with as many placeholders as are left of its pictures."""
-        before: dict[str, list[VisualInput]] = {}
-        left: dict[str, list[int]] = {}
-        for kind, key in zip(question.kinds, question.keys, strict=True):
-            picture, its = known[key]
-            before.setdefault(kind, []).append(picture)
-            left.setdefault(kind, []).append(len(its.features))
-        ids, mask = question.inputs["input_ids"], question.inputs["attention_mask"]
-        return shrink_placeholders(self.model, ids, mask, before, left)[0][0]
+        """Return the ids of a prompt, (tokens), with as many placeholders as tokens are left of its pictures."""
+        before: dict[str, list[VisualInput]] = defaultdict(list)
+        after: dict[str, list[int]] = defaultdict(list)
+        for kind, key in zip(prompt.kinds, prompt.keys, strict=True):
+            shape, picture = encoded_pictures[key]
+            before[kind].append(shape)
+            after[kind].append(len(picture.features))
+        ids, mask = prompt.inputs["input_ids"], prompt.inputs["attention_mask"]
+        # [1, tokens] -> [tokens]
+        return shrink_placeholders(self.model, ids, mask, dict(before), dict(after))[0][
+            0
+        ]
 
-    def _placed(self, x: torch.Tensor) -> torch.Tensor:
-        """On the device, numbers in its dtype."""
-        return x.to(
-            self.model.device, self.model.dtype if x.is_floating_point() else None
-        )
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor on the model's device, pixels in its dtype and ids as they are."""
+        dtype = self.model.dtype if tensor.is_floating_point() else None
+        return tensor.to(self.model.device, dtype)
 
 
 @contextmanager
-def answering(session) -> Iterator[Answering]:
-    """The session's model, its method applied, until the block ends."""
+def answering(session) -> Iterator[BatchGenerator]:
+    """Apply the session's method to its model until the block ends."""
     model, _ = session.load()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(_applied(session, model))
         if session.config.runner.compile:
             stack.enter_context(compile_blocks(model, session.method))
-        prefills, told = (
-            stack.enter_context(record_prefill(model)),
-            stack.enter_context(trace_kept_tokens(model)),
-        )
-        yield Answering(
-            session, prefills, told, stack.enter_context(watching_logits(model))
-        )
+        prefills = stack.enter_context(record_prefill(model))
+        kept_tokens = stack.enter_context(trace_kept_tokens(model))
+        logits = stack.enter_context(watching_logits(model))
+        yield BatchGenerator(session, prefills, kept_tokens, logits)
 
 
 def _applied(session, model):
+    """Return a block in which the model is under the part of the method that acts within `generate`."""
     if session.reuse == "none":
         return session.method.applied(model)
-    _, inside = stages(session.method)
-    return inside.applied(model) if inside else nullcontext()
+    # What acts before the decoder is applied to each picture as it is encoded.
+    _, inside_decoder = stages(session.method)
+    return inside_decoder.applied(model) if inside_decoder else nullcontext()
 
 
-def _by_prompt(batch: list[Question], found: dict[str, Iterable]) -> list[list]:
-    """What was found of all images and of all videos, in reading order, put together by prompts."""
-    remaining = {kind: iter(its) for kind, its in found.items()}
-    return [[next(remaining[kind]) for kind in question.kinds] for question in batch]
+def _group_by_prompt(
+    batch: list[PreparedPrompt], by_kind: dict[str, Iterable]
+) -> list[list]:
+    """Return the values of all images and of all videos, in reading order, put together by prompts."""
+    # The processor keeps images and videos apart, each in reading order.
+    remaining = {kind: iter(values) for kind, values in by_kind.items()}
+    groups = []
+    for prompt in batch:
+        groups.append([next(remaining[kind]) for kind in prompt.kinds])
+    return groups
 
 
-def _written(ids: list[int], ends: list[int]) -> int:
-    """Tokens up to and including the first end token."""
-    return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
+def _count_tokens(ids: list[int], ends: list[int]) -> int:
+    """Return the number of tokens up to and including the first end token."""
+    places = (place for place, token in enumerate(ids, 1) if token in ends)
+    return next(places, len(ids))

@@ -1,4 +1,4 @@
-"""How many prompts are answered together: what was asked for or what fits, and half of it whenever memory runs out."""
+"""Find how many prompts are answered together: the number that was asked for, or that fits into memory."""
 
 from __future__ import annotations
 
@@ -8,54 +8,64 @@ import torch
 
 from zipeval.errors import UsageError
 
+# The size that `auto` begins with, and the largest that it grows to.
 FIRST, MOST = 32, 256
 
 
 class BatchSize:
-    """Doubles on a GPU as long as twice the memory would fit, if it is to be found.
+    """Holds the number of prompts that are answered together.
+
+    Where it is to be found, it doubles on a GPU as long as twice the memory would fit.
+    Whenever memory runs out, it halves.
 
     Args:
-        asked: a number, or auto.
+        setting: a number, or auto.
         device: where prompts are answered.
 
     Attributes:
-        now: the size.
+        size: the number.
     """
 
-    def __init__(self, asked: int | str, device: str):
-        self.device, self.growing = (
-            device,
-            asked == "auto" and device.startswith("cuda"),
-        )
-        self.now = FIRST if asked == "auto" else asked
+    def __init__(self, setting: int | str, device: str):
+        is_auto = setting == "auto"
+        self.device = device
+        self.size = FIRST if is_auto else setting
+        # Only CUDA tells how much memory was in use at most.
+        self.growing = is_auto and device.startswith("cuda")
 
     def halve(self) -> None:
-        """After memory ran out.
+        """Take half of the size, after memory ran out.
 
         Raises:
             UsageError: if a single prompt does not fit.
         """
-        if self.now == 1:
+        if self.size == 1:
             raise UsageError(
                 f"batch_size=1: {self.device} ran out of memory with a single prompt. Run it again with "
                 "model.quantization=4bit, or where there is more memory; finished tasks are kept."
             )
-        self.now, self.growing = self.now // 2, False
-        print(
-            f"{self.device} ran out of memory: batch_size={self.now} from here on.",
-            file=sys.stderr,
+        self.size //= 2
+        # To grow again would run out of memory again.
+        self.growing = False
+        message = (
+            f"{self.device} ran out of memory: batch_size={self.size} from here on."
         )
+        print(message, file=sys.stderr)
         torch.cuda.empty_cache()
 
-    def answered(self, prompts: int) -> None:
-        """After so many prompts were answered together."""
-        if self.growing and prompts == self.now:
-            self.growing = self.now < MOST and 2 * peak_share(self.device) < 1
-            self.now *= 2 if self.growing else 1
+    def grow(self, prompts: int) -> None:
+        """Double the size if it may still grow, after so many prompts were answered together."""
+        # The last batch of a task is smaller, and tells nothing of a full one.
+        if not self.growing or prompts != self.size:
+            return
+        self.growing = self.size < MOST and 2 * peak_share(self.device) < 1
+        if self.growing:
+            self.size *= 2
 
 
 def peak_share(device: str) -> float:
-    """Of a GPU's memory, what was in use at most since it was asked last."""
-    share = torch.cuda.max_memory_allocated(device) / torch.cuda.mem_get_info(device)[1]
+    """Return the largest share of a GPU's memory that was in use since the last call."""
+    _, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.max_memory_allocated(device) / total
     torch.cuda.reset_peak_memory_stats(device)
     return share

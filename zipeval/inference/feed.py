@@ -1,6 +1,6 @@
-"""Questions ahead of the device: worker processes decode their images and prepare them while the model answers others.
+"""Prepare prompts ahead of the device: worker processes decode their images while the model answers others.
 
-Which questions stand beside each other decides how fast they are answered, and never what the answers are: those of one
+Which prompts stand beside each other decides how fast they are answered, and never what the answers are: those of one
 picture, and those of about one length.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, count, starmap
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -31,17 +32,18 @@ from zipeval.engine.ragged import left_padded
 from zipeval.errors import MediaError, RunError, UsageError
 from zipeval.media import picture_hash
 
-AHEAD = 64  # questions that the workers are ahead, together
+# Prompts that the workers are ahead, together.
+AHEAD = 64
 MOST_WORKERS = 8
 NOT_FOR_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-NAMES = (
-    "imageId",
-    "video",
-)  # columns that name a picture which another data set, or a file, holds
+# Columns that name a picture which another data set, or a file, holds.
+NAMES = ("imageId", "video")
+# The processor's inputs that hold pictures of a kind; sizes are those of images in tiles.
+INPUT_NAMES = {"image": (*PIXELS["image"], "image_sizes"), "video": PIXELS["video"]}
 
 
 @dataclass
-class Question:
+class PreparedPrompt:
     """One prompt as the processor made it, on the host.
 
     Attributes:
@@ -62,28 +64,25 @@ class Question:
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt before reduction."""
+        """Return the tokens of the prompt before reduction."""
         return self.inputs["input_ids"].shape[1]
 
     def pictures(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """(kind, the processor's inputs of that picture alone), in reading order."""
-        seen = dict.fromkeys(PIXELS, 0)
+        """Yield (kind, the processor's inputs of that picture alone), in reading order."""
+        numbers = {kind: count() for kind in PIXELS}
         for kind in self.kinds:
-            row, seen[kind] = seen[kind], seen[kind] + 1
-            names = (*PIXELS[kind], *(("image_sizes",) if kind == "image" else ()))
-            yield (
-                kind,
-                {
-                    name: self.inputs[name][row : row + 1]
-                    for name in names
-                    if name in self.inputs
-                },
-            )
+            number = next(numbers[kind])
+            inputs = {}
+            for name in INPUT_NAMES[kind]:
+                if name in self.inputs:
+                    # One row, and still a batch: [1, ...].
+                    inputs[name] = self.inputs[name][number : number + 1]
+            yield kind, inputs
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """What stopped the preparation of a question, as it travels from a worker to the owner.
+    """An error that stopped the preparation of a prompt, as it travels from a worker to the owner.
 
     Attributes:
         number: which of the requests it is.
@@ -101,14 +100,13 @@ class _Fault:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
         message = " ".join(str(error).split())
-        return cls(
-            number,
-            f"{type(error).__name__}: {message} ({place})",
-            traceback.format_exc(),
-        )
+        reason = f"{type(error).__name__}: {message} ({place})"
+        return cls(number, reason, traceback.format_exc())
 
 
-class _Questions(Dataset):
+class _PromptDataset(Dataset):
+    """The prompts that a DataLoader's workers prepare, by their places in `numbers`."""
+
     def __init__(
         self,
         session,
@@ -116,64 +114,60 @@ class _Questions(Dataset):
         numbers: list[int],
         keyed: bool,
     ):
-        self.session, self.messages, self.numbers, self.keyed = (
-            session,
-            messages,
-            numbers,
-            keyed,
-        )
+        self.session = session
+        self.messages = messages
+        self.numbers = numbers
+        self.keyed = keyed
 
     def __len__(self):
         return len(self.numbers)
 
-    def __getitem__(self, index) -> Question | UsageError | _Fault:
+    def __getitem__(self, index) -> PreparedPrompt | UsageError | _Fault:
         number = self.numbers[index]
         try:
-            return self._prepared(number)
-        except UsageError as error:  # raised again where it can be told: a worker would add its own traceback
+            return self._prepare(number)
+        except UsageError as error:
+            # Raised again by the owner: a worker would add its own traceback.
             return error
-        except Exception as error:  # a task's functions and a processor are foreign code, and raise anything
+        # A task's functions and a processor are foreign code, and raise anything.
+        except Exception as error:
             return _Fault.of(number, error)
 
-    def _prepared(self, number: int) -> Question:
+    def _prepare(self, number: int) -> PreparedPrompt:
         try:
             messages = self.session.decoded(self.messages(number))
         except MediaError as error:
-            return Question(number, error=str(error))
-        pictures = [
-            part
-            for message in messages
-            for part in message["content"]
-            if part["type"] in PIXELS
-        ]
-        question = Question(
+            return PreparedPrompt(number, error=str(error))
+        parts = chain.from_iterable(message["content"] for message in messages)
+        pictures = [part for part in parts if part["type"] in PIXELS]
+        prompt = PreparedPrompt(
             number,
             inputs=dict(self.session.inputs([messages])),
             kinds=[part["type"] for part in pictures],
             picture_hashes=[picture_hash(part["url"]) for part in pictures],
         )
         if self.keyed:
-            question.keys = [_digest(kind, its) for kind, its in question.pictures()]
-        return question
+            prompt.keys = list(starmap(_digest, prompt.pictures()))
+        return prompt
 
 
 def processes(session, prompts: int) -> int:
-    """How many prepare so many prompts: `runner.workers`, or what suits them and the machine."""
+    """Return how many workers prepare so many prompts: `runner.workers`, or what suits them and the machine."""
     if session.config.runner.workers is not None:
         return session.config.runner.workers
-    cores = (
-        len(psutil.Process().cpu_affinity())
-        if hasattr(psutil.Process, "cpu_affinity")
-        else os.cpu_count() or 1
-    )
-    here = int(
-        os.environ.get("LOCAL_WORLD_SIZE", 1)
-    )  # processes of torchrun on this machine
-    return (
-        min(MOST_WORKERS, max(1, cores // here - 1))
-        if prompts > AHEAD and cores > 1
-        else 0
-    )
+    cores = _usable_cores()
+    if prompts <= AHEAD or cores == 1:
+        return 0
+    # torchrun's processes on this machine share the cores, and each needs one itself.
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(MOST_WORKERS, max(1, cores // local_processes - 1))
+
+
+def _usable_cores() -> int:
+    """Return the number of cores that this process may use; macOS tells only how many there are."""
+    if hasattr(psutil.Process, "cpu_affinity"):
+        return len(psutil.Process().cpu_affinity())
+    return os.cpu_count() or 1
 
 
 def feed(
@@ -182,7 +176,7 @@ def feed(
     numbers: list[int],
     keyed: bool,
     name: Callable[[int], str] = "question {}".format,
-) -> Iterator[Question]:
+) -> Iterator[PreparedPrompt]:
     """Yield the questions with these numbers, in this order. Close it (`contextlib.closing`), and its workers end.
 
     Args:
@@ -195,32 +189,44 @@ def feed(
         RunError: if a question cannot be prepared, or a worker was killed.
     """
     workers = processes(session, len(numbers))
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # or tokenizers complain in every worker
+    dataset = _PromptDataset(session, messages, numbers, keyed)
+    # Or tokenizers complain in every worker.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with _lifeline() as begin_worker:
-        loader = DataLoader(
-            _Questions(session, messages, numbers, keyed),
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,
-            prefetch_factor=max(2, AHEAD // workers) if workers else None,
-            # Not through shared memory: containers have little of it, and every tensor in it takes a file descriptor.
-            collate_fn=pickle.dumps if workers else None,
-            worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # of the workers' seeds; the global one is the task's
-        )
+        loader = _loader(dataset, workers, begin_worker)
         for prepared in _received(iter(loader), workers):
-            question = pickle.loads(prepared) if workers else prepared
-            if isinstance(question, UsageError):
-                raise question
-            if isinstance(question, _Fault):
-                print(question.trace, end="", file=sys.stderr, flush=True)
-                sample = name(question.number)
+            # Workers send bytes: see _loader.
+            prompt = pickle.loads(prepared) if workers else prepared
+            if isinstance(prompt, UsageError):
+                raise prompt
+            if isinstance(prompt, _Fault):
+                print(prompt.trace, end="", file=sys.stderr, flush=True)
+                sample = name(prompt.number)
                 raise RunError(
-                    f"{sample} could not be prepared: {question.reason}. Its traceback is above."
+                    f"{sample} could not be prepared: {prompt.reason}. Its traceback is above."
                 )
-            yield question
+            yield prompt
+
+
+def _loader(
+    dataset: _PromptDataset, workers: int, begin_worker: Callable[[int], None]
+) -> DataLoader:
+    """Return the loader of a data set's prompts, one by one; without workers this process prepares them."""
+    # The random seeds of workers come from a generator of their own; the global one is the task's.
+    generator = torch.Generator()
+    if not workers:
+        return DataLoader(dataset, batch_size=None, generator=generator)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        generator=generator,
+        num_workers=workers,
+        multiprocessing_context="fork",
+        prefetch_factor=max(2, AHEAD // workers),
+        # Not through shared memory: containers have little of it, and every tensor in it takes a file descriptor.
+        collate_fn=pickle.dumps,
+        worker_init_fn=begin_worker,
+    )
 
 
 def _received(prepared: Iterator, workers: int) -> Iterator:
@@ -231,9 +237,9 @@ def _received(prepared: Iterator, workers: int) -> Iterator:
     """
     try:
         yield from prepared
-    except (
-        RuntimeError
-    ) as error:  # the loader's own: what is wrong with a question comes as a value
+    # The loader's own error: what is wrong with a prompt comes as a value.
+    except RuntimeError as error:
+        # torch has no class of its own for it.
         if "DataLoader worker" not in str(error):
             raise
         raise RunError(
@@ -251,9 +257,8 @@ def _lifeline() -> Iterator[Callable[[int], None]]:
     would end it before it waits for it, and an exception keeps the loader, which would ask it to end, in its traceback.
     """
     worker_end, owner_end = multiprocessing.Pipe(duplex=False)
-    atexit.register(
-        owner_end.close
-    )  # behind multiprocessing's own registration, and so before its handler
+    # Behind multiprocessing's own registration, and so called before its handler.
+    atexit.register(owner_end.close)
     try:
         yield partial(_begin_worker, worker_end, owner_end)
     finally:
@@ -266,17 +271,20 @@ def _begin_worker(worker_end: Connection, owner_end: Connection, worker: int) ->
     """Ignore the signals that Ctrl-C and schedulers send to every process of a job, and end with the owner."""
     for number in NOT_FOR_WORKERS:
         signal.signal(number, signal.SIG_IGN)
-    owner_end.close()  # a copy; with one open, the pipe would not be closed
+    # A copy, which a fork brings; with one open, the pipe would not be closed.
+    owner_end.close()
     threading.Thread(target=_end_with_owner, args=[worker_end], daemon=True).start()
 
 
 def _end_with_owner(worker_end: Connection) -> None:
     """End this process once the other end of the pipe is closed."""
     worker_end.poll(None)
-    os._exit(0)  # at once, and not as a failure, which torch would report
+    # At once, and not as a failure, which torch would report.
+    os._exit(0)
 
 
 def _digest(kind: str, inputs: dict[str, torch.Tensor]) -> str:
+    """Return a hash of a picture's inputs, equal for what the encoder cannot tell apart."""
     digest = hashlib.blake2b(kind.encode(), digest_size=16)
     for name, value in inputs.items():
         digest.update(f"{name}{tuple(value.shape)}".encode() + value.numpy().tobytes())
@@ -284,51 +292,53 @@ def _digest(kind: str, inputs: dict[str, torch.Tensor]) -> str:
 
 
 def same_picture(dataset) -> Callable[[int], Hashable]:
-    """By the number of a document, something that documents of one picture have in common, without decoding it.
+    """Return a function of a document's number whose values are equal for documents of one picture.
 
-    A hint: where the data set does not tell, no two of them seem to have.
+    A hint, which decodes nothing: where the data set does not tell, no two of them seem to have one picture.
     """
-    from datasets import Features, Image
-
-    def holds_images(feature) -> bool:
-        inner = getattr(feature, "feature", None) or (
-            feature[0] if isinstance(feature, list) else None
-        )
-        return isinstance(feature, Image) or (inner is not None and holds_images(inner))
+    from datasets import Features
 
     features = Features(getattr(dataset, "features", None) or {})
-    columns = [name for name, feature in features.items() if holds_images(feature)]
+    columns = [name for name, feature in features.items() if _holds_images(feature)]
     columns = columns or [name for name in NAMES if name in features]
     if not columns:
         return lambda document: document
+    # In this format a row has the bytes of a picture, or its path.
     raw = dataset.select_columns(columns).with_format("arrow")
-    return lambda document: hashlib.blake2b(
-        pickle.dumps(raw[document].to_pylist())
-    ).digest()
+
+    def hash_pictures(document: int) -> bytes:
+        return hashlib.blake2b(pickle.dumps(raw[document].to_pylist())).digest()
+
+    return hash_pictures
 
 
-def together(groups: list[Hashable], lengths: list[int]) -> list[int]:
-    """The numbers of questions with these groups and lengths: groups stay together, the longest first.
+def _holds_images(feature) -> bool:
+    """Return whether a column of a data set holds images, or lists of them."""
+    from datasets import Image
+
+    # A list is a feature with an inner one, or in older data sets a list of one.
+    inner = getattr(feature, "feature", None)
+    if isinstance(feature, list):
+        inner = inner or feature[0]
+    return isinstance(feature, Image) or (inner is not None and _holds_images(inner))
+
+
+def sort_by_group_and_length(groups: list[Hashable], lengths: list[int]) -> list[int]:
+    """Return the order of prompts with these groups and lengths: groups stay together, the longest first.
 
     The longest first, so that what does not fit into memory shows at once.
     """
     longest: dict[Hashable, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
-    place = {
-        group: number
-        for number, group in enumerate(sorted(longest, key=lambda g: -longest[g]))
-    }
-    return sorted(range(len(groups)), key=lambda i: (place[groups[i]], -lengths[i]))
+    # Sorting is stable: groups of one length stay in the order of the data set.
+    ordered = sorted(longest, key=longest.__getitem__, reverse=True)
+    ranks = {group: rank for rank, group in enumerate(ordered)}
+    return sorted(range(len(groups)), key=lambda i: (ranks[groups[i]], -lengths[i]))
 
 
-def collate(questions: list[Question], padding: int) -> dict[str, torch.Tensor]:
-    """The processor's inputs of several prompts, as it would make them of all together: left-padded."""
-    ids, mask = left_padded(
-        [question.inputs["input_ids"][0] for question in questions], padding
-    )
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        **join_pictures([question.inputs for question in questions]),
-    }
+def collate(prompts: list[PreparedPrompt], padding: int) -> dict[str, torch.Tensor]:
+    """Return the processor's inputs of several prompts, as it would make them of all together: left-padded."""
+    inputs = [prompt.inputs for prompt in prompts]
+    ids, mask = left_padded([single["input_ids"][0] for single in inputs], padding)
+    return {"input_ids": ids, "attention_mask": mask, **join_pictures(inputs)}

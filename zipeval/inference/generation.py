@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from zipeval.errors import UsageError
 
-DEFAULT_NEW_TOKENS = 1024  # for tasks that set none, as lmms-eval's own models
+# For tasks that set none, as lmms-eval's own models have it.
+DEFAULT_NEW_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Numbers:
     whole: bool = False
 
     def __contains__(self, number: float) -> bool:
-        return self.low <= number <= self.high and (
-            number.is_integer() or not self.whole
-        )
+        if self.whole and not number.is_integer():
+            return False
+        return self.low <= number <= self.high
 
 
 COUNT = Numbers("an integer from 1 on", 1, whole=True)
@@ -110,16 +111,16 @@ class Generation:
     without_effect: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def sampled(self) -> bool:
+    def is_sampled(self) -> bool:
         """Return whether answers are drawn at random."""
         return self.arguments["do_sample"]
 
     @property
-    def one_by_one(self) -> bool:
+    def is_one_by_one(self) -> bool:
         """Return whether an answer would depend on the prompts that share its batch."""
         penalty = self.arguments.get("repetition_penalty", 1)
         size = self.arguments.get("no_repeat_ngram_size", 0)
-        return self.sampled or penalty != 1 or size > 0
+        return self.is_sampled or penalty != 1 or size > 0
 
     def record(self) -> dict[str, Any]:
         """Return what a record states of it, for JSON."""
@@ -132,11 +133,12 @@ class Generation:
 
     def notes(self) -> list[str]:
         """Describe the settings whose author may take them for effective."""
-        return [
-            f"{name}={entry['value']} has no effect, as {entry['reason']}"
-            for name, entry in self.without_effect.items()
-            if entry["value"] not in NEUTRAL.get(name, ())
-        ]
+        notes = []
+        for name, entry in self.without_effect.items():
+            value, reason = entry["value"], entry["reason"]
+            if value not in NEUTRAL.get(name, ()):
+                notes.append(f"{name}={value} has no effect, as {reason}")
+        return notes
 
 
 def resolve(
@@ -158,19 +160,21 @@ def resolve(
     checked = _Checked(settings, task, conversation)
     numbers, flags = checked.numbers, checked.flags
     temperature = numbers.get("temperature")
-    sampled = flags.get("do_sample", bool(temperature)) and temperature != 0
+    # transformers refuses to sample at temperature 0, which is greedy by its meaning.
+    is_sampled = flags.get("do_sample", bool(temperature)) and temperature != 0
     beams = numbers.get("num_beams", 1)
 
     arguments = {
         **checked.lengths(),
         "num_beams": beams,
-        "do_sample": sampled,
+        "do_sample": is_sampled,
         **_among(PENALTIES, numbers),
     }
     # None keeps transformers from taking the checkpoint's own.
     arguments |= dict.fromkeys(("temperature", "top_p", "top_k"))
+    # Why a setting that the task gives changes no answer, for the record.
     reasons = dict(SET_ASIDE)
-    if sampled:
+    if is_sampled:
         arguments |= {"temperature": 1.0, **_among(SAMPLING, numbers)}
     else:
         reasons |= NOT_SAMPLED
@@ -178,7 +182,7 @@ def resolve(
         arguments |= _among((*BEAMS, "early_stopping"), {**numbers, **flags})
     else:
         reasons |= NO_BEAMS
-    seed = numbers.get("seed", 0) if sampled else 0
+    seed = numbers.get("seed", 0) if is_sampled else 0
     return Generation(arguments, checked.stops(), seed, checked.without_effect(reasons))
 
 
@@ -204,11 +208,14 @@ class _Checked:
         self.settings = {
             name: value for name, value in settings.items() if value is not None
         }
+        # lmms-eval's models ignore what they do not know, and so answer otherwise than the task means.
         known = (*KNOWN, HISTORY) if conversation else KNOWN
-        for name in (name for name in self.settings if name not in known):
-            self.refuse(
-                name, f"zipeval passes on no such setting. It knows {', '.join(known)}"
-            )
+        for name in self.settings:
+            if name not in known:
+                names = ", ".join(known)
+                self.refuse(
+                    name, f"zipeval passes on no such setting. It knows {names}"
+                )
         self.numbers = {
             name: self._number(name) for name in _among(NUMBERS, self.settings)
         }
@@ -225,9 +232,11 @@ class _Checked:
     def _number(self, name: str) -> float:
         value, allowed = self.settings[name], NUMBERS[name]
         try:
-            number = float(value)  # YAML may have it as a text
+            # YAML may have it as a text: 1e-5 is one there.
+            number = float(value)
         except (TypeError, ValueError):
             number = math.nan
+        # True is 1.0 for `float`, and no number that anybody meant.
         if number not in allowed or isinstance(value, bool):
             self.refuse(name, f"it has to be {allowed.description}")
         return int(number) if allowed.whole else number
@@ -239,37 +248,38 @@ class _Checked:
 
     def lengths(self) -> dict[str, float]:
         """Return how many tokens an answer has, at most and at least, as arguments of `generate`."""
-        most = min(
-            _among(MAX_LENGTH, self.numbers).values(), default=DEFAULT_NEW_TOKENS
-        )
+        # Where a task gives two names of one setting, both hold: the strictest counts.
+        maxima = _among(MAX_LENGTH, self.numbers)
+        most = min(maxima.values(), default=DEFAULT_NEW_TOKENS)
         minima = _among(MIN_LENGTH, self.numbers)
         for name, number in minima.items():
             if number > most:
                 self.refuse(name, f"an answer has at most {most} tokens")
         least = max(minima.values(), default=0)
-        return {"max_new_tokens": most} | ({"min_new_tokens": least} if least else {})
+        lengths = {"max_new_tokens": most}
+        if least:
+            lengths["min_new_tokens"] = least
+        return lengths
 
     def stops(self) -> list[str]:
         """Return the texts that end an answer, under whatever name."""
         stops: list[str] = []
         for name, value in _among(STOPS, self.settings).items():
-            texts = (
-                [value] if isinstance(value, str) else value
-            )  # a text by itself is one stop, and no list of letters
-            if not isinstance(texts, list) or not all(
-                isinstance(text, str) for text in texts
-            ):
+            # A text by itself is one stop, and no list of letters.
+            texts = [value] if isinstance(value, str) else value
+            types = set(map(type, texts)) if isinstance(texts, list) else {None}
+            if not types <= {str}:
                 self.refuse(name, "it has to be a text or a list of texts")
             stops += texts
-        return [stop for stop in dict.fromkeys(stops) if stop]
+        # Each once, in the order of the task. An empty text is none: nothing splits by it.
+        return list(filter(None, dict.fromkeys(stops)))
 
     def without_effect(self, reasons: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """Return the settings that change no answer, with their value and why."""
-        names = _among(reasons, self.settings)
-        return {
-            name: {"value": value, "reason": reasons[name]}
-            for name, value in names.items()
-        }
+        entries = {}
+        for name, value in _among(reasons, self.settings).items():
+            entries[name] = {"value": value, "reason": reasons[name]}
+        return entries
 
 
 def _among(names: Iterable[str], settings: Mapping[str, Any]) -> dict[str, Any]:

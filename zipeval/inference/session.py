@@ -1,11 +1,13 @@
-"""What a configuration comes to: checkpoint, method, data and placement, found feasible before weights are loaded."""
+"""A configuration that can run: checkpoint, method, data and placement, checked before weights are loaded."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from zipeval import benchmarks, methods, models
 from zipeval.benchmarks import data_identity, stack, videoqa
@@ -15,8 +17,8 @@ from zipeval.checkpoints import projector, prompts
 from zipeval.checkpoints.placement import place
 from zipeval.config.schema import RunConfig
 from zipeval.engine.budget import Shape, VisualInput
-from zipeval.errors import BudgetError, MediaError, UsageError
-from zipeval.inference.validation import check
+from zipeval.errors import BudgetError, UsageError
+from zipeval.inference.validation import check, method_options
 from zipeval.methods._stages import stages
 from zipeval.results.identity import run_id
 
@@ -34,25 +36,25 @@ class Session:
     def __init__(self, config: RunConfig, checkpoint: models.Checkpoint | None = None):
         self.config = config = check(config)
         self.checkpoint = checkpoint or models.find(config.model)
-        self._afford()
+        # Refused by its name, before a method is built for such a budget.
+        self._check_tokens()
         self._check_aspect()
-        found = self.checkpoint
-        self.shape = Shape(
-            found.visual_tokens, found.visual_tokens, found.layers, self._grids()
-        )
+        tokens, layers = self.checkpoint.visual_tokens, self.checkpoint.layers
+        self.shape = Shape(tokens, tokens, layers, self._grids())
         self.method = methods.build(config.method, config.budget, self.shape)
         self._check_it_reduces()
         self._check_budget()
-        self.questions = {
-            task: videoqa.questions(task, config.data.videos)
-            for task in config.tasks
-            if task in videoqa.SETS
-        }
+        self.questions: dict[str, list[dict]] = {}
+        for task in config.tasks:
+            if task in videoqa.SETS:
+                self.questions[task] = videoqa.questions(task, config.data.videos)
+        # From here on torch is needed, whose import takes seconds.
         stack.load(stack.DEVICE)
         self.placement = place(config.model)
         self._data: dict[str, DataIdentity] = {}
 
-    def _afford(self) -> None:
+    def _check_tokens(self) -> None:
+        """Refuse a budget of more tokens than an image has."""
         tokens, available = self.config.tokens, self.checkpoint.visual_tokens
         if tokens is not None and tokens > available:
             raise UsageError(
@@ -61,9 +63,10 @@ class Session:
             )
 
     def _grids(self) -> tuple[tuple[int, int], ...]:
-        """Those of the checkpoint, with row ends if they are to be kept."""
+        """Return the (crops, row ends) of the checkpoint's images; no row ends unless they are to be kept."""
         grids, packing = self.checkpoint.grids, self.config.packing
         if packing != "newline":
+            # Images of as many crops are alike then, however their tiles are arranged.
             return tuple(sorted({(crops, 0) for crops, _ in grids}))
         if not any(rows for _, rows in grids):
             raise UsageError(
@@ -72,30 +75,37 @@ class Session:
         return grids
 
     def _check_it_reduces(self) -> None:
-        """A setting beyond what is there would silently be vanilla under another name; tokens= all of them says so."""
+        """Refuse a setting beyond what is there: it would silently be vanilla under another name.
+
+        A budget of all tokens says so itself, and is let through.
+        """
         available = self.checkpoint.visual_tokens
-        asked = {
-            k: v
-            for k, v in self.config.method.items()
-            if k not in ("name", "_target_", "seed")
-        }
-        if asked and not self.reduces and self.config.tokens != available:
-            settings = ", ".join(f"{k}={v}" for k, v in asked.items() if v is not None)
-            raise UsageError(
-                f"method={self.config.method['name']} ({settings}) removes nothing: {self.config.model.name} has "
-                f"{available} visual tokens an image. `zipeval run method=vanilla` is the model as it is."
-            )
+        options = method_options(self.config)
+        if not options or self.reduces or self.config.tokens == available:
+            return
+        settings = [f"{k}={v}" for k, v in options.items() if v is not None]
+        raise UsageError(
+            f"method={self.config.method['name']} ({', '.join(settings)}) removes nothing: {self.config.model.name} has "
+            f"{available} visual tokens an image. `zipeval run method=vanilla` is the model as it is."
+        )
 
     def _check_budget(self) -> None:
-        """What the method's settings come to is what was asked for; whether it keeps to them is measured later."""
+        """Check that the method's settings come to what was asked for; what really enters is measured later.
+
+        Raises:
+            BudgetError: if they do not.
+        """
+        # Of the largest image, which a budget is of.
         tokens, entering = self.config.tokens, self.entering([self.shape.picture])
-        reached = {"mean": fmean(entering), "final": entering[-1]}.get(
-            self.config.budget
-        )
-        if None not in (tokens, reached) and abs(reached - tokens) > 1:
+        reached = {"mean": fmean(entering), "final": entering[-1]}
+        if tokens is None or self.config.budget not in reached:
+            return
+        # Rounding to whole tokens may move it by one.
+        count = reached[self.config.budget]
+        if abs(count - tokens) > 1:
             raise BudgetError(
                 f"method={self.config.method['name']}: its settings for tokens={tokens} budget={self.config.budget} "
-                f"come to {reached:.1f}. The method's for_budget is wrong."
+                f"come to {count:.1f}. The method's for_budget is wrong."
             )
 
     def _check_aspect(self) -> None:
@@ -107,38 +117,43 @@ class Session:
             )
 
     def entering(self, images: list[VisualInput]) -> list[int]:
-        """Visual tokens that should enter each decoder layer, of a prompt with these images."""
+        """Return the visual tokens that should enter each decoder layer, (layers), of a prompt with these images."""
         return self.method.tokens_per_layer(images, self.shape.layers)
 
     @cached_property
     def reduces(self) -> bool:
-        """Whether the method removes anything of the model's largest picture."""
-        return (
-            self.entering([self.shape.picture])
-            != [self.checkpoint.visual_tokens] * self.shape.layers
-        )
+        """Return whether the method removes anything of the model's largest picture."""
+        return set(self.entering([self.shape.picture])) != {
+            self.checkpoint.visual_tokens
+        }
 
     @cached_property
     def reuse(self) -> str:
-        """What is really shared: inside the decoder methods look at the question, so that its prefix is its own."""
-        asked, parts = self.config.runner.reuse, stages(self.method)
-        if asked == "none" or parts is None:
+        """Return what prompts about one picture really share.
+
+        Methods inside the decoder look at the question, so that what they leave of the
+        picture belongs to that question alone, and only the encoder's features are shared.
+        """
+        reuse, parts = self.config.runner.reuse, stages(self.method)
+        if reuse == "none" or parts is None:
             return "none"
-        return "features" if parts[1] else asked
+        _, inside_decoder = parts
+        return "features" if inside_decoder else reuse
 
     @cached_property
     def resolved(self) -> dict:
-        """What `auto`, the paths of weights and the budget came to."""
-        found = {
-            **asdict(self.placement),
-            "fingerprint": self.checkpoint.fingerprint,
-            "method": repr(self.method),
-        }
-        return found | ({} if self.projector is None else {"projector": self.projector})
+        """Return the values that `auto`, the paths of weights and the budget came to."""
+        # Records state what was used, and not what was asked for.
+        values = asdict(self.placement)
+        values["fingerprint"] = self.checkpoint.fingerprint
+        values["method"] = repr(self.method)
+        if self.projector is not None:
+            values["projector"] = self.projector
+        return values
 
     @cached_property
     def projector(self) -> str | None:
-        """Hash of the tuned projector, if the method has one.
+        """Return the hash of the tuned projector, if the method has one.
 
         Raises:
             UsageError: if it is not there, or was tuned for anything else than this.
@@ -147,7 +162,7 @@ class Session:
 
     @cached_property
     def run_id(self) -> str:
-        """Of everything that the answers depend on."""
+        """Return the hash of everything that the answers depend on."""
         return run_id(self.config, self.resolved)
 
     def record_id(self, task: str) -> str:
@@ -158,18 +173,16 @@ class Session:
         """
         if task not in PROTOCOLS:
             return self.run_id
-        name, former = (
-            run_id(self.config, self.resolved, judged=True, port=port)
-            for port in (False, True)
-        )
+        name = run_id(self.config, self.resolved, judged=True, port=False)
+        former = run_id(self.config, self.resolved, judged=True, port=True)
         results = Path(self.config.results).expanduser()
-        has_begun = {
-            run: any((results / run).glob(f"{task}.*json*")) for run in (name, former)
-        }
-        return former if has_begun[former] and not has_begun[name] else name
+        # A record, or the journal of one that is not finished.
+        has_begun = any((results / name).glob(f"{task}.*json*"))
+        had_begun = any((results / former).glob(f"{task}.*json*"))
+        return former if had_begun and not has_begun else name
 
     def task_hash(self, task: str, folder: Path) -> str:
-        """Of the task's definition and of its questions."""
+        """Return the hash of the task's definition and of its questions."""
         return benchmarks.task_hash(task, folder, self.questions.get(task))
 
     def data_identity(self, task: str, folder: Path) -> DataIdentity:
@@ -179,110 +192,80 @@ class Session:
             UsageError: if it does not load.
         """
         if task not in self._data:
-            self._data[task] = data_identity.identify(
-                task, folder, *self._data_settings(task)
-            )
+            settings = self._data_settings(task)
+            self._data[task] = data_identity.identify(task, folder, *settings)
         return self._data[task]
 
     def known_data_identity(self, task: str, folder: Path) -> DataIdentity | None:
         """Return the same for a record that is finished: without a download, and so None where the data is not here."""
-        return self._data.get(task) or data_identity.known(
-            task, folder, *self._data_settings(task)
-        )
+        if task in self._data:
+            return self._data[task]
+        return data_identity.known(task, folder, *self._data_settings(task))
 
     def _data_settings(self, task: str) -> tuple:
+        """Return the arguments of data_identity's functions behind the task and its folder."""
         return self.config.data, self.questions.get(task), self.config.limit
 
-    def load(self):
-        """(model, processor)."""
-        _ = self.projector  # refused before minutes of loading
+    def load(self) -> tuple:
+        """Return (model, processor)."""
+        # A projector that does not fit is refused before minutes of loading.
+        _ = self.projector
         return models.load(self.config.model.family, self.checkpoint, self.placement)
 
+    @property
+    def processor(self):
+        """Return the model's processor."""
+        return self.load()[1]
+
     def decoded(self, messages: list[dict]) -> list[dict]:
-        """Chat messages with images and frames in place of what a task names.
+        """Return chat messages with images and frames in place of what a task names.
 
         Raises:
             MediaError: if one cannot be decoded.
             UsageError: for media that the model does not take.
         """
-        from zipeval import media
+        # Imported here: a run is refused without the seconds of the image libraries.
+        from zipeval.inference.preprocessing import MediaDecoder
 
-        config, family, (_, processor) = (
-            self.config.model,
-            models.family(self.config.model),
-            self.load(),
-        )
-        background = tuple(
-            int(mean * 255) for mean in processor.image_processor.image_mean
-        )
-
-        def decode(part: dict) -> dict:
-            if part["type"] == "text":
-                for kind in family.MEDIA:
-                    if f"<{kind}>" in part["text"]:
-                        raise MediaError(
-                            f"its text holds <{kind}>, which the processor takes for one"
-                        )
-                return part
-            if part["type"] not in family.MEDIA:
-                takes = ", ".join(family.MEDIA)
-                raise UsageError(
-                    f"model={config.name}: it takes text and {takes}, a task gave it {part['type']}."
-                )
-            if part["type"] == "video":
-                if (
-                    isinstance(part["url"], dict)
-                    or part.get("start_time")
-                    or part.get("end_time")
-                ):
-                    raise UsageError(
-                        f"model={config.name}: it takes whole videos, a task gave it a part of one."
-                    )
-                return {**part, "url": media.frames(part["url"], family.FRAMES)}
-            return {
-                **part,
-                "url": media.rgb(part["url"], config.image_aspect, background),
-            }
-
-        return [
-            {**message, "content": [decode(part) for part in message["content"]]}
-            for message in messages
-        ]
+        image_mean = self.processor.image_processor.image_mean
+        return MediaDecoder(self.config.model, image_mean).decode_messages(messages)
 
     def inputs(self, conversations: list[list[dict]]):
-        """Decoded chat messages -> the processor's batch, on the host."""
-        _, processor = self.load()
-        parts = [
-            part
-            for messages in conversations
-            for message in messages
-            for part in message["content"]
-        ]
-        given = {
-            f"{kind}s": [part["url"] for part in parts if part["type"] == kind]
-            for kind in ("image", "video")
+        """Return the processor's batch of decoded chat messages, on the host: ids and mask [batch, tokens]."""
+        pictures: dict[str, list] = {"image": [], "video": []}
+        messages = chain.from_iterable(conversations)
+        for part in chain.from_iterable(message["content"] for message in messages):
+            if part["type"] in pictures:
+                pictures[part["type"]].append(part["url"])
+        # The processor takes no empty list of pictures.
+        media: dict[str, Any] = {
+            f"{kind}s": urls for kind, urls in pictures.items() if urls
         }
+        # One prompt for each conversation; pictures are in reading order over all of them.
         texts = [self.text(messages) for messages in conversations]
-        given = {name: found for name, found in given.items() if found}
-        return processor(text=texts, **given, padding=True, return_tensors="pt")
+        return self.processor(text=texts, **media, padding=True, return_tensors="pt")
 
     def text(self, messages: list[dict]) -> str:
-        """Chat messages as a prompt, pictures as placeholders."""
-        _, processor = self.load()
+        """Return chat messages as a prompt, pictures as placeholders."""
         template = prompts.TEMPLATES[self.config.model.prompt]
-        return processor.apply_chat_template(
+        return self.processor.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
 
     def jpeg(self, pixels) -> bytes:
-        """A picture of which the processor made `pixels` (..., 3, height, width); the first of its crops or frames."""
+        """Return a picture as a JPEG file: the first of its crops or frames.
+
+        Args:
+            pixels: (..., 3, height, width) as the processor made them.
+        """
         from zipeval import media
 
-        images = self.load()[1].image_processor
+        images = self.processor.image_processor
+        # Crops or frames stand in the dimensions before the channels.
         first = pixels.flatten(0, -4)[0] if pixels.ndim > 3 else pixels
-        return media.jpeg(
-            first.float().cpu().numpy(), images.image_mean, images.image_std
-        )
+        array = first.float().cpu().numpy()
+        return media.jpeg(array, images.image_mean, images.image_std)
 
     def decode(self, ids) -> list[str]:
-        return self.load()[1].batch_decode(ids, skip_special_tokens=True)
+        """Return the text of token ids (batch, tokens), without special tokens."""
+        return self.processor.batch_decode(ids, skip_special_tokens=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 from dataclasses import replace
-from functools import reduce
+from operator import attrgetter
+from typing import Any
 
 from zipeval.benchmarks.protocols import PROTOCOLS
 from zipeval.benchmarks.videoqa import SETS
@@ -15,9 +16,19 @@ from zipeval.errors import UsageError
 from zipeval.results.identity import _nodes
 from zipeval.utils.urls import public_url
 
+# http://HOST:PORT/PATH, also with a user's name; IPv6 hosts stand in brackets.
 ADDRESS = re.compile(
     r"https?://([^/@?#\s]*@)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[^@?#\s]*)?"
 )
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+# Entries of a method's node that say nothing of how it reduces.
+NOT_OPTIONS = ("name", "_target_", "seed")
+# Settings that are counts, with the one value beside numbers that each may have, and a hint of it.
+COUNTS = {
+    "tokens": (None, ""),
+    "limit": (None, ""),
+    "batch_size": ("auto", ", or auto"),
+}
 
 
 def check(config: RunConfig) -> RunConfig:
@@ -28,41 +39,49 @@ def check(config: RunConfig) -> RunConfig:
     """
     config = with_tasks(config)
     _check_numbers(config)
-    for name, choices in CHOICES.items():
-        value = reduce(getattr, name.split("."), config)
-        if value not in choices:
-            raise UsageError(
-                f"{name}={value}: expected one of {', '.join(c or 'null' for c in choices)}."
-            )
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.model.device):
-        raise UsageError(
-            f"model.device={config.model.device}: expected auto, cpu, cuda or cuda:N."
-        )
-    if config.model.device_map and config.model.device != "auto":
-        raise UsageError(
-            f"model.device={config.model.device}: model.device_map=auto takes all GPUs. Set one of the two."
-        )
+    _check_choices(config)
+    _check_device(config)
     if not config.tasks:
         raise UsageError(
             "tasks=[]: name at least one task, such as tasks=[zipeval_shapes], or a suite=."
         )
-    return _with_projector(_with_budget(_with_judge(config)))
+    config = _with_judge(config)
+    _check_videos(config)
+    return _with_projector(_with_budget(config))
+
+
+def _check_choices(config: RunConfig) -> None:
+    for name, choices in CHOICES.items():
+        value = attrgetter(name)(config)
+        if value not in choices:
+            expected = ", ".join(choice or "null" for choice in choices)
+            raise UsageError(f"{name}={value}: expected one of {expected}.")
+
+
+def _check_device(config: RunConfig) -> None:
+    device = config.model.device
+    if not DEVICE.fullmatch(device):
+        raise UsageError(f"model.device={device}: expected auto, cpu, cuda or cuda:N.")
+    if config.model.device_map and device != "auto":
+        raise UsageError(
+            f"model.device={device}: model.device_map=auto takes all GPUs. Set one of the two."
+        )
 
 
 def _check_numbers(config: RunConfig) -> None:
-    for name in ("tokens", "limit", "batch_size"):
-        value, auto = getattr(config, name), name == "batch_size"
-        if value != ("auto" if auto else None) and not (
-            type(value) is int and value > 0
-        ):
-            also = ", or auto" if auto else ""
+    for name, (word, hint) in COUNTS.items():
+        value = getattr(config, name)
+        # `type`, because True is an int for isinstance.
+        is_count = type(value) is int and value > 0
+        if value != word and not is_count:
             raise UsageError(
-                f"{name}={value}: expected a whole number from 1 up, such as {name}=16{also}."
+                f"{name}={value}: expected a whole number from 1 up, such as {name}=16{hint}."
             )
     for name in ("workers", "cache_gib"):
         value = getattr(config.runner, name)
         if value is not None and not 0 <= value < float("inf"):
             raise UsageError(f"runner.{name}={value}: expected a number from 0 up.")
+    # What numpy takes as a seed.
     if not 0 <= config.seed < 2**32:
         raise UsageError(
             f"seed={config.seed}: expected a whole number from 0 to {2**32 - 1}."
@@ -70,8 +89,8 @@ def _check_numbers(config: RunConfig) -> None:
 
 
 def _with_judge(config: RunConfig) -> RunConfig:
-    """With the judge's address in its normal form; refuses what judged tasks and the video tasks lack."""
-    judge, judged = config.judge, [task for task in config.tasks if task in PROTOCOLS]
+    """Return the configuration with the judge's address in its normal form; refuses what judged tasks lack."""
+    judge = config.judge
     if judge.url is not None:
         url = judge.url.strip().rstrip("/").removesuffix("/chat/completions")
         if not ADDRESS.fullmatch(url):
@@ -79,39 +98,53 @@ def _with_judge(config: RunConfig) -> RunConfig:
                 f"judge.url={public_url(url)}: expected an address, such as http://localhost:8000/v1."
             )
         judge = replace(judge, url=url)
+    # What a task needs is refused before any is answered.
+    judged = next(filter(PROTOCOLS.__contains__, config.tasks), None)
     if judged and not (judge.url and judge.model):
         raise UsageError(
-            f"tasks=[{judged[0]}]: a judge model scores its answers. Set judge.url= (an OpenAI-compatible server, "
+            f"tasks=[{judged}]: a judge model scores its answers. Set judge.url= (an OpenAI-compatible server, "
             "such as judge.url=http://localhost:8000/v1) and judge.model=; its key goes into the environment as "
             "OPENAI_API_KEY."
-        )
-    videos = [task for task in config.tasks if task in SETS]
-    if videos and not config.data.videos:
-        raise UsageError(
-            f"tasks=[{videos[0]}]: its videos are not on the hub. Set data.videos=DIR: see docs/benchmarks.md."
         )
     return replace(config, judge=judge)
 
 
+def _check_videos(config: RunConfig) -> None:
+    about_videos = next(filter(SETS.__contains__, config.tasks), None)
+    if about_videos and not config.data.videos:
+        raise UsageError(
+            f"tasks=[{about_videos}]: its videos are not on the hub. Set data.videos=DIR: see docs/benchmarks.md."
+        )
+
+
+def method_options(config: RunConfig) -> dict[str, Any]:
+    """Return the options of a run's method that say how it reduces."""
+    return {k: v for k, v in config.method.items() if k not in NOT_OPTIONS}
+
+
 def _with_budget(config: RunConfig) -> RunConfig:
-    options = {
-        k: v for k, v in config.method.items() if k not in ("name", "_target_", "seed")
-    }
+    """Return the configuration without a budget where its method takes none; refuses one that is set twice."""
+    options = method_options(config)
     if "tokens" not in options:
         # Without a budget, as vanilla: one run for a whole sweep.
         return replace(config, tokens=None, budget=BUDGETS[0], packing=PACKINGS[0])
     if config.tokens is None:
-        config = replace(config, budget=BUDGETS[0])  # nothing that it could count
+        # There is nothing that another kind of budget could count.
+        config = replace(config, budget=BUDGETS[0])
+    # Chains hold methods within methods, each with a seed of its own in its node.
     for where, method in _nodes("method", config.method):
-        if method.get("seed", config.seed) != config.seed:
+        seed = method.get("seed", config.seed)
+        if seed != config.seed:
             raise UsageError(
-                f"{where}.seed={method['seed']}: the seed of everything is set by seed={method['seed']}."
+                f"{where}.seed={seed}: the seed of everything is set by seed={seed}."
             )
-    if options["tokens"] != config.tokens:
+    tokens = options["tokens"]
+    if tokens != config.tokens:
         raise UsageError(
-            f"method.tokens={options['tokens']}: the budget is set by tokens={options['tokens']}."
+            f"method.tokens={tokens}: the budget is set by tokens={tokens}."
         )
-    if all(v is None for v in options.values()):
+    # None of the options is set, the budget among them.
+    if options == dict.fromkeys(options):
         raise UsageError(
             f"tokens is not set: method={config.method['name']} needs a budget, such as tokens=16."
         )
@@ -119,7 +152,8 @@ def _with_budget(config: RunConfig) -> RunConfig:
 
 
 def _with_projector(config: RunConfig) -> RunConfig:
-    """With the place of a tuned projector where the method has one, and without where it has none."""
+    """Return the configuration with the path of a tuned projector where the method has one, and no path otherwise."""
+    # The caller's configuration stays as it was composed.
     method, path = deepcopy(config.method), None
     for where, node in _nodes("method", method):
         if "projector" not in node:
@@ -128,7 +162,8 @@ def _with_projector(config: RunConfig) -> RunConfig:
             raise UsageError(
                 f"{where}.projector={node['projector']}: set by projector={node['projector']}."
             )
-        path = node["projector"] = config.projector or str(
-            projector.place(config.model.name, node["tokens"])
-        )
+        path = config.projector
+        if not path:
+            path = str(projector.place(config.model.name, node["tokens"]))
+        node["projector"] = path
     return replace(config, method=method, projector=path)

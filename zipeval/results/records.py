@@ -255,7 +255,7 @@ def again(path: Path) -> str:
     return f"make it again with its settings: `{' '.join(['zipeval run', *given, f'tasks=[{path.stem}]'])} ...`"
 
 
-def essence(kept: dict[str, Any]) -> dict[str, Any]:
+def reproducible_fields(kept: dict[str, Any]) -> dict[str, Any]:
     """What two equal runs agree on, of a record or of a sample."""
     return {k: v for k, v in kept.items() if k not in CIRCUMSTANCES}
 
