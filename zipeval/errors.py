@@ -1,4 +1,4 @@
-"""What ends a run in a sentence or two, without a traceback."""
+"""Errors that end a run in a sentence or two, without a traceback."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stopped(RunError):
 
 
 class BudgetError(RunError):
-    """What was measured contradicts what was asked for. The fault is the method's, not the user's."""
+    """Says that what was measured contradicts what was asked for. The fault is the method's, not the user's."""
 
 
 class IncompatibleError(RunError):

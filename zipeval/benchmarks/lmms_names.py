@@ -1,4 +1,4 @@
-"""What lmms-eval calls things: every position, key and attribute of its insides that zipeval reads or replaces.
+"""Name what lmms-eval calls things: every position, key and attribute of its insides that zipeval reads or replaces.
 
 Nothing here imports lmms-eval before it is asked to: a run is refused without those seconds.
 """

@@ -1,4 +1,4 @@
-"""What a command takes, declared once: parsing, help, suggestions and shell completion all read the declaration.
+"""Declare what a command takes, once: parsing, help, suggestions and shell completion all read the declaration.
 
     TABLE = Command("table", "print scores ...", settings=(RESULTS, Setting("format", "...", choices=FORMATS)))
     options = TABLE.parse(["results=runs", "--format", "csv"])
@@ -123,7 +123,7 @@ class Command:
         if self.passed_on:
             from zipeval.cli.run_settings import shown
 
-            own = {setting.name for setting in self.own_settings}
+            own_names = {setting.name for setting in self.own_settings}
             defaults = dict(self.defaults)
             others = tuple(
                 replace(
@@ -131,7 +131,7 @@ class Command:
                     default_text=defaults.get(setting.name, setting.default_text),
                 )
                 for setting in shown(self.passed_on)
-                if setting.name not in own
+                if setting.name not in own_names
             )
             sections.append(Section("settings as in `zipeval run`", others))
         if self.more_sections is not None:
@@ -212,7 +212,7 @@ class _PassOn(argparse.Action):
 
 
 class _Reader:
-    """What reads one command line."""
+    """Reads one command line."""
 
     def __init__(self, command: Command):
         self.command = command
@@ -272,8 +272,8 @@ class _Reader:
 
     def _undashed(self, name: str) -> str:
         """Return the name of a setting that is written with dashes, such as max-drop."""
-        own = name.replace("-", "_")
-        return own if own in self.settings else name
+        underscored = name.replace("-", "_")
+        return underscored if underscored in self.settings else name
 
     def _next_value(self, name: str, rest: list[str]) -> str:
         """Return the value of an option that stands alone; empty where there is none."""

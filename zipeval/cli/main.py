@@ -113,12 +113,12 @@ def overview() -> str:
     lines = [f"zipeval {__version__}: honest measurement of visual-token reduction", ""]
     for command, _ in COMMANDS.values():
         usage = f"zipeval {command.name} {command.usage}".rstrip()
-        left = textwrap.wrap(
+        usage_lines = textwrap.wrap(
             usage, USAGE_WIDTH - 3, subsequent_indent="      ", break_on_hyphens=False
         )
         right = textwrap.wrap(command.summary, width - USAGE_WIDTH)
-        for number in range(max(len(left), len(right))):
-            usage_line = left[number] if number < len(left) else ""
+        for number in range(max(len(usage_lines), len(right))):
+            usage_line = usage_lines[number] if number < len(usage_lines) else ""
             summary_line = right[number] if number < len(right) else ""
             lines.append(f"  {usage_line:<{USAGE_WIDTH - 2}}{summary_line}".rstrip())
     lines += [

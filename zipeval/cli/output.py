@@ -1,4 +1,4 @@
-"""What commands share that is about the terminal."""
+"""Hold what commands share that is about the terminal."""
 
 from __future__ import annotations
 

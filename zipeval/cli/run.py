@@ -285,9 +285,9 @@ def _print_tables(results: str, evaluated: list[str]) -> None:
     if not evaluated:  # ranks other than the first
         return
     elsewhere = [] if results == "results/runs" else [f"results={results}"]
-    made = tables(results, paths=evaluated)
+    built = tables(results, paths=evaluated)
     print()
-    print_tables(made)
+    print_tables(built)
     intervals = shlex.join(["zipeval", "table", *elsewhere, "statistics=true"])
     report = shlex.join(["zipeval", "report", *elsewhere])
     print(f"\nNext: `{intervals}` adds 95% intervals; `{report}` shows more.")
@@ -329,15 +329,15 @@ def expand(arguments: list[str]):
     register_schema()
     options, _ = _hydra_arguments(RUN, arguments)
     check_names(options.overrides, options.config_dir)
-    launching, own, swept = [], [], []
+    launching, sweep_overrides, swept = [], [], []
     for override in [*config_dir_override(options.config_dir), *options.overrides]:
         if override.lstrip("+~").startswith(("hydra", "launcher=")):
             launching.append(override)
         elif override.startswith("sweep."):
-            own.append(override)
+            sweep_overrides.append(override)
         else:
             swept.append(override)
-    group_by = _group_by(own)
+    group_by = _group_by(sweep_overrides)
     try:
         with initialize_config_module("zipeval.configs", version_base="1.3"):
             label, composed = _compose_runs(swept, launching)

@@ -109,7 +109,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """How the help writes it: `results=DIR`, `--config-dir DIR`."""
+        """Return how the help writes it: `results=DIR`, `--config-dir DIR`."""
         value = self.value or "|".join(self.allowed) or "VALUE"
         if not self.option:
             return f"{self.name}={value}"
@@ -118,7 +118,7 @@ class Setting:
 
     @property
     def help(self) -> str:
-        """What the help says behind the label."""
+        """Return what the help says behind the label."""
         if self.default_text is not None:
             default = self.default_text
         elif isinstance(self.default, bool):
@@ -140,7 +140,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Operand:
-    """What a command takes without a name, in its place.
+    """Declare what a command takes without a name, in its place.
 
     Attributes:
         name: what stands for it in the help.

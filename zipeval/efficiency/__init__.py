@@ -1,1 +1,1 @@
-"""How fast methods are."""
+"""Measure how fast methods are."""

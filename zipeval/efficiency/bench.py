@@ -63,7 +63,7 @@ HEADER += (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Declare what is measured.
 
     Attributes:
         init: whose weights are timed; checkpoint is the model's, random needs none.
@@ -132,11 +132,11 @@ def bench(configs: list[RunConfig], settings: Settings) -> Path:
         "status": "interrupted",
     }
     compiles = session.config.runner.compile
-    cases = [
-        timing.Case(s.method, batch, _row(s, batch), compiles)
-        for batch in settings.batch
-        for s in sessions
-    ]
+    cases = []
+    for batch in settings.batch:
+        for case_session in sessions:
+            row = _row(case_session, batch)
+            cases.append(timing.Case(case_session.method, batch, row, compiles))
     record |= {"matrix_flops": [], "rows": [case.row for case in cases]}
     noise = models.family(session.config.model).noise
     inputs = {
@@ -179,7 +179,7 @@ def _sessions(configs: list[RunConfig], settings: Settings) -> list[Session]:
     checkpoint = (
         models.sketch(config) if settings.init == "random" else models.find(config)
     )
-    found: list[Session] = []
+    sessions: list[Session] = []
     for config in configs:
         session = Session(config, checkpoint)
         if settings.init == "random" and session.config.projector:
@@ -189,22 +189,22 @@ def _sessions(configs: list[RunConfig], settings: Settings) -> list[Session]:
             )
         _ = session.projector  # refused before weights are made
         if session.config not in [
-            other.config for other in found
+            other.config for other in sessions
         ]:  # vanilla has no tokens
-            found.append(session)
-    return found
+            sessions.append(session)
+    return sessions
 
 
 def _row(session: Session, batch: int) -> dict:
     config = session.config
-    kept = {
+    settings = {
         name: getattr(config, name)
         for name in ("method", "tokens", "budget", "packing", "seed")
     }
     requested = {"visual_tokens": {"requested": config.tokens}}
     return {
         "batch": batch,
-        "config": kept,
+        "config": settings,
         "method": repr(session.method),
         **requested,
         "rounds": [],

@@ -1,4 +1,4 @@
-"""How long a model takes to read a prompt and to answer, stage by stage: what `zipeval bench` measures.
+"""Measure how long a model takes to read a prompt and to answer, stage by stage: what `zipeval bench` measures.
 
 Nothing here waits for the device between the start of a prompt and the last token of its answer (methods inside the
 decoder do, once, behind its head): stages are bounded by CUDA events, or by the clock on a CPU, where nothing is
@@ -137,11 +137,11 @@ def measure(
     for number in range(-WARM_UP, repeats):
         rate = matrix_rate(model, length)
         for place, case in enumerate(order.sample(cases, len(cases))):
-            found = _attempt(
+            measured = _attempt(
                 case, lambda case: times(model, case, inputs[case.batch], new_tokens)
             )
-            if number >= 0 and found:
-                case.row["rounds"].append({"round": number, "place": place, **found})
+            if number >= 0 and measured:
+                case.row["rounds"].append({"round": number, "place": place, **measured})
         if number >= 0:
             yield rate
 
@@ -181,8 +181,10 @@ def count(model, case: Case, inputs: dict) -> None:
         )
     (prefill,) = prefills
     layers = [prefill.visual(number) for number in range(case.batch)]
-    its = [picture for kind in PIXELS for picture in pictures(model, inputs, kind)]
-    for visual, picture in zip(layers, its, strict=True):
+    batch_pictures = []
+    for kind in PIXELS:
+        batch_pictures += pictures(model, inputs, kind)
+    for visual, picture in zip(layers, batch_pictures, strict=True):
         expected = case.method.tokens_per_layer([picture], len(visual))
         if visual != expected:
             raise BudgetError(
@@ -202,8 +204,9 @@ def count(model, case: Case, inputs: dict) -> None:
 
 @torch.inference_mode()
 def times(model, case: Case, inputs: dict, new_tokens: int) -> dict[str, float | None]:
-    """Milliseconds of every stage, of their sum `ttft`, and of `decode`, all tokens but the first; `peak_bytes` over
-    the weights, with the inputs; None on a CPU.
+    """Return the milliseconds of every stage, of their sum `ttft`, and of `decode`, all tokens but the first.
+
+    `peak_bytes` are those over the weights, with the inputs; None on a CPU.
     """
     clock, peak = Clock(model.device), None
     with (
@@ -217,12 +220,13 @@ def times(model, case: Case, inputs: dict, new_tokens: int) -> dict[str, float |
                 x.nbytes for x in inputs.values()
             )
         answer(model, inputs, new_tokens, clock)
-        found = dict.fromkeys((*STAGES, "decode"), 0.0)
+        milliseconds = dict.fromkeys((*STAGES, "decode"), 0.0)
         for stage, span in clock.spans():
-            found[stage] += span
+            milliseconds[stage] += span
         if clock.cuda:
             peak = torch.cuda.max_memory_allocated() - before
-    return found | {"ttft": sum(found[stage] for stage in STAGES), "peak_bytes": peak}
+    first_token = sum(milliseconds[stage] for stage in STAGES)
+    return milliseconds | {"ttft": first_token, "peak_bytes": peak}
 
 
 def answer(model, inputs: dict, new_tokens: int, clock: Clock) -> list[torch.Tensor]:
@@ -263,7 +267,7 @@ def staged(model, method, clock: Clock) -> Iterator[None]:
             stack.callback(register(lambda *_: clock.mark(stage)).remove)
 
         def projector(module, args):
-            """Of what is left of crops, not of the nothing that a method ends the encoder's own path with."""
+            """Mark what is left of crops, not the nothing that a method ends the encoder's own path with."""
             if args[0].numel():
                 clock.mark("projector")
 

@@ -133,11 +133,11 @@ def mini_gemini(source: Path, target: Path, **towers: Path) -> str:
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config.text_config.vocab_size = max(config.text_config.vocab_size, len(tokenizer))
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        made = Path(beside, target.name)
-        config.save_pretrained(made)
-        processor.save_pretrained(made)
+        unfinished = Path(beside, target.name)
+        config.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
         file = (
-            made / "tokenizer_config.json"
+            unfinished / "tokenizer_config.json"
         )  # `legacy` (see _processor) is a setting that transformers does not save
         file.write_text(
             json.dumps(json.loads(file.read_text()) | {"legacy": True}, indent=2)
@@ -146,9 +146,9 @@ def mini_gemini(source: Path, target: Path, **towers: Path) -> str:
             f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id")
             for kind in ("bos", "eos", "pad")
         }
-        GenerationConfig(**special).save_pretrained(made)
-        _write(stored, expected, config.text_config.vocab_size, made)
-        made.rename(target)
+        GenerationConfig(**special).save_pretrained(unfinished)
+        _write(stored, expected, config.text_config.vocab_size, unfinished)
+        unfinished.rename(target)
     return _model(config)
 
 
@@ -166,7 +166,7 @@ def _model(config: MiniGeminiConfig) -> str:
 
 
 def official(name: str) -> str:
-    """What a tensor of ours is called in official checkpoints."""
+    """Return what a tensor of ours is called in official checkpoints."""
     ours, theirs = next(pair for pair in NAMES.items() if name.startswith(pair[0]))
     rest = name.removeprefix(ours)
     if theirs == f"{CONVNEXT}stages.":
@@ -229,33 +229,33 @@ def _tensors(source: Path, raw: dict, towers: dict[str, Path]) -> dict[str, Stor
 
 
 def _stored(directory: Path) -> dict[str, Stored]:
-    """What the safetensors files of a directory hold."""
-    found = {}
+    """Return what the safetensors files of a directory hold."""
+    stored = {}
     for file in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as tensors:
-                found |= {
+                stored |= {
                     name: Stored(file, name, tensors.get_slice(name).get_shape())
                     for name in list(tensors.keys())
                 }
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{file} is damaged: {error}. Fetch it again.") from error
     pickled = next(directory.glob("*.bin"), None)
-    if not found and pickled:
+    if not stored and pickled:
         raise UsageError(
             f"{pickled} is pickled, and loading it could run what is in it. To turn it into safetensors without that: "
             f'python -c "import torch, safetensors.torch as s; s.save_file({{k: v.clone() for k, v in torch.load('
             f"'{pickled}', weights_only=True).items()}}, '{pickled.with_suffix('.safetensors')}')\""
         )
-    if not found:
+    if not stored:
         raise UsageError(
             f"{directory}: no *.safetensors there. Give a directory with weights."
         )
-    return found
+    return stored
 
 
 def _config(source: Path, raw: dict, stored: dict[str, Stored]) -> MiniGeminiConfig:
-    """Of what the official config.json says, and of the towers' shapes."""
+    """Return a configuration of what the official config.json says, and of the towers' shapes."""
 
     def count(beginning: str) -> int:
         return len(
@@ -327,20 +327,22 @@ def _check(
             n for n in shapes.keys() & stored.keys() if shapes[n] != stored[n].shape
         },
     }
-    told = [
+    complaints = [
         f"{len(names)} {problem} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
         for problem, names in problems.items()
         if names
     ]
-    if told:
+    if complaints:
         raise UsageError(
-            f"{source}: of its tensors and its towers', {'; '.join(told)}. Fetch them again."
+            f"{source}: of its tensors and its towers', {'; '.join(complaints)}. Fetch them again."
         )
 
 
 def _processor(source: Path, config: MiniGeminiConfig) -> LlavaProcessor:
-    """With an `<image>` token. Official code encodes the text behind an image apart, so that Llama's tokenizer puts a
-    space before it; `legacy` makes it do so behind every special token. Gemma's does not know it.
+    """Return the processor, whose tokenizer has an `<image>` token.
+
+    Official code encodes the text behind an image apart, so that Llama's tokenizer puts a space before it; `legacy`
+    makes it do so behind every special token. Gemma's does not know it.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -80,12 +80,15 @@ class PatchInfoMining(nn.Module):
 
     def forward(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """tokens (N, P, D) in raster order, features (N, A, h, w) of the same images -> (N, P, D)."""
-        own = (
+        patch_features = (
             cut(features, isqrt(tokens.shape[1])).flatten(3).mT
         )  # (N, P, features of a patch, A)
-        keys = self.key(own).mT / tokens.shape[-1] ** 0.5
+        keys = self.key(patch_features).mT / tokens.shape[-1] ** 0.5
         logits = self.query(tokens)[:, :, None] @ keys
-        return tokens + (logits.nan_to_num().softmax(-1) @ self.value(own))[:, :, 0]
+        return (
+            tokens
+            + (logits.nan_to_num().softmax(-1) @ self.value(patch_features))[:, :, 0]
+        )
 
 
 class Projector(LlavaMultiModalProjector):
@@ -144,7 +147,7 @@ class MiniGeminiModel(LlavaModel):
         image_sizes: None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """What LlavaModel's `forward` asks for; `pooler_output` is a (crops * P, D) for each image.
+        """Return what LlavaModel's `forward` asks for; `pooler_output` is a (crops * P, D) for each image.
 
         Raises:
             ValueError: if CLS is to be kept: no part of the image is its own.

@@ -81,14 +81,14 @@ def grids(config: dict) -> tuple[tuple[int, int], ...]:
 
 
 def model_class():
-    """What transformers calls it."""
+    """Return what transformers calls it."""
     from transformers import LlavaForConditionalGeneration
 
     return LlavaForConditionalGeneration
 
 
 def noise(config, count: int) -> dict:
-    """What the processor makes of `count` pictures of the largest size, with noise in place of pixels."""
+    """Return what the processor makes of `count` pictures of the largest size, with noise in place of pixels."""
     import torch
 
     side = getattr(

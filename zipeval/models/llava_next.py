@@ -44,15 +44,18 @@ def grids(config: dict) -> tuple[tuple[int, int], ...]:
         vision["image_size"],
         config.get("image_grid_pinpoints", PINPOINTS),
     )
-    found = {
+    shapes = {
         (1 + (high // side) * (wide // side), high // vision["patch_size"])
         for high, wide in pinpoints
     }
-    return tuple(sorted(found))
+    return tuple(sorted(shapes))
 
 
 def visual_tokens(config: dict) -> int:
-    """Of all crops, as papers count: neither row ends nor what is cut off where a tile is padded."""
+    """Return the visual tokens of all crops, as papers count.
+
+    They count neither row ends nor what is cut off where a tile is padded.
+    """
     return grids(config)[-1][0] * llava.visual_tokens(config)
 
 
@@ -66,14 +69,14 @@ def of_llava(config: dict) -> dict:
 
 
 def model_class():
-    """What transformers calls it."""
+    """Return what transformers calls it."""
     from transformers import LlavaNextForConditionalGeneration
 
     return LlavaNextForConditionalGeneration
 
 
 def noise(config, count: int) -> dict:
-    """What the processor makes of `count` images that fill the largest grid, with noise in place of pixels."""
+    """Return what the processor makes of `count` images that fill the largest grid, with noise in place of pixels."""
     import torch
 
     side = config.vision_config.image_size

@@ -67,7 +67,7 @@ def grids(config: dict) -> tuple[tuple[int, int], ...]:
 
 
 def visual_tokens(config: dict) -> int:
-    """Of all crops."""
+    """Return the visual tokens of all crops."""
     return grids(config)[-1][0] * llava.visual_tokens(config)
 
 

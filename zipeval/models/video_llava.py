@@ -28,7 +28,7 @@ decoder_layers = llava.decoder_layers
 
 
 def visual_tokens(config: dict) -> int:
-    """Of a video: 8 x 257. An image has 256, without CLS."""
+    """Return the visual tokens of a video: 8 x 257. An image has 256, without CLS."""
     vision = {"image_size": 224, "patch_size": 14, **config.get("vision_config", {})}
     return FRAMES * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
 
@@ -53,14 +53,14 @@ def of_llava(config: dict) -> dict:
 
 
 def model_class():
-    """What transformers calls it."""
+    """Return what transformers calls it."""
     from transformers import VideoLlavaForConditionalGeneration
 
     return VideoLlavaForConditionalGeneration
 
 
 def noise(config, count: int) -> dict:
-    """What the processor makes of `count` videos, with noise in place of pixels."""
+    """Return what the processor makes of `count` videos, with noise in place of pixels."""
     import torch
 
     side = config.vision_config.image_size

@@ -54,7 +54,7 @@ def entry(record: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, An
     visual_tokens = record["visual_tokens"]
     measured = {f"visual tokens, {name}": visual_tokens[name] for name in VISUAL}
     scores = [_as_integer(sample["score"]) for sample in samples]
-    left = [(sample.get("kept"), sample.get("merged")) for sample in samples]
+    positions = [(sample.get("kept"), sample.get("merged")) for sample in samples]
     counts = [sample.get("visual_tokens") for sample in samples]
     reduces = any("kept" in sample for sample in samples)
     counted = any("visual_tokens" in sample for sample in samples)
@@ -70,7 +70,7 @@ def entry(record: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, An
         "measured": measured | record["prefill"],
         "scores": scores,
         "answers": _codes(map(_answer, samples)),
-        "left": _codes(left) if reduces else None,
+        "left": _codes(positions) if reduces else None,
         "counts": _codes(counts) if counted else None,
         "digests": _encode_digests(samples) if digested else None,
     }

@@ -106,14 +106,14 @@ def samples_frame(
     Raises:
         UsageError: if samples changed since their record was written, or an upper bound was asked other questions.
     """
-    read: dict[str, list[dict[str, Any]]] = {}
+    samples_by_path: dict[str, list[dict[str, Any]]] = {}
 
     def samples_of(record: Record) -> list[dict[str, Any]]:
-        if record["path"] not in read:
-            read[record["path"]] = [
+        if record["path"] not in samples_by_path:
+            samples_by_path[record["path"]] = [
                 _brief(record, sample) for sample in read_scored(record)
             ]
-        return read[record["path"]]
+        return samples_by_path[record["path"]]
 
     rows = []
     for record in records:
@@ -189,8 +189,8 @@ def _check_same_questions(
     of_bound: dict[int, dict[str, Any]],
 ) -> None:
     """Raise UsageError where a run and its upper bound were asked other questions."""
-    asked = {sample["doc_id"]: sample["question_hash"] for sample in samples}
-    if asked != {
+    hashes = {sample["doc_id"]: sample["question_hash"] for sample in samples}
+    if hashes != {
         doc_id: sample["question_hash"] for doc_id, sample in of_bound.items()
     }:
         raise UsageError(

@@ -81,7 +81,7 @@ SIZES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How a table is set.
+    """Say how a table is set.
 
     Attributes:
         size: of its type.

@@ -21,7 +21,7 @@ MARKERS = "os^DvPXph<>d"  # all can be filled
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """What a method looks like.
+    """Say what a method looks like.
 
     Attributes:
         hollow: whether its markers are not filled and its lines dashed: of a variant, with other options.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 from zipeval.errors import UsageError, did_you_mean
 from zipeval.reporting.latex import latex
@@ -40,7 +41,7 @@ def grid(table: Table) -> tuple[list[str], list[list[list[str]]]]:
 
 
 def markdown(tables: list[Table]) -> str:
-    """Columns line up, the first one to the left."""
+    """Return tables in Markdown: columns line up, the first one to the left."""
     return "\n\n".join(
         "\n".join([f"{table.about}\n", *grid_lines(table), "", *legend(table)])
         for table in tables
@@ -50,11 +51,11 @@ def markdown(tables: list[Table]) -> str:
 def grid_lines(table: Table) -> list[str]:
     """Return the Markdown of a table's numbers."""
     header, groups = grid(table)
-    return aligned([header, *(line for group in groups for line in group)])
+    return aligned([header, *chain.from_iterable(groups)])
 
 
 def aligned(lines: list[list[str]]) -> list[str]:
-    """A Markdown table of cells, the first line its head."""
+    """Return a Markdown table of cells, the first line its head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = []
     for line in lines:

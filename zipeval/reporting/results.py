@@ -1,4 +1,4 @@
-"""What runs came to, as DataFrames and plots for notebooks. Imports no torch."""
+"""Show what runs came to, as DataFrames and plots for notebooks. Imports no torch."""
 
 from __future__ import annotations
 

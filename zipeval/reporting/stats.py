@@ -1,4 +1,6 @@
-"""How sure the numbers of a table are, from the samples of two runs that answer the same questions. Imports no torch.
+"""Compute how sure the numbers of a table are, from the samples of two runs that answer the same questions.
+
+Imports no torch.
 
 The percentile bootstrap (Efron and Tibshirani 1993, chapter 13) keeps pairs together: questions are drawn anew, each
 with what both runs made of it, and the benchmark's own number is computed of every draw. Of n questions n - 1 are drawn

@@ -171,8 +171,8 @@ def _layout(
         widths.append(max(lengths))
         headings.append(stacked(title, widths[-1]))
         cells_by_column.append(cells)
-    left = width - sum(widths) - GAP * len(widths)
-    label_width = _label_width([row.label for row in shown.rows], left, width)
+    available = width - sum(widths) - GAP * len(widths)
+    label_width = _label_width([row.label for row in shown.rows], available, width)
     labels = [stacked(row.label, label_width) for row in shown.rows]
     lines = [list(cells) for cells in zip(labels, *cells_by_column, strict=True)]
     # The note names columns in the order of the table.

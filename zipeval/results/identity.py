@@ -1,4 +1,4 @@
-"""What runs are told apart by. Imports nothing heavy."""
+"""Tell runs apart. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def run_id(
 
 def recorded(config: RunConfig, judged: bool = False) -> dict:
     """The part of a configuration that its records keep, the judge where the task has one."""
-    kept = asdict(config)
+    settings = asdict(config)
     # A record is per task, whoever else is told of it; the method has the projector.
     for name in ("tasks", "results", "logger", "projector", "bound"):
-        kept.pop(name)
+        settings.pop(name)
     if judged:
-        kept["judge"]["url"] = public_url(config.judge.url)
+        settings["judge"]["url"] = public_url(config.judge.url)
     else:
-        kept.pop("judge")
-    return kept
+        settings.pop("judge")
+    return settings

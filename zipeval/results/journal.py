@@ -101,15 +101,18 @@ class Journal:
 
 
 def remove(directory: Path, task: str) -> None:
-    """Where a record has taken its place, or what it holds is wrong."""
+    """Delete a journal where a record has taken its place, or what it holds is wrong."""
     for path in _paths(directory, task):
         path.unlink(missing_ok=True)
 
 
 def answered(directory: Path, task: str) -> int:
     """Return of how many documents answers are on the disk, while their task has no record."""
-    lines = [line for path in _paths(directory, task) for line in _read(path)[0]]
-    return len({line["doc_id"] for line in lines if "doc_id" in line})
+    documents = set()
+    for path in _paths(directory, task):
+        lines, *_ = _read(path)
+        documents |= {line["doc_id"] for line in lines if "doc_id" in line}
+    return len(documents)
 
 
 def _paths(directory: Path, task: str) -> list[Path]:

@@ -58,7 +58,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def holder(path: Path) -> dict | None:
-    """Who is in the block now, {} where that is not told; not to be asked by the one who is."""
+    """Return who is in the block now, {} where that is not told; not to be asked by the one who is."""
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def _locked(path: Path) -> int:
 
 
 def _taken(file: int, kind: int) -> bool:
-    """Whether the lock is this process's now."""
+    """Return whether the lock is this process's now."""
     try:
         fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except OSError as error:

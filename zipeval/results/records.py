@@ -43,6 +43,7 @@ ANSWERING = (
     "inference",
     "evaluation",
     "media.py",
+    "utils/foreign_patches.py",
 )
 PACKAGES = (
     "zipeval",
@@ -184,12 +185,12 @@ def _write_images(folder: Path, images: Mapping[int, bytes]) -> None:
 
 
 def incomplete(record: dict[str, Any]) -> bool:
-    """Whether answers of it wait for a judge."""
+    """Return whether answers of it wait for a judge."""
     return record.get("status") == "incomplete"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One record, with the `path` it was read from.
+    """Return one record, with the `path` it was read from.
 
     Raises:
         UsageError: if it is not one.
@@ -206,20 +207,19 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_all(results: str) -> list[dict[str, Any]]:
-    """Every record below a results directory, in the order of their paths."""
+    """Return every record below a results directory, in the order of their paths."""
     return [read(path) for path in sorted(Path(results).expanduser().glob("*/*.json"))]
 
 
 def read_samples(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The samples of a record, checked against it.
+    """Return the samples of a record, checked against it.
 
     Raises:
         UsageError: if they changed since, or are not there.
     """
-    return [
-        json.loads(line)
-        for line in read_sample_lines(directory, record).decode().split("\n")[:-1]
-    ]
+    # A text may hold line ends that only Unicode knows, so that splitlines() would cut it.
+    lines = read_sample_lines(directory, record).decode().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
 
 
 def read_sample_lines(directory: Path, record: dict[str, Any]) -> bytes:
@@ -228,10 +228,8 @@ def read_sample_lines(directory: Path, record: dict[str, Any]) -> bytes:
     Raises:
         UsageError: if it changed since, or is not there.
     """
-    path, place = (
-        directory / record["samples"]["file"],
-        directory / f"{record['task']}.json",
-    )
+    path = directory / record["samples"]["file"]
+    place = directory / f"{record['task']}.json"
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -248,49 +246,51 @@ def read_sample_lines(directory: Path, record: dict[str, Any]) -> bytes:
 def again(path: Path) -> str:
     """Say how to make a record anew, as far as its place tells: MODEL-METHOD[-TOKENS]-DIGEST/TASK.json."""
     names = ("model", "method", "tokens")
-    given = [
-        f"{name}={value}"
-        for name, value in zip(names, path.parent.name.split("-")[:-1], strict=False)
-    ]
-    return f"make it again with its settings: `{' '.join(['zipeval run', *given, f'tasks=[{path.stem}]'])} ...`"
+    command = "zipeval run"
+    for name, value in zip(names, path.parent.name.split("-")[:-1], strict=False):
+        command += f" {name}={value}"
+    return f"make it again with its settings: `{command} tasks=[{path.stem}] ...`"
 
 
 def reproducible_fields(kept: dict[str, Any]) -> dict[str, Any]:
-    """What two equal runs agree on, of a record or of a sample."""
+    """Return what two equal runs agree on, of a record or of a sample."""
     return {k: v for k, v in kept.items() if k not in CIRCUMSTANCES}
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that decide what a model answers."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that decide what a model answers."""
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
-@cache  # what runs is what was there when it was imported, whatever is edited while a sweep goes on
+# What runs is what was there when it was imported, whatever is edited while a sweep
+# goes on.
+@cache
 def git_revision() -> dict[str, Any] | None:
-    """Commit of zipeval's own sources and whether they differ from it; None for an installed wheel."""
-    here = Path(__file__).resolve().parents[1]
+    """Return the commit of zipeval's own sources and whether they differ from it; None for an installed wheel."""
+    package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", *arguments]
+        process = subprocess.run(
+            command, cwd=package, capture_output=True, text=True, check=True
+        )
+        return process.stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != here.parent:
-            return (
-                None  # a wheel installed somewhere below another project's repository
-            )
+        # A wheel may be installed somewhere below another project's repository.
+        if Path(git("rev-parse", "--show-toplevel")) != package.parent:
+            return None
         return {
             "revision": git("rev-parse", "HEAD"),
             "dirty": bool(git("status", "--porcelain")),
@@ -302,36 +302,35 @@ def git_revision() -> dict[str, Any] | None:
 @cache
 def code(modules: tuple[str, ...] = ()) -> str:
     """Return the hash of the code that answers depend on: zipeval's own, and that of other modules."""
-    here = Path(__file__).parents[1]
-    files = {
-        path
-        for path in here.rglob("*.py")
-        if path.relative_to(here).parts[0] in ANSWERING
-    }
-    files |= {
-        Path(file)
-        for name in modules
-        if (file := getattr(import_module(name), "__file__", None))
-    }
+    package = Path(__file__).parents[1]
+    files = set()
+    for path in package.rglob("*.py"):
+        place = path.relative_to(package)
+        if place.parts[0] in ANSWERING or place.as_posix() in ANSWERING:
+            files.add(path)
+    for name in modules:
+        # A namespace package has no file.
+        file = getattr(import_module(name), "__file__", None)
+        if file:
+            files.add(Path(file))
     return digest_files(files)
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, what is not the same of all that answers depend on beyond a run's identity.
+    """Return in words what is not the same of all that answers depend on beyond a run's identity.
 
     Args:
         then, now: a record, or as much of one as `now` has of task_hash, data_hash, code and versions.
     """
-    found = {
-        name: (then.get(name), now[name]) for name in ("task_hash", "data_hash", "code")
-    }
-    found |= {
-        name: (then["versions"].get(name), its)
-        for name, its in now["versions"].items()
-        if name != "python"
-    }
+    pairs = {}
+    for name in ("task_hash", "data_hash", "code"):
+        pairs[name] = (then.get(name), now[name])
+    for name, after in now["versions"].items():
+        # Another Python gives the same answers.
+        if name != "python":
+            pairs[name] = (then["versions"].get(name), after)
     return [
         f"{name} {before} (now {after})"
-        for name, (before, after) in found.items()
+        for name, (before, after) in pairs.items()
         if before != after
     ]

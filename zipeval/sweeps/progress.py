@@ -1,4 +1,4 @@
-"""How far each run of a sweep is: read from the files of its plan, states, records and journals."""
+"""Read how far each run of a sweep is, from the files of its plan, states, records and journals."""
 
 from __future__ import annotations
 

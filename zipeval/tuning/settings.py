@@ -12,7 +12,7 @@ GLOBAL_BATCH = 256  # conversations to a step, of LLaVA-1.5's projector stage
 
 @dataclass(frozen=True)
 class Settings:
-    """How the projector is trained; the defaults are the paper's where it says, and else LLaVA-1.5's projector stage.
+    """Say how the projector is trained; the defaults are the paper's where it says, and else LLaVA-1.5's projector stage.
 
     Attributes:
         data (FILE.json): instructions, a list of {id, image, conversations: [{from: human or gpt, value}]}.
@@ -54,7 +54,7 @@ class Settings:
                 raise UsageError(f"{name}={value}: expected a whole number from 1 up.")
 
     def resolved(self) -> Settings:
-        """With the number of batches to a step."""
+        """Return the settings with the number of batches to a step."""
         together = self.batch_size * ranks.here().count
         return replace(
             self, accumulate=self.accumulate or max(1, GLOBAL_BATCH // together)

@@ -78,10 +78,10 @@ class Conversations(Dataset):
         for first, last in answers:
             answered |= (start >= first + grown) & (end <= last + grown) & (end > start)
         visual = visual_slots(ids, self.model.config)
-        kept = visual | ((~visual).cumsum(0) <= self.most_text)
+        mask = visual | ((~visual).cumsum(0) <= self.most_text)
         return {
-            "input_ids": ids[kept],
-            "labels": ids.masked_fill(~answered, IGNORED)[kept],
+            "input_ids": ids[mask],
+            "labels": ids.masked_fill(~answered, IGNORED)[mask],
             **inputs,
         }
 
@@ -97,18 +97,20 @@ class Conversations(Dataset):
             self.processor.tokenizer.eos_token,
         )
         for turn in range(1, len(messages), 2):
-            asked, told = (
+            question, answer = (
                 self._text(messages[:turn], asks=True),
                 self._text(messages[: turn + 1]),
             )
             if not (
-                told.startswith(asked) and text.startswith(told) and told.endswith(end)
+                answer.startswith(question)
+                and text.startswith(answer)
+                and answer.endswith(end)
             ):
                 raise UsageError(
                     f"model.prompt={self.session.config.model.prompt}: its answers do not end with {end}, so that "
                     "nothing could learn to end them. Choose another one, such as model.prompt=vicuna_v1."
                 )
-            answers.append((len(asked), len(told)))
+            answers.append((len(question), len(answer)))
         return text, answers
 
     def _text(self, messages: list[dict], asks: bool = False) -> str:
@@ -165,7 +167,7 @@ class Projecting(torch.nn.Module):
 
     @property
     def finite(self) -> bool:
-        """Whether what is trained still is something, and no NaN."""
+        """Return whether what is trained still is something, and no NaN."""
         return all(
             bool(parameter.isfinite().all())
             for parameter in self.projector.parameters()
@@ -300,7 +302,7 @@ def _told(settings, workers: int, checkpoints: Path) -> Iterator[None]:
         RunError,
     ) as error:  # a worker's comes with its traceback, of which it is the last line
         kind = type(error)
-        told = kind(
+        shown = kind(
             str(error).strip().splitlines()[-1].partition(f"{kind.__name__}: ")[2]
             or str(error)
         )
@@ -308,9 +310,9 @@ def _told(settings, workers: int, checkpoints: Path) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(
             error
         ):
-            told = _too_large(settings, checkpoints)
+            shown = _too_large(settings, checkpoints)
         elif "DataLoader worker" in str(error):
-            told = RunError(
+            shown = RunError(
                 f"runner.workers={workers}: one of them was ended, most likely for want of memory. "
                 "Run this again with runner.workers=0: it goes on from the last checkpoint."
             )
@@ -321,12 +323,12 @@ def _told(settings, workers: int, checkpoints: Path) -> Iterator[None]:
     if (
         ranks.here().count > 1
     ):  # the others wait for gradients, and would not hear of it
-        sys.exit(f"zipeval: rank {ranks.here().rank}: {told}")
-    raise told from None
+        sys.exit(f"zipeval: rank {ranks.here().rank}: {shown}")
+    raise shown from None
 
 
 def _too_large(settings, checkpoints: Path) -> RunError:
-    """What to do where memory ran out."""
+    """Return what to do where memory ran out."""
     size = settings.batch_size
     if size == 1:
         return RunError(

@@ -237,12 +237,12 @@ def _manifest(session: Session, settings: Settings, data: Data) -> dict[str, Any
 
 def _kept(path: Path, manifest: dict) -> Path:
     """A finished projector, if it is what the command would make; other code is told of only."""
-    found = projector.manifest(path)
+    earlier = projector.manifest(path)
     made_with = ("code", "versions")
     changed = [
-        its
-        for its in _changes(found, manifest)
-        if its.partition(".")[0] not in made_with
+        change
+        for change in _changes(earlier, manifest)
+        if change.partition(".")[0] not in made_with
     ]
     if changed:
         raise UsageError(

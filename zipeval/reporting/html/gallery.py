@@ -1,28 +1,33 @@
-"""A few samples with what every run kept of them and answered. Imports no torch."""
+"""Show a few samples with what every run kept of them and answered. Imports no torch."""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from zipeval.reporting.tables import Record, Row, Table
 
-SHOWN = 8  # samples of a benchmark
+# Samples of a benchmark that are shown.
+SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Card:
-    """A run's share in a sample.
+    """Hold a run's share in a sample.
 
     Attributes:
+        row: the run's row of the table.
+        prediction: its answer.
         verdict: right, wrong, a score between them, or why there is none.
         traced: whether its kept positions are known.
-        kept, merged: how many positions of the sample's pictures.
-        dropped, outlined: SVG paths over the picture, in units of a token.
+        kept: number of kept positions of the sample's pictures.
+        merged: number of merged ones.
+        dropped: SVG path over the dropped positions of the picture, in units of a token.
+        outlined: SVG path around the merged ones.
     """
 
     row: Row
@@ -37,7 +42,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample: its picture as a data URI, `side` tokens wide and high, and the runs by their budgets."""
+    """Hold a sample: its picture as a data URI, `side` tokens wide and high, and the runs by their budgets."""
 
     task: str
     doc_id: str
@@ -48,56 +53,56 @@ class Shown:
 
 
 def pictures(record: Record) -> dict[str, Path]:
-    """Document -> the picture that was kept beside the record."""
-    return {
-        path.stem: path
-        for path in Path(record["path"]).with_suffix(".images").glob("*.jpg")
-    }
+    """Return the pictures that lie beside a record, by document."""
+    folder = Path(record["path"]).with_suffix(".images")
+    return {path.stem: path for path in folder.glob("*.jpg")}
 
 
 def gallery(table: Table, samples: dict[str, dict[str, dict]]) -> list[Shown]:
-    """The first samples of every benchmark that have a picture.
+    """Return the first samples of every benchmark that have a picture.
 
     Args:
-        samples: path of a record -> document -> sample, of the documents that have one.
+        table: the table.
+        samples: samples that have a picture, by the path of their record, then by document.
     """
-    found = []
+    shown = []
     for column in table.columns:
-        runs = [
-            (row, row.cells[column].record) for row in table.rows if column in row.cells
-        ]
-        files = {
-            doc: path
-            for _, record in reversed(runs)
-            for doc, path in pictures(record).items()
-        }
-        _, bound = runs[0]
-        side = math.isqrt(
-            bound["visual_tokens"]["patches"]
-        )  # CLS is one more in some models, without a place
-        shown = [doc for doc in samples[bound["path"]] if doc in files][:SHOWN]
-        for doc in shown:
-            of = [
-                (row, samples[record["path"]][doc])
-                for row, record in runs
-                if doc in samples[record["path"]]
-            ]
-            budgets = [
-                [
-                    _card(row, sample, side, row.cells[column].higher_is_better)
-                    for row, sample in group
-                ]
-                for _, group in groupby(of, key=lambda pair: pair[0].tokens)
-            ]
-            target = str(samples[bound["path"]][doc]["target"])
-            found.append(
-                Shown(bound["task"], doc, target, data_uri(files[doc]), side, budgets)
-            )
-    return found
+        shown += _of_benchmark(table, column, samples)
+    return shown
+
+
+def _of_benchmark(
+    table: Table, column: str, samples: dict[str, dict[str, dict]]
+) -> Iterator[Shown]:
+    """Yield the first samples of a benchmark that have a picture."""
+    rows = [row for row in table.rows if column in row.cells]
+    bound = rows[0].cells[column].record
+    # Of several runs' pictures of a document, the first run's is shown.
+    files: dict[str, Path] = {}
+    for row in reversed(rows):
+        files |= pictures(row.cells[column].record)
+    # The patches of a square picture; CLS, which some models count, has no place in it.
+    side = math.isqrt(bound["visual_tokens"]["patches"])
+    bound_samples = samples[bound["path"]]
+    documents = [document for document in bound_samples if document in files]
+    for document in documents[:SHOWN]:
+        budgets = []
+        for _, group in groupby(rows, key=lambda row: row.tokens):
+            cards = []
+            for row in group:
+                cell = row.cells[column]
+                sample = samples[cell.record["path"]].get(document)
+                if sample is not None:
+                    cards.append(_card(row, sample, side, cell.higher_is_better))
+            if cards:
+                budgets.append(cards)
+        target = str(bound_samples[document]["target"])
+        picture = data_uri(files[document])
+        yield Shown(bound["task"], document, target, picture, side, budgets)
 
 
 def data_uri(path: Path) -> str:
-    """A JPEG file within a page."""
+    """Return a JPEG file as a URI that stands within a page."""
     return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
@@ -107,14 +112,13 @@ def verdict(sample: dict, higher_is_better: bool = True) -> str:
         return "not read"
     if sample["score"] is None:
         return "no verdict"
-    words = (
-        {0: "wrong", 1: "right"} if higher_is_better else {}
-    )  # of an error, a number says more
+    # Of an error, where lower is better, a number says more than a word.
+    words = {0: "wrong", 1: "right"} if higher_is_better else {}
     return words.get(sample["score"], f"score {sample['score']:.3g}")
 
 
 def covering(positions: Iterable[int], side: int) -> str:
-    """SVG path of the squares at these positions of a grid, neighbours of a row in one piece."""
+    """Return the SVG path of the squares at these positions of a grid, neighbours of a row in one piece."""
     pieces = []
     for row, of_row in groupby(
         sorted(positions), key=lambda position: position // side
@@ -127,7 +131,7 @@ def covering(positions: Iterable[int], side: int) -> str:
 
 
 def outlining(positions: Iterable[int], side: int) -> str:
-    """SVG path of a square within each of these positions of a grid."""
+    """Return the SVG path of a square within each of these positions of a grid."""
     return "".join(
         f"M{p % side + 0.1:.1f} {p // side + 0.1:.1f}h.8v.8h-.8z"
         for p in sorted(positions)
@@ -135,20 +139,19 @@ def outlining(positions: Iterable[int], side: int) -> str:
 
 
 def _card(row: Row, sample: dict, side: int, higher_is_better: bool) -> Card:
-    answered = row, str(sample["prediction"]), verdict(sample, higher_is_better)
+    """Return what a run made of a sample, with the fate of each visual token where it is known."""
+    card = Card(row, str(sample["prediction"]), verdict(sample, higher_is_better))
     if not sample.get("kept"):
-        return Card(*answered)
-    cells = range(
-        side * side
-    )  # of the first picture's first crop, which is the one that is shown
-    kept, merged = (
-        [p for p in sample[name][0] if p in cells] for name in ("kept", "merged")
-    )
-    return Card(
-        *answered,
+        return card
+    # The first crop of the first picture is shown.
+    cells = set(range(side * side))
+    kept_cells = cells.intersection(sample["kept"][0])
+    merged_cells = cells.intersection(sample["merged"][0])
+    return replace(
+        card,
         traced=True,
         kept=sum(map(len, sample["kept"])),
         merged=sum(map(len, sample["merged"])),
-        dropped=covering(set(cells) - {*kept, *merged}, side),
-        outlined=outlining(merged, side),
+        dropped=covering(cells - kept_cells - merged_cells, side),
+        outlined=outlining(merged_cells, side),
     )

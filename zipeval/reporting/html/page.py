@@ -50,7 +50,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class TableSection:
-    """What a page shows of a table without reading its samples."""
+    """Hold what a page shows of a table without reading its samples."""
 
     number: int
     table: Table
@@ -163,10 +163,10 @@ def embedded(data: dict[str, Any]) -> Markup:
 def policy(script: str, live: bool) -> str:
     """Return the Content-Security-Policy of a page: its own script runs and no other, and nothing foreign is loaded."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = " 'self'" if live else ""
+    server = " 'self'" if live else ""
     rules = [
         "default-src 'none'",
-        f"img-src data:{own}",
+        f"img-src data:{server}",
         "style-src 'unsafe-inline'",
         f"script-src 'sha256-{digest}'",
     ]
@@ -221,13 +221,13 @@ def manifest(records: Iterable[Record]) -> tuple[dict[str, str], list[dict[str, 
     lines = [_provenance(record) for record in records]
     if not lines:
         return {}, []
-    own = [
+    varying = [
         name
         for name in lines[0]
         if name == "run" or any(line[name] != lines[0][name] for line in lines)
     ]
-    common = {name: value for name, value in lines[0].items() if name not in own}
-    return common, [{name: line[name] for name in own} for line in lines]
+    common = {name: value for name, value in lines[0].items() if name not in varying}
+    return common, [{name: line[name] for name in varying} for line in lines]
 
 
 def _provenance(record: Record) -> dict[str, str]:
@@ -265,15 +265,15 @@ def _provenance(record: Record) -> dict[str, str]:
 
 def configurations(records: Iterable[Record]) -> list[dict]:
     """Return the configuration of every run, once, with the benchmarks that it ran on."""
-    made: dict[tuple[str, str], list[str]] = {}
+    tasks_by_run: dict[tuple[str, str], list[str]] = {}
     for record in records:
         text = json.dumps(
             {name: record[name] for name in ("config", "resolved")},
             indent=2,
             ensure_ascii=False,
         )
-        made.setdefault((record["run_id"], text), []).append(record["task"])
+        tasks_by_run.setdefault((record["run_id"], text), []).append(record["task"])
     return [
         {"run": run, "tasks": tasks, "text": text}
-        for (run, text), tasks in made.items()
+        for (run, text), tasks in tasks_by_run.items()
     ]

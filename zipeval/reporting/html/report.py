@@ -30,15 +30,16 @@ from zipeval.reporting.tables import Record, Table, tables
 from zipeval.results import records
 
 RESULTS = "results/runs"
-MOST_DATA = 10_000_000  # bytes of questions that a file holds: a browser opens it at once, and it can be sent by mail
-PAGE_COLOURS = {INK: "var(--ink)", LINE: "var(--line)"} | {
-    c: f"var(--c{i})" for i, c in enumerate(COLOURS)
-}
+# Bytes of questions that a file holds: a browser opens it at once, and it can be sent
+# by mail.
+MOST_DATA = 10_000_000
+METHOD_COLOURS = {colour: f"var(--c{i})" for i, colour in enumerate(COLOURS)}
+PAGE_COLOURS = {INK: "var(--ink)", LINE: "var(--line)"} | METHOD_COLOURS
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a report needs of a record's samples.
+    """Hold what a report needs of a record's samples.
 
     Attributes:
         seconds: per sample, each its share of its batch's; None where nothing was read.
@@ -57,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The runs of a budget, how many tokens each keeps of a sample, and what they share."""
+    """Hold the runs of a budget, how many tokens each keeps of a sample, and what they share."""
 
     tokens: int
     labels: list[str]
@@ -68,7 +69,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Section:
-    """All about one table, whose runs can be compared."""
+    """Hold all about one table, whose runs can be compared."""
 
     number: int
     table: Table
@@ -79,14 +80,13 @@ class Section:
 
     @property
     def name(self) -> str:
-        """Of its model."""
+        """Return the name of its model."""
         return self.table.about.partition(" (")[0]
 
     def inlined(self, plot: Plot) -> Markup:
-        """A plot as SVG in the page's colours."""
-        return Markup(
-            inline(plot, f"s{self.number}-{self.plots.index(plot)}", PAGE_COLOURS)
-        )
+        """Return a plot as SVG in the page's colours."""
+        prefix = f"s{self.number}-{self.plots.index(plot)}"
+        return Markup(inline(plot, prefix, PAGE_COLOURS))
 
 
 def report(results: str, out: Path, figures: Path | None = None) -> list[Path]:
@@ -123,26 +123,32 @@ def render_report(results: str, live: bool = False) -> tuple[str, list[Section]]
     Raises:
         UsageError: for records that make no table.
     """
-    found = tables(results, statistics=True, under_way=live)
-    shown = {
-        cell.record["path"]: cell.record
-        for table in found
-        for row in table.rows
-        for cell in row.cells.values()
-    }
+    built = tables(results, statistics=True, under_way=live)
+    shown: dict[str, Record] = {}
+    for table in built:
+        shown |= _records_of(table)
     outcomes = {path: outcome(record) for path, record in shown.items()}
     sections = [
-        _section(number, table, outcomes) for number, table in enumerate(found, 1)
+        _section(number, table, outcomes) for number, table in enumerate(built, 1)
     ]
     text = page.render_page(
         sections,
         list(shown.values()),
         Browser() if live else _browser(sections, results),
-        page.identities(found),
+        page.identities(built),
         failures=_failures(list(shown.values()), outcomes),
         budget_of=budget,
     )
     return text, sections
+
+
+def _records_of(table: Table) -> dict[str, Record]:
+    """Return the records of a table, by their paths."""
+    table_records = {}
+    for row in table.rows:
+        for cell in row.cells.values():
+            table_records[cell.record["path"]] = cell.record
+    return table_records
 
 
 def _browser(sections: list[Section], results: str) -> Browser:
@@ -156,9 +162,9 @@ def _browser(sections: list[Section], results: str) -> Browser:
             for number, shown in enumerate(section.gallery, 1)
         }
         data.append(file_data(read_section(section.table, identity), pictures_shown))
-    command = shlex.join(
-        ["zipeval", "view", *([f"results={results}"] if results != RESULTS else [])]
-    )
+    command = "zipeval view"
+    if results != RESULTS:
+        command = shlex.join(["zipeval", "view", f"results={results}"])
     size = len(page.embedded({"sections": data}).encode())
     if size > MOST_DATA:
         refusal = (
@@ -173,81 +179,81 @@ def outcome(record: Record) -> Outcome:
     """Read the samples of a record once."""
     samples = read_scored(record)
     images = pictures(record)
+    batches = [sample["batch"] for sample in samples if "latency" in sample]
+    kept_positions, failures, shown = {}, [], {}
+    for sample in samples:
+        document = str(sample["doc_id"])
+        if "kept" in sample:
+            bits = [overlap.bits(positions) for positions in sample["kept"]]
+            kept_positions[record["task"], document] = bits
+        for key, words in (("error", "not read"), ("unscored", "no verdict")):
+            if key in sample:
+                failures.append((document, words, str(sample[key])))
+        if document in images:
+            shown[document] = sample
     return Outcome(
         seconds=seconds_per_sample(record, samples),
-        batch=max((s["batch"] for s in samples if "latency" in s), default=None),
-        kept={
-            (record["task"], str(s["doc_id"])): [
-                overlap.bits(positions) for positions in s["kept"]
-            ]
-            for s in samples
-            if "kept" in s
-        },
-        failures=[
-            (str(s["doc_id"]), what, str(s[key]))
-            for s in samples
-            for key, what in (("error", "not read"), ("unscored", "no verdict"))
-            if key in s
-        ],
-        shown={doc: s for s in samples if (doc := str(s["doc_id"])) in images},
+        batch=max(batches, default=None),
+        kept=kept_positions,
+        failures=failures,
+        shown=shown,
     )
 
 
 def _section(number: int, table: Table, outcomes: dict[str, Outcome]) -> Section:
-    shown = {path: found.shown for path, found in outcomes.items()}
-    its = [
-        outcomes[cell.record["path"]]
-        for row in table.rows
-        for cell in row.cells.values()
-    ]
+    """Return all that a report shows of a table."""
+    shown, seconds = {}, {}
+    for path, record_outcome in outcomes.items():
+        shown[path] = record_outcome.shown
+        seconds[path] = record_outcome.seconds
+    batches = {outcomes[path].batch for path in _records_of(table)}
     return Section(
         number,
         table,
-        plots(
-            table,
-            seconds_of_rows(
-                table, {path: found.seconds for path, found in outcomes.items()}
-            ),
-        ),
+        plots(table, seconds_of_rows(table, seconds)),
         gallery(table, shown),
         list(_overlaps(table, outcomes)),
-        sorted({found.batch for found in its if found.batch}),
+        # Of a record that was not read, no batch is known.
+        sorted(filter(None, batches)),
     )
 
 
 def _overlaps(table: Table, outcomes: dict[str, Outcome]) -> Iterator[Overlap]:
-    """One for each budget at which two runs keep tokens."""
+    """Yield what runs share, for each budget at which two runs keep tokens."""
     for group in table.groups():
-        kept = {}
+        by_run: dict[str, dict] = {}
         for row in group:
-            of_row = [outcomes[cell.record["path"]].kept for cell in row.cells.values()]
-            traced = {
-                sample: sets for of_task in of_row for sample, sets in of_task.items()
-            }
-            if any(
-                map(any, traced.values())
-            ):  # a method that only merges keeps nothing as itself
-                kept[row.label] = traced
-        if group[0].tokens is not None and len(kept) > 1:
-            sizes = [
-                fmean(sum(s.bit_count() for s in sets) for sets in of.values())
-                for of in kept.values()
-            ]
-            shared = set.intersection(*map(set, kept.values()))
-            yield Overlap(
-                group[0].tokens,
-                list(kept),
-                sizes,
-                overlap.matrix(list(kept.values())),
-                len(shared),
-            )
+            traced: dict[tuple[str, str], list[int]] = {}
+            for cell in row.cells.values():
+                traced |= outcomes[cell.record["path"]].kept
+            # A method that only merges keeps no token as it is.
+            if any(map(any, traced.values())):
+                by_run[row.label] = traced
+        if group[0].tokens is None or len(by_run) < 2:
+            continue
+        shared = set.intersection(*map(set, by_run.values()))
+        yield Overlap(
+            group[0].tokens,
+            list(by_run),
+            [_mean_size(traced) for traced in by_run.values()],
+            overlap.matrix(list(by_run.values())),
+            len(shared),
+        )
 
 
-def _failures(found: list[Record], outcomes: dict[str, Outcome]) -> list[Failure]:
-    """The same failure of several runs once."""
+def _mean_size(traced: dict[tuple[str, str], list[int]]) -> float:
+    """Return how many tokens a run keeps of a sample, on average."""
+    sizes = []
+    for bits in traced.values():
+        sizes.append(sum(positions.bit_count() for positions in bits))
+    return fmean(sizes)
+
+
+def _failures(shown: list[Record], outcomes: dict[str, Outcome]) -> list[Failure]:
+    """Return the failures of some records, each once for all runs that have it."""
     failures: dict[tuple, Failure] = {}
-    for record in found:
-        for of in outcomes[record["path"]].failures:
-            key = (record["task"], *of)
+    for record in shown:
+        for failure in outcomes[record["path"]].failures:
+            key = (record["task"], *failure)
             failures.setdefault(key, Failure(*key)).runs.append(record["run_id"])
     return list(failures.values())

@@ -99,16 +99,16 @@ def read_columns(record: Record, bound: SampleColumns | None = None) -> SampleCo
         and (bound.documents, bound.hashes) == (documents, hashes)
         and any(bound.questions)
     ):
-        asked = bound
+        questions = bound
     else:
-        asked = _read_questions(record, samples, documents, hashes)
+        questions = _read_questions(record, samples, documents, hashes)
     # The positions that were cut out are found again by their lines.
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == NEWLINE) + 1
     file = SampleFile(
         path.parent / record["samples"]["file"], np.concatenate([[0], ends])
     )
     return replace(
-        asked,
+        questions,
         predictions=predictions,
         scores=np.array(scores, float),
         failures=failures,

@@ -107,9 +107,9 @@ class Handler(BaseHTTPRequestHandler):
         headers: dict[str, str] | None = None,
     ) -> None:
         self.send_response(status)
-        own = {"Content-Type": kind, "Content-Length": str(len(body))}
-        own["Content-Security-Policy"] = POLICIES.get(kind, NO_SOURCES)
-        for name, value in {**HEADERS, **own, **(headers or {})}.items():
+        content_headers = {"Content-Type": kind, "Content-Length": str(len(body))}
+        content_headers["Content-Security-Policy"] = POLICIES.get(kind, NO_SOURCES)
+        for name, value in {**HEADERS, **content_headers, **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
