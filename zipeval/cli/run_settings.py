@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +20,8 @@ ADDED_GROUPS = {
     "launcher": "where the jobs of a sweep run: one of `zipeval list launchers`",
 }
 SUITE = "benchmarks of which each sample is asked, one of `zipeval list suites`"
-REQUIRED = "???"  # omegaconf's sign for a value that has to be given
+# omegaconf's sign for a value that has to be given.
+REQUIRED = "???"
 YAML_SETTING = re.compile(r"(?P<name>\w+): (?P<value>\S+?)(?:\s+# (?P<meaning>.*))?")
 
 
@@ -142,38 +143,37 @@ def shown(passed_on: tuple[str, ...]) -> list[Setting]:
 
 def completed(passed_on: tuple[str, ...]) -> list[Setting]:
     """Return the settings that a command hands on, each by its whole name."""
+    # `model.` stands for every setting within it.
     prefixes = tuple(prefix for prefix in passed_on if prefix.endswith("."))
-    return [
-        s
-        for s in run_settings()
-        if s.name in passed_on or (prefixes and s.name.startswith(prefixes))
-    ]
+    completed_settings = []
+    for setting in run_settings():
+        if setting.name in passed_on or setting.name.startswith(prefixes):
+            completed_settings.append(setting)
+    return completed_settings
 
 
 def is_of_run(name: str) -> bool:
     """Return whether a name is a setting of `zipeval run`, or within one."""
     top = name.lstrip("+~").partition("@")[0].partition(".")[0]
-    return (
-        top
-        in {setting.name.partition(".")[0] for setting in run_settings()}
-        | GROUPS.keys()
-    )
+    known = {setting.name.partition(".")[0] for setting in run_settings()}
+    return top in known or top in GROUPS
 
 
 def method_settings(name: str, config_dir: str | None = None) -> list[Setting]:
     """Return the options of a method, as the lines of its file and their comments have them."""
     settings = []
     for file in config_files("method", config_dir):
-        if file.name != name:
-            continue
-        for line in file.path.read_text(encoding="utf-8").splitlines():
-            entry = YAML_SETTING.fullmatch(line)
-            if (
-                entry
-                and entry["name"] not in ("name", "_target_")
-                and not entry["value"].startswith("$")
-            ):
-                settings.append(
-                    Setting(f"method.{entry['name']}", entry["meaning"] or "", "VALUE")
-                )
+        if file.name == name:
+            settings += _file_settings(file.path)
     return settings
+
+
+def _file_settings(path: Path) -> Iterator[Setting]:
+    """Yield the options in a method's file."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = YAML_SETTING.fullmatch(line)
+        if entry is None or entry["name"] in ("name", "_target_"):
+            continue
+        # `${tokens}` follows from a setting of the run.
+        if not entry["value"].startswith("$"):
+            yield Setting(f"method.{entry['name']}", entry["meaning"] or "", "VALUE")

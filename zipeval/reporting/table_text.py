@@ -116,35 +116,37 @@ class Section:
 
 def legend(table: Table) -> list[str]:
     """Return what a table's numbers and marks are, and what has to be said about some of them."""
-    sentences = explanations(table, ONE_LINE)
-    return [*([" ".join(sentences)] if sentences else []), *table.notes]
+    paragraph = " ".join(explanations(table, ONE_LINE))
+    return [*filter(None, [paragraph]), *table.notes]
 
 
 def explanations(table: Table, wording: Wording) -> list[str]:
     """Return the sentences that a table's numbers and marks need."""
     cells = list(chain.from_iterable(row.cells.values() for row in table.rows))
     marked = remarks.key(chain.from_iterable(cell.remarks for cell in cells))
-    sentences = []
-    if any(cell.percent is not None for cell in cells):
-        sentences.append(wording.scores.format(table.bound))
-    if any(row.mean is not None for row in table.rows):
-        sentences.append(wording.measures.format(table.bound))
-    if not all(cell.higher_is_better for cell in cells):
-        sentences.append(DIRECTION)
-    if any(cell.comparison for cell in cells):
-        sentences.append(wording.statistics)
-    if marked:
-        sentences.append(f"Marks: {marked}.")
-    return sentences
+    has_percent = any(cell.percent is not None for cell in cells)
+    has_errors = not all(cell.higher_is_better for cell in cells)
+    has_statistics = any(cell.comparison for cell in cells)
+    # Each sentence, and whether something in the table needs it.
+    sentences = {
+        wording.scores.format(table.bound): has_percent,
+        wording.measures.format(table.bound): "mean" in measures(table),
+        DIRECTION: has_errors,
+        wording.statistics: has_statistics,
+        f"Marks: {marked}.": bool(marked),
+    }
+    return [sentence for sentence, is_needed in sentences.items() if is_needed]
 
 
 def measures(table: Table) -> list[str]:
     """Return those of mean, final and flops that some row has."""
-    return [
-        name
-        for name in MEASURES
-        if any(getattr(row, name) is not None for row in table.rows)
-    ]
+    present = []
+    for name in MEASURES:
+        values = [getattr(row, name) for row in table.rows]
+        # A plot's or a paper's rows may have none.
+        if values.count(None) < len(values):
+            present.append(name)
+    return present
 
 
 def has_average(table: Table) -> bool:

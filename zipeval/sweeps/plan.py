@@ -82,12 +82,15 @@ def show(sweep: Sweep, missing: list[str]) -> None:
         "run", "tasks", "samples", "mean", "final", "hours", left=("run",)
     )
     for estimate in estimates:
-        mean = None if estimate.mean is None else f"{estimate.mean:.1f}"
-        hours = None if estimate.hours is None else f"{estimate.hours:.3g}"
-        samples = _total(estimate.samples.values()) or None
-        tasks = len(estimate.run.config.tasks)
-        name = estimate.run.name
-        console.add(rows, name, tasks, samples, mean, estimate.final, hours)
+        console.add(
+            rows,
+            estimate.run.name,
+            len(estimate.run.config.tasks),
+            _total(estimate.samples.values()) or None,
+            _formatted(estimate.mean, ".1f"),
+            estimate.final,
+            _formatted(estimate.hours, ".3g"),
+        )
     out = console.console()
     out.print(rows)
     out.print()
@@ -95,19 +98,25 @@ def show(sweep: Sweep, missing: list[str]) -> None:
         out.print(line, markup=False)
 
 
+def _formatted(number: float | None, form: str) -> str | None:
+    return None if number is None else format(number, form)
+
+
 def _estimate(run: SweepRun, measured: list[dict]) -> Estimate:
     """Return what a run will come to, as far as records measured it."""
     config = run.config
     refusal = run.refusal
     session = None
-    tokens_per_layer = None
+    mean, final = None, None
     try:
         for task in config.tasks:
             task_folder(task)
             check_limit(task, config.limit)
         session = _session(config)
         if session is not None:
-            tokens_per_layer = session.entering([session.shape.picture])
+            # [layers]
+            entering = session.entering([session.shape.picture])
+            mean, final = fmean(entering), entering[-1]
     except (UsageError, BudgetError) as error:
         refusal = refusal or str(error)
     samples = {}
@@ -116,8 +125,8 @@ def _estimate(run: SweepRun, measured: list[dict]) -> Estimate:
     return Estimate(
         run=run,
         samples=samples,
-        mean=fmean(tokens_per_layer) if tokens_per_layer else None,
-        final=tokens_per_layer[-1] if tokens_per_layer else None,
+        mean=mean,
+        final=final,
         paces={task: _pace(measured, config, task) for task in config.tasks},
         refusal=refusal,
         lacks=_missing_projector(session) if session else None,
@@ -184,12 +193,9 @@ def _notes(
     yield "Tokens are those of the model's largest picture: mean over the decoder's layers, and in the last one."
     planned = [estimate for estimate in estimates if estimate.refusal is None]
     yield from _measurement_notes(sweep, planned)
-    needed = [
-        setting for setting in missing if any(_needs(task, setting) for task in samples)
-    ]
+    needed = [f"{setting}=" for setting in missing if _is_needed(setting, samples)]
     if needed:
-        settings = " ".join(f"{setting}=" for setting in needed)
-        yield f"To run it, add {settings}."
+        yield f"To run it, add {' '.join(needed)}."
     # Several runs may have the same reason, which is printed once.
     lacks = [estimate.lacks for estimate in planned]
     yield from dict.fromkeys(f"Missing: {reason}" for reason in filter(None, lacks))
@@ -217,6 +223,7 @@ def _measurement_notes(sweep: Sweep, planned: list[Estimate]) -> Iterator[str]:
         yield f"{len(unmeasured)} of {len(planned)} runs are not measured. `{command}` measures them."
 
 
-def _needs(task: str, setting: str) -> bool:
+def _is_needed(setting: str, tasks: Iterable[str]) -> bool:
     """Return whether a task needs one of the settings in STAND_INS."""
-    return task in (SETS if setting == "data.videos" else PROTOCOLS)
+    needing = SETS if setting == "data.videos" else PROTOCOLS
+    return not set(tasks).isdisjoint(needing)

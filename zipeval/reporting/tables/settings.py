@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zipeval.config.schema import BUDGETS, PACKINGS, UPPER_BOUND, ModelConfig
 from zipeval.reporting.tables.model import Record
@@ -123,30 +123,29 @@ def split_by_judge(table_records: list[Record]) -> list[list[Record]]:
     A judge is a model at an address, whatever the port. Records of before may tell of the same cell twice, scored at
     two ports: these may have been two judges, so that they stand in two tables, as they always did.
     """
-    not_judged = []
-    judges: dict[str, list[Record]] = defaultdict(list)
-    for record in table_records:
-        judge = judge_of(record)
-        if judge is None:
-            not_judged.append(record)
-        else:
-            judges[judge].append(record)
+    judges = _grouped(table_records, judge_of)
+    not_judged = judges.pop(None, [])
     groups = []
     for judged in judges.values():
         cells = {(key(record), record["task"]) for record in judged}
         is_twice = len(cells) < len(judged)
-        groups += _by_address(judged) if is_twice else [judged]
-    if not groups:
-        return [table_records]
-    return [group + not_judged for group in groups]
+        groups += _grouped(judged, _address).values() if is_twice else [judged]
+    return [group + not_judged for group in groups] or [table_records]
 
 
-def _by_address(judged: list[Record]) -> list[list[Record]]:
-    """Return records by the whole address of their judge."""
-    addresses: dict[str, list[Record]] = defaultdict(list)
-    for record in judged:
-        addresses[record["config"]["judge"]["url"]].append(record)
-    return [*addresses.values()]
+def _grouped(
+    table_records: list[Record], trait: Callable[[Record], str | None]
+) -> dict[str | None, list[Record]]:
+    """Return records by a trait of theirs, in their order."""
+    groups: dict[str | None, list[Record]] = defaultdict(list)
+    for record in table_records:
+        groups[trait(record)].append(record)
+    return groups
+
+
+def _address(record: Record) -> str:
+    """Return the whole address of a record's judge, with its port."""
+    return record["config"]["judge"]["url"]
 
 
 def judge_of(record: Record) -> str | None:
@@ -157,13 +156,11 @@ def judge_of(record: Record) -> str | None:
 
 def judge_names(table_records: list[Record]) -> list[str]:
     """Return the judges of a table as its heading names them: with the port, where all records have one."""
-    addresses: dict[str, set[str]] = defaultdict(set)
-    for record in table_records:
-        judge = judge_of(record)
-        if judge is not None:
-            addresses[judge].add(record["config"]["judge"]["url"])
+    judges = _grouped(table_records, judge_of)
+    judges.pop(None, None)
     names = []
-    for judge, urls in addresses.items():
+    for judge, judged in judges.items():
         model = judge.partition(" at ")[0]
+        urls = set(map(_address, judged))
         names.append(f"{model} at {urls.pop()}" if len(urls) == 1 else judge)
     return names
