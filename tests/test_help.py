@@ -218,7 +218,7 @@ def test_options_stand_anywhere(zipeval_says, monkeypatch):
     """Also behind settings, where argparse would not look for them."""
     seen = []
     monkeypatch.setattr(
-        "zipeval.sweeps.sweep.Job.__call__",
+        "zipeval.sweeps.job.Job.__call__",
         lambda self, config: seen.extend(self.sweep.cells),
     )
     zipeval_says("run", "method=vanilla,none", "-m", "limit=2")

@@ -432,3 +432,8 @@ def test_a_killed_sweep_continues(tmp_path):
     assert "visionzip-48" in done.stdout.splitlines()[0]
     assert "kept" in done.stdout.splitlines()[0]
     assert statuses(tmp_path) == ["done", "done"]
+
+
+def test_a_sweep_over_an_interval_is_refused():
+    with pytest.raises(UsageError, match=r"tokens=interval\(1,9\): .*Name each value"):
+        expand(["model=tiny_llava", "method=visionzip", "tokens=interval(1,9)"])
