@@ -14,6 +14,7 @@ import shutil
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from zipeval.cli.settings import (
     ASSIGNED,
@@ -68,8 +69,12 @@ class Command:
     @property
     def full_name(self) -> str:
         """The command with the word that always follows it, as in `zipeval analyze redundancy`."""
-        words = self.operands[0].allowed if len(self.operands) == 1 else ()
-        return " ".join(["zipeval", self.name, *(words if len(words) == 1 else ())])
+        name = f"zipeval {self.name}"
+        # More than one choice is a choice: then no word always follows.
+        choices = [operand.allowed for operand in self.operands]
+        if len(choices) == 1 and len(choices[0]) == 1:
+            name += f" {choices[0][0]}"
+        return name
 
     @property
     def explains(self) -> str:
@@ -78,11 +83,13 @@ class Command:
 
     def takes(self, name: str) -> bool:
         """Return whether a setting of `zipeval run` is handed on."""
-        name, at, _ = name.lstrip("+~").partition("@")
-        if at:  # method@method.first=visionzip: a configuration of the group, at a place within it
-            name += "."
-        prefixes = tuple(prefix for prefix in self.passed_on if prefix.endswith("."))
-        return name in self.passed_on or name.startswith(prefixes)
+        # In method@method.first=visionzip the place behind the @ lies within the group,
+        # so that the dot stands for it.
+        name = name.lstrip("+~").replace("@", ".@")
+        if name in self.passed_on:
+            return True
+        prefixes = [prefix for prefix in self.passed_on if prefix.endswith(".")]
+        return name.startswith(tuple(prefixes))
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
         """Return the values by name, with `operands` and the `overrides` that are handed on, both in their order.
@@ -101,21 +108,14 @@ class Command:
 
     def _check_operands(self, values: list[str], arguments: list[str]) -> None:
         """Raise UsageError where they are too few, too many, or not among the choices."""
-        least = sum(operand.required for operand in self.operands)
         command_line = " ".join([self.name, *arguments])
         misused = self.misused or f"it takes nothing but NAME=VALUE. {self.explains}"
-        for number, operand in enumerate(self.operands):
-            value = values[number] if number < len(values) else ""
-            is_wrong = value not in operand.allowed and (value or operand.required)
-            if operand.allowed and is_wrong:
-                hint = (
-                    did_you_mean(value, operand.allowed)
-                    if len(operand.allowed) > 1
-                    else ""
-                )
+        # An operand that is missing is checked like one that is empty, so that the error
+        # lists the choices there are.
+        for operand, value in zip_longest(self.operands, values, fillvalue=""):
+            if operand == "" or not operand.accepts(value):
+                hint = operand.suggest(value) if operand else ""
                 raise UsageError(f"{command_line}: {misused}{hint}")
-        if not least <= len(values) <= len(self.operands):
-            raise UsageError(f"{command_line}: {misused}")
 
     def sections(self) -> list[Section]:
         """Return the settings as the help shows them."""
@@ -123,17 +123,14 @@ class Command:
         if self.passed_on:
             from zipeval.cli.run_settings import shown
 
-            own_names = {setting.name for setting in self.own_settings}
-            defaults = dict(self.defaults)
-            others = tuple(
-                replace(
-                    setting,
-                    default_text=defaults.get(setting.name, setting.default_text),
-                )
-                for setting in shown(self.passed_on)
-                if setting.name not in own_names
-            )
-            sections.append(Section("settings as in `zipeval run`", others))
+            # A setting of the command's own hides the one of `zipeval run`.
+            others = {setting.name: setting for setting in shown(self.passed_on)}
+            for setting in self.own_settings:
+                others.pop(setting.name, None)
+            for name, default in self.defaults:
+                others[name] = replace(others[name], default_text=default)
+            section = Section("settings as in `zipeval run`", tuple(others.values()))
+            sections.append(section)
         if self.more_sections is not None:
             sections += self.more_sections()
         return [section for section in sections if section.settings]
@@ -160,15 +157,15 @@ class _Parser(argparse.ArgumentParser):
     """argparse's, with zipeval's help and complaints."""
 
     def __init__(self, command: Command):
-        parts = [
+        paragraphs = [
             command.summary,
-            *([command.about] if command.about else []),
-            *_operand_lines(command.operands),
+            command.about,
+            _operand_lines(command.operands),
         ]
         super().__init__(
             prog=f"zipeval {command.name}",
             usage=_escaped(f"zipeval {command.name} {command.usage}".rstrip()),
-            description=_escaped("\n\n".join(parts)),
+            description=_escaped("\n\n".join(filter(None, paragraphs))),
             epilog=_escaped(_example_lines(command.examples)),
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
@@ -191,10 +188,12 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Fill paragraphs; what is indented stays as it is."""
-        paragraphs = text.split("\n\n")
-        filled = [
-            part if "\n" in part else textwrap.fill(part, width) for part in paragraphs
-        ]
+        filled = []
+        for paragraph in text.split("\n\n"):
+            # A list has line ends of its own, which filling would take away.
+            if "\n" not in paragraph:
+                paragraph = textwrap.fill(paragraph, width)
+            filled.append(paragraph)
         return "\n\n".join(filled)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -218,9 +217,8 @@ class _Reader:
         self.command = command
         self.settings = {setting.name: setting for setting in command.own_settings}
         self.parser = _Parser(command)
-        self.handed_on: set[str] = (
-            set()
-        )  # options of those that were declared to argparse
+        # argparse refuses an option that is declared twice.
+        self.handed_on: set[str] = set()
         for setting in self.settings.values():
             self.parser.add_argument(
                 setting.dashed,
@@ -235,13 +233,10 @@ class _Reader:
         """Return argparse's result."""
         options: list[str] = []
         rest = list(arguments)
-        while rest:
-            argument = rest.pop(0)
-            if argument == "--":  # no settings behind it
-                options += [argument, *rest]
-                break
-            options.append(self._as_option(argument, rest))
-        return self.parser.parse_intermixed_args(options)
+        # Behind `--` there are no settings: argparse takes all of it as operands.
+        while rest and rest[0] != "--":
+            options.append(self._as_option(rest.pop(0), rest))
+        return self.parser.parse_intermixed_args(options + rest)
 
     def _as_option(self, argument: str, rest: list[str]) -> str:
         """Return an argument as argparse reads it: `results=runs` as `--results=runs`.
@@ -249,21 +244,22 @@ class _Reader:
         Args:
             rest: the arguments behind it; a value that stands there is taken away.
         """
-        assigned, dashed = ASSIGNED.fullmatch(argument), DASHED.fullmatch(argument)
-        if assigned and not assigned["dashes"]:
-            return f"{self._option(assigned['name'], argument)}={assigned['value']}"
-        if assigned:
-            option = self._option(self._undashed(assigned["name"]), argument)
-            value = assigned["value"]
-        elif dashed:
-            option = self._option(self._undashed(dashed["name"]), argument)
-            value = self._next_value(dashed["name"], rest)
-        elif argument.startswith("-"):
-            raise UsageError(
-                f"{argument}: expected NAME=VALUE. {self.command.explains}"
-            )
-        else:
+        written = ASSIGNED.fullmatch(argument) or DASHED.fullmatch(argument)
+        if written is None:
+            if argument.startswith("-"):
+                raise UsageError(
+                    f"{argument}: expected NAME=VALUE. {self.command.explains}"
+                )
             return argument
+        name, value = written["name"], written["value"]
+        # NAME=VALUE is Hydra's way of writing: nothing in the name changes, and the value
+        # may be empty.
+        if not written["dashes"]:
+            return f"{self._option(name, argument)}={value}"
+        name = self._undashed(name)
+        option = self._option(name, argument)
+        if value is None:
+            value = self._next_value(name, rest)
         if not value:
             raise UsageError(
                 f"{argument.rstrip('=')}: needs a value. {self.command.explains}"
@@ -277,10 +273,13 @@ class _Reader:
 
     def _next_value(self, name: str, rest: list[str]) -> str:
         """Return the value of an option that stands alone; empty where there is none."""
-        setting = self.settings.get(self._undashed(name))
+        setting = self.settings.get(name)
         if setting is not None and setting.flag:
             return "true"
-        return rest.pop(0) if rest and not rest[0].startswith("--") else ""
+        # What begins with dashes is the next option, so that the value was forgotten.
+        if rest and not rest[0].startswith("--"):
+            return rest.pop(0)
+        return ""
 
     def _option(self, name: str, argument: str) -> str:
         """Return argparse's option of a setting.
@@ -309,18 +308,18 @@ class _Reader:
                 return UsageError(
                     f"{argument}: `zipeval {self.command.name}` has no use for it, {self.command.idle}. Leave it out."
                 )
-        known = [
-            setting.name for setting in self.settings.values() if not setting.option
-        ]
-        for passed_on in self.command.passed_on:
-            if not passed_on.endswith("."):
-                known.append(passed_on)
-            elif passed_on.rstrip(".") not in known:
-                known.append(f"{passed_on}NAME")
+        # Options such as --config-dir have dashes, and are no settings.
+        known = {name for name, setting in self.settings.items() if not setting.option}
+        known |= {*self.command.passed_on}
+        # `model` itself and what is in it are one suggestion.
+        for node in [known_name for known_name in known if known_name.endswith(".")]:
+            known.remove(node)
+            if node.rstrip(".") not in known:
+                known.add(f"{node}NAME")
         name = name.replace("-", "_")
-        return UsageError(
-            f"{name}: no such setting of `{self.command.full_name}`.{did_you_mean(name, {*known})}"
-        )
+        command = self.command.full_name
+        hint = did_you_mean(name, known)
+        return UsageError(f"{name}: no such setting of `{command}`.{hint}")
 
 
 def _terminal_width() -> int:
@@ -332,18 +331,22 @@ def _escaped(help_text: str) -> str:
     return help_text.replace("%", "%%")
 
 
-def _operand_lines(operands: tuple[Operand, ...]) -> list[str]:
-    """Return the paragraph of a help that explains the operands, if there are any."""
+def _operand_lines(operands: tuple[Operand, ...]) -> str:
+    """Return the paragraph of a help that explains the operands; empty without any."""
     lines = []
     for operand in operands:
-        choices = f": {', '.join(operand.allowed)}" if len(operand.allowed) > 1 else ""
-        lines.append(f"  {operand.name:<{LABEL_WIDTH - 4}}  {operand.meaning}{choices}")
-    return ["\n" + "\n".join(lines)] if lines else []
+        line = f"\n  {operand.name:<{LABEL_WIDTH - 4}}  {operand.meaning}"
+        if len(operand.allowed) > 1:
+            line += f": {', '.join(operand.allowed)}"
+        lines.append(line)
+    return "".join(lines)
 
 
 def _example_lines(examples: tuple[tuple[str, str], ...]) -> str:
     """Return the end of a help: command lines, each with a word on it."""
-    lines = ["examples:"]
+    lines = []
     for command, meaning in examples:
-        lines += [f"  {command}", f"      {meaning}"] if meaning else [f"  {command}"]
-    return "\n".join(lines) if examples else ""
+        lines.append(f"  {command}")
+        if meaning:
+            lines.append(f"      {meaning}")
+    return "\n".join(["examples:", *lines] if lines else [])

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zipeval.errors import UsageError
+from zipeval.errors import UsageError, did_you_mean
 
 Choices = Iterable[str] | Callable[[], Iterable[str]]
+# NAME=VALUE or --NAME=VALUE. A value may have several lines, such as a question.
 ASSIGNED = re.compile(
     r"(?P<dashes>--)?(?P<name>[+~]{0,2}[A-Za-z_][\w.@/-]*)=(?P<value>.*)", re.DOTALL
 )
-DASHED = re.compile(r"--(?P<name>[A-Za-z_][\w.@/-]*)")
+# --NAME alone, behind which the value stands. The group `value` never matches.
+DASHED = re.compile(r"(?P<dashes>--)(?P<name>[A-Za-z_][\w.@/-]*)(?P<value>(?!))?")
 LABEL_WIDTH = 30  # columns of a help's left side, where the terminal has room
 
 
@@ -165,6 +167,18 @@ class Operand:
     def offered(self) -> tuple[str, ...]:
         """The values that completion offers."""
         return self.allowed or listed(self.suggestions)
+
+    def accepts(self, value: str) -> bool:
+        """Return whether a value may stand in this place; where nothing does, it is empty."""
+        if not value:
+            return not self.required
+        return not self.allowed or value in self.allowed
+
+    def suggest(self, value: str) -> str:
+        """Return the end of an error about a value; empty where there is no choice."""
+        if len(self.allowed) < 2:
+            return ""
+        return did_you_mean(value, self.allowed)
 
 
 @dataclass(frozen=True)
