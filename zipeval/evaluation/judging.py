@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zipeval.benchmarks.protocols import PROTOCOLS, summary
 from zipeval.config.schema import JudgeConfig
 from zipeval.errors import Stopped
 from zipeval.evaluation.task_scores import follows_from_samples
 from zipeval.results import records
+from zipeval.results.schema import Record
 from zipeval.utils.progress import progress
 from zipeval.utils.stopping import stoppable
 
 if TYPE_CHECKING:
     from zipeval.benchmarks.judge import Judge
 
-Record = dict[str, Any]
 # Answers between two writes of a record, and writes of a task at most: verdicts cost money.
 JUDGED_AT_ONCE, MOST_WRITES = 64, 50
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zipeval import benchmarks, models
 from zipeval.benchmarks import data, lmms_names, stack
@@ -34,6 +34,7 @@ from zipeval.inference.validation import check
 from zipeval.reporting import logger
 from zipeval.results import journal, records
 from zipeval.results.lock import locked
+from zipeval.results.schema import Record
 from zipeval.utils import ranks
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from zipeval.evaluation.chat_model import ZipEval
 
 __all__ = ["check_feasible", "evaluate", "evaluate_run", "run"]
-
-Record = dict[str, Any]
 
 
 def check_feasible(

@@ -24,13 +24,12 @@ from zipeval.evaluation.answer_choices import answer_choices
 from zipeval.evaluation.task_run import TaskRun, describe_process
 from zipeval.inference import generation
 from zipeval.results import records
+from zipeval.results.schema import Record, Sample
 from zipeval.utils import ranks
 
 if TYPE_CHECKING:
     from zipeval.evaluation.chat_model import ZipEval
 
-Record = dict[str, Any]
-Sample = dict[str, Any]
 # Costs of a sample's prompt, averaged in the record.
 COSTS = ("prompt_tokens", "kv_entries", "flops_formula", "flops_exact")
 
@@ -112,7 +111,7 @@ def _check_readable(task: str, samples: list[Sample], readable: list[Sample]) ->
     )
 
 
-def _scores(task_run: TaskRun, results: dict, samples: list[Sample]) -> Record:
+def _scores(task_run: TaskRun, results: dict, samples: list[Sample]) -> dict[str, Any]:
     """Return the part of a record that its scores make; what a judge has to score has none yet."""
     task = task_run.task
     scores = (
@@ -124,7 +123,7 @@ def _scores(task_run: TaskRun, results: dict, samples: list[Sample]) -> Record:
     return {**scores, "from_samples": follows}
 
 
-def _visual_tokens(model: ZipEval, samples: list[Sample]) -> Record:
+def _visual_tokens(model: ZipEval, samples: list[Sample]) -> dict[str, Any]:
     """Return the visual tokens that entered the decoder's layers, over all samples."""
     config = model.session.config
     # [samples, layers]
@@ -140,7 +139,7 @@ def _visual_tokens(model: ZipEval, samples: list[Sample]) -> Record:
     }
 
 
-def _times(sessions: Sequence[dict], seconds: float) -> Record:
+def _times(sessions: Sequence[dict], seconds: float) -> dict[str, Any]:
     """Return when, for how long and by what a task was answered.
 
     Args:

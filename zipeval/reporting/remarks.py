@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isnan
-from typing import Any
 
-Record = dict[str, Any]
+from zipeval.results.schema import Record
+
 FAILED = "failed"
 UNJUDGED = "unjudged"
 OVERFLOWED = "overflowed"

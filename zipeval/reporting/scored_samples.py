@@ -12,8 +12,8 @@ from typing import Any
 from zipeval.benchmarks import BENCHMARKS
 from zipeval.errors import UsageError
 from zipeval.results import records
+from zipeval.results.schema import Record
 
-Record = dict[str, Any]
 NEWLINE = "\n"
 # The positions that a method keeps are most of a file, and nothing that is counted depends on them. Cut out before the
 # lines are parsed, they cost a tenth of the time. No text can hold such a name: its quotation marks are escaped. Lists

@@ -11,8 +11,7 @@ from zipeval import benchmarks
 from zipeval.benchmarks import data, videoqa
 from zipeval.config.schema import RunConfig
 from zipeval.results import records
-
-Record = dict[str, Any]
+from zipeval.results.schema import Record
 
 
 def count(task: str, config: RunConfig) -> int | None:

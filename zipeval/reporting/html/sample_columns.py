@@ -17,8 +17,8 @@ from zipeval.reporting.scored_samples import (
     parse_samples,
 )
 from zipeval.results import records
+from zipeval.results.schema import Record
 
-Record = dict[str, Any]
 NEWLINE = ord("\n")
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from zipeval.config.schema import UPPER_BOUND
 from zipeval.reporting.remarks import Remark
+from zipeval.results.schema import Record
 
 if TYPE_CHECKING:
     from zipeval.reporting.stats import Comparison
 
-Record = dict
 MEASURED = "measured"
 PUBLISHED = "published"
 DIFFERENCE = "difference"
