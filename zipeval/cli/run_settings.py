@@ -22,7 +22,11 @@ ADDED_GROUPS = {
 SUITE = "benchmarks of which each sample is asked, one of `zipeval list suites`"
 # omegaconf's sign for a value that has to be given.
 REQUIRED = "???"
-YAML_SETTING = re.compile(r"(?P<name>\w+): (?P<value>\S+?)(?:\s+# (?P<meaning>.*))?")
+# A line of a method's file that is an option of the method: `K: 2  # layer behind which
+# tokens are dropped`. A value such as `${tokens}` follows from a setting of the run.
+METHOD_OPTION = re.compile(
+    r"(?!name:|_target_:)(?P<name>\w+): (?P<value>[^$\s]\S*?)(?:\s+# (?P<meaning>.*))?"
+)
 
 
 @cache
@@ -30,19 +34,18 @@ def run_settings() -> tuple[Setting, ...]:
     """Return every setting of a run, those of nodes by their whole name: `model.dtype`."""
     from zipeval.config.schema import RunConfig
 
-    settings = []
-    for setting in _documented(RunConfig, ""):
-        settings.append(setting)
-        if setting.name == "method":
-            settings.append(
-                Setting(
-                    "suite",
-                    SUITE,
-                    "NAME",
-                    default_text=_chosen_by_default()["suite"],
-                    choices=names("suite"),
-                )
-            )
+    settings = _documented(RunConfig, "")
+    # The schema has no suite: its file sets `tasks`. The help shows it behind the other
+    # groups that are chosen by name.
+    suite = Setting(
+        "suite",
+        SUITE,
+        "NAME",
+        default_text=_chosen_by_default()["suite"],
+        choices=names("suite"),
+    )
+    place = [setting.name for setting in settings].index("method") + 1
+    settings.insert(place, suite)
     return tuple(settings)
 
 
@@ -62,7 +65,7 @@ def _documented(config: type, prefix: str) -> list[Setting]:
             explanation = explained[field.name]
             # A group has many names, of which the help says where they are listed.
             value = explanation.value or ("" if choices else "VALUE")
-            default = chosen.get(name, "" if node else _typed(field.default))
+            default = chosen.get(name, _typed(field.default))
             is_sweepable = name in GROUPS or name == "tokens"
             settings.append(
                 Setting(
@@ -102,7 +105,7 @@ def _typed(default: Any) -> str:
 
 @cache
 def _chosen_by_default() -> dict[str, str]:
-    """Return which configuration of each group is taken where none is named."""
+    """Return which configuration of each group is taken where none is named, and what Hydra is told beside."""
     import yaml
 
     import zipeval.configs
@@ -111,7 +114,7 @@ def _chosen_by_default() -> dict[str, str]:
     chosen = {}
     for entry in yaml.safe_load(text)["defaults"]:
         if isinstance(entry, dict):
-            chosen |= {name: value for name, value in entry.items() if name in GROUPS}
+            chosen |= entry
     return chosen
 
 
@@ -156,7 +159,7 @@ def is_of_run(name: str) -> bool:
     """Return whether a name is a setting of `zipeval run`, or within one."""
     top = name.lstrip("+~").partition("@")[0].partition(".")[0]
     known = {setting.name.partition(".")[0] for setting in run_settings()}
-    return top in known or top in GROUPS
+    return top in {*known, *GROUPS}
 
 
 def method_settings(name: str, config_dir: str | None = None) -> list[Setting]:
@@ -171,9 +174,8 @@ def method_settings(name: str, config_dir: str | None = None) -> list[Setting]:
 def _file_settings(path: Path) -> Iterator[Setting]:
     """Yield the options in a method's file."""
     for line in path.read_text(encoding="utf-8").splitlines():
-        entry = YAML_SETTING.fullmatch(line)
-        if entry is None or entry["name"] in ("name", "_target_"):
-            continue
-        # `${tokens}` follows from a setting of the run.
-        if not entry["value"].startswith("$"):
-            yield Setting(f"method.{entry['name']}", entry["meaning"] or "", "VALUE")
+        option = METHOD_OPTION.fullmatch(line)
+        if option is not None:
+            # Not every option has a comment.
+            parts = option.groupdict("")
+            yield Setting(f"method.{parts['name']}", parts["meaning"], "VALUE")

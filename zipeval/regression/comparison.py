@@ -164,7 +164,7 @@ def _compare_scores(
 ) -> Findings:
     """Return why the score has regressed, and what else there is to say; some tasks have no score."""
     old, new = before["score"], after["score"]
-    if old is None or new is None:
+    if None in (old, new):
         return ([] if old is new else [f"score: {old} -> {new}"]), []
     line = f"{before['metric']} {old:.4g} -> {new:.4g}"
     if fault := _not_finite(new, samples):
@@ -232,7 +232,7 @@ def _is_of_one_sample(before: Entry, samples: Samples) -> bool:
 
 def _changed(before: str | None, after: str | None, count: int) -> np.ndarray:
     """Return for every sample whether the codes differ, [samples]; for all if only one side has codes."""
-    if before is None or after is None:
+    if None in (before, after):
         return np.full(count, before is not after)
     return entries.split_codes(before, count) != entries.split_codes(after, count)
 
@@ -240,18 +240,18 @@ def _changed(before: str | None, after: str | None, count: int) -> np.ndarray:
 def _flips(before: Entry, samples: Samples) -> list[str]:
     """Return how many samples were lost and gained, and the first of them."""
     better = -1 if before["higher_is_better"] is False else 1
+    # A sample without a score becomes nan, which is neither lost nor gained.
+    old = np.array(before["scores"], float)
+    new = np.array([sample["score"] for sample in samples], float)
     lines = []
     for name, sign in (("lost", -better), ("gained", better)):
-        flipped = []
-        for sample, old in zip(samples, before["scores"], strict=True):
-            new = sample["score"]
-            if new is not None and old is not None and sign * (new - old) > 0:
-                flipped.append((sample, old))
+        flipped = np.flatnonzero(sign * (new - old) > 0)
         lines.append(f"{len(flipped)} samples {name}")
-        for sample, old in flipped[:SHOWN]:
+        for number in flipped[:SHOWN]:
+            sample = samples[number]
             answer = ascii(sample["prediction"])[:80]
             target = ascii(sample["target"])[:80]
-            scores = f"score {old:g} -> {sample['score']:g}"
+            scores = f"score {old[number]:g} -> {new[number]:g}"
             lines.append(
                 f"  doc_id {sample['doc_id']}: {scores}, answers {answer}, target {target}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from zipeval.benchmarks import BENCHMARKS
@@ -12,7 +13,8 @@ from zipeval.reporting.remarks import LOWER
 from zipeval.reporting.table_text import has_average
 from zipeval.reporting.tables import Table, headings, tables
 
-KNOWN = {benchmark.column for benchmark in BENCHMARKS.values()}
+# Headings of the benchmarks, by task.
+KNOWN = {task: benchmark.column for task, benchmark in BENCHMARKS.items()}
 NO_AVERAGE = "No average, which is of all {} columns of this table."
 
 
@@ -41,7 +43,7 @@ def choose(names: Sequence[str], headings: Iterable[str]) -> list[str]:
 
 def _matching(name: str, headings: list[str]) -> list[str]:
     """Return the headings that match a name most exactly."""
-    wanted = BENCHMARKS[name].column if name in BENCHMARKS else name
+    wanted = KNOWN.get(name, name)
     # `GQA` is the column of this name, even where there is `GQA (turns)` too: so exact
     # names come first.
     for simplify in (str, _without_case, _without_ending):
@@ -62,7 +64,7 @@ def _without_ending(heading: str) -> str:
     All of the heading of a known benchmark is its name.
     """
     name = heading
-    if heading not in KNOWN:
+    if heading not in KNOWN.values():
         name = heading.partition(" (")[0].partition(",")[0]
     return name.casefold()
 
@@ -123,7 +125,10 @@ def chosen_tables(
     if not columns:
         return tables(results, task, **options)
     if task:
-        return _chosen_metrics(tables(results, task, **options), columns)
+        # Only the records tell which metrics a task has.
+        built = tables(results, task, **options)
+        metrics = chain.from_iterable(table.columns for table in built)
+        return with_columns(built, choose(columns, metrics))
     known = headings(results)
     # Without any record, `tables` says how to make them.
     if not known:
@@ -140,11 +145,3 @@ def chosen_tables(
             table = replace(table, notes=[*table.notes, note])
         noted.append(table)
     return noted
-
-
-def _chosen_metrics(tables: list[Table], columns: Sequence[str]) -> list[Table]:
-    """Return the tables of a task with some of its metrics, whose names the records tell."""
-    metrics: list[str] = []
-    for table in tables:
-        metrics += table.columns
-    return with_columns(tables, choose(columns, metrics))

@@ -287,4 +287,4 @@ def stacked(text: str, width: int) -> list[str]:
 
 def words(text: str) -> list[str]:
     """Return the parts of a name, each with the sign that ends it."""
-    return [part for part in WORD_ENDS.split(text) if part]
+    return list(filter(None, WORD_ENDS.split(text)))

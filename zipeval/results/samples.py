@@ -35,11 +35,13 @@ def _count_all(task: str, config: RunConfig) -> int | None:
             return None
         return len(videoqa.questions(task, videos))
     benchmark = benchmarks.BENCHMARKS.get(task)
-    # A sample of conversations is no row of the data set, which holds questions.
-    if benchmark and benchmark.turns:
-        return benchmark.samples
-    if benchmark and benchmark.sources:
-        return data.rows(benchmark.sources[0], config.data.root) or benchmark.samples
+    if benchmark:
+        # A sample of conversations is no row of the data set, which holds questions.
+        if benchmark.turns:
+            return benchmark.samples
+        if benchmark.sources:
+            rows = data.rows(benchmark.sources[0], config.data.root)
+            return rows or benchmark.samples
     files = [*benchmarks.task_folder(task).glob("*.parquet")]
     if not files:
         return None

@@ -82,16 +82,23 @@ def upper_bound_of(record: Record, results: str) -> Record | None:
 
 def bound_among(record: Record, candidates: Sequence[Record]) -> Record | None:
     """Return of some records the upper bound of another one: of the same setting, task, data and judge."""
+    wanted = _question_of(record)
     for candidate in candidates:
-        if candidate["config"]["method"]["name"] != UPPER_BOUND:
-            continue
-        same_task = candidate["task"] == record["task"]
-        if not same_task or not is_bound_of(candidate, record):
-            continue
-        same_setting = setting_of(candidate) == setting_of(record)
-        if same_setting and judge_of(candidate) == judge_of(record):
+        is_bound = candidate["config"]["method"]["name"] == UPPER_BOUND
+        if is_bound and _question_of(candidate) == wanted:
             return candidate
     return None
+
+
+def _question_of(record: Record) -> tuple:
+    """Return all that a record and its upper bound agree on: what was asked, of which model, and who scored it."""
+    return (
+        record["task"],
+        record.get("task_hash"),
+        record.get("data_hash"),
+        setting_of(record),
+        judge_of(record),
+    )
 
 
 def bounds_by_task(table_records: list[Record], method: str) -> dict[str, Record]:
@@ -112,9 +119,8 @@ def is_bound_of(bound: Record | None, record: Record) -> bool:
     """Return whether a record of the upper bound is of the task and the data of another record."""
     if bound is None:
         return False
-    return all(
-        bound.get(name) == record.get(name) for name in ("task_hash", "data_hash")
-    )
+    same_task = bound.get("task_hash") == record.get("task_hash")
+    return same_task and bound.get("data_hash") == record.get("data_hash")
 
 
 def split_by_judge(table_records: list[Record]) -> list[list[Record]]:
