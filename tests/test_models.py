@@ -477,3 +477,8 @@ def test_the_embedded_checkpoint_loads_with_plain_transformers():
         models.find(ModelConfig(family="llava", embedded="tiny_llava")).visual_tokens
         == 144
     )
+
+
+def test_a_module_that_declares_no_family_is_none():
+    with pytest.raises(UsageError, match="model.family=_convert: no such family"):
+        models.family(ModelConfig(family="_convert"))

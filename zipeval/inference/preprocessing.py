@@ -45,15 +45,15 @@ class MediaDecoder:
 
     def _decode_part(self, part: Part) -> Part:
         kind = part["type"]
-        if kind not in ("text", *self.family.MEDIA):
-            takes = ", ".join(self.family.MEDIA)
+        if kind not in ("text", *self.family.media):
+            takes = ", ".join(self.family.media)
             raise UsageError(
                 f"model={self.config.name}: it takes text and {takes}, a task gave it {kind}."
             )
         return self.decoders[kind](part)
 
     def _check_text(self, part: Part) -> Part:
-        for kind in self.family.MEDIA:
+        for kind in self.family.media:
             # The processor would put a picture's placeholders there, of which there is none.
             if f"<{kind}>" in part["text"]:
                 raise MediaError(
@@ -72,4 +72,4 @@ class MediaDecoder:
             raise UsageError(
                 f"model={self.config.name}: it takes whole videos, a task gave it a part of one."
             )
-        return {**part, "url": media.frames(part["url"], self.family.FRAMES)}
+        return {**part, "url": media.frames(part["url"], self.family.frames)}

@@ -109,7 +109,7 @@ class Session:
             )
 
     def _check_aspect(self) -> None:
-        config, known = self.config.model, models.family(self.config.model).ASPECTS
+        config, known = self.config.model, models.family(self.config.model).aspects
         if config.image_aspect not in known:
             raise UsageError(
                 f"model.image_aspect={config.image_aspect}: the images of {config.name} are prepared by "

@@ -16,6 +16,7 @@ from zipeval.checkpoints.placement import Placement, check_memory
 from zipeval.config.schema import ModelConfig
 from zipeval.errors import UsageError
 from zipeval.models._checkpoint import fingerprint
+from zipeval.models._family import ModelFamily
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded"
 
@@ -107,13 +108,13 @@ def _of_family(settings: dict, config: ModelConfig, path: Path, where: str) -> d
         UsageError: if it is of another family.
     """
     model_family = family(config)
-    if config.embedded and not config.path and hasattr(model_family, "of_llava"):
+    if config.embedded and not config.path and model_family.from_llava:
         _refuse_for_stand_in(config)
-        settings = model_family.of_llava(settings)
-    if settings.get("model_type") != model_family.MODEL_TYPE:
+        settings = model_family.from_llava(settings)
+    if settings.get("model_type") != model_family.model_type:
         raise UsageError(
             f"{where}: {path} holds a {settings.get('model_type')!r} checkpoint, the family {config.family!r} "
-            f"loads {model_family.MODEL_TYPE!r}. `zipeval list models` shows the families."
+            f"loads {model_family.model_type!r}. `zipeval list models` shows the families."
         )
     return settings
 
@@ -124,7 +125,7 @@ def size(config: ModelConfig) -> dict:
     Raises:
         UsageError: if there is neither; says what to do.
     """
-    sizes = family(config).SIZES
+    sizes = family(config).sizes
     if config.path or config.embedded:
         path = _directory(config)
         where = f"model.path={config.path}" if config.path else f"model={config.name}"
@@ -219,11 +220,7 @@ def _directory(config: ModelConfig) -> Path:
     if config.embedded:
         return EMBEDDED / config.embedded
     if not config.hub:
-        remedy = getattr(
-            family(config),
-            "NO_WEIGHTS",
-            "Set model.hub=ORGANISATION/NAME or model.path=DIR.",
-        )
+        remedy = family(config).no_weights
         raise UsageError(f"model={config.name}: it names no weights. {remedy}")
     return snapshot(config)
 
@@ -271,18 +268,23 @@ def _check_safetensors(path: Path, where: str, config: ModelConfig) -> tuple[int
     return parameters, quantizable
 
 
-def family(config: ModelConfig):
-    """Return the module of the model's family.
+def family(config: ModelConfig) -> ModelFamily:
+    """Return the declaration of the model's family, which the module of this name has.
 
     Raises:
         UsageError: for a family that does not exist.
     """
     try:
-        return import_module(f"zipeval.models.{config.family}")
-    except ImportError as error:
+        return _declared(config.family)
+    except (ImportError, AttributeError) as error:
         raise UsageError(
             f"model.family={config.family}: no such family. `zipeval list models` shows models."
         ) from error
+
+
+def _declared(name: str) -> ModelFamily:
+    """Return the declaration in a module of this package."""
+    return import_module(f"zipeval.models.{name}").FAMILY
 
 
 _loaded: dict[tuple, tuple] = {}
@@ -306,8 +308,7 @@ def load(family: str, checkpoint: Checkpoint, placement: Placement):
     if key not in _loaded:
         # Other weights lie at the same place now.
         _clear()
-        module = import_module(f"zipeval.models.{family}")
-        _loaded[key] = module.load(checkpoint.path, placement)
+        _loaded[key] = _declared(family).load(checkpoint.path, placement)
     return _loaded[key]
 
 
@@ -318,7 +319,7 @@ def load_copy(family: str, checkpoint: Checkpoint, placement: Placement):
         UsageError: as `load` does.
     """
     check_memory(checkpoint, placement)
-    return import_module(f"zipeval.models.{family}").load(checkpoint.path, placement)
+    return _declared(family).load(checkpoint.path, placement)
 
 
 def _clear() -> None:

@@ -54,7 +54,7 @@ def describe(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         attn_implementation=model.config._attn_implementation,
-        image_aspect=family.ASPECTS[0],
+        image_aspect=family.aspects[0],
     )
     # Prompts of a batch end together; the user's own processor stays as it is.
     processor = copy.deepcopy(processor)
@@ -74,7 +74,7 @@ def describe(
 
 
 def _family(kind: str):
-    """Return the module of a family.
+    """Return the declaration of a family.
 
     Raises:
         UsageError: for a model of no family that is supported.

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zipeval.errors import UsageError
+from zipeval.models._family import ModelFamily
 
 if TYPE_CHECKING:
     from zipeval.checkpoints.placement import Placement
 
 MODEL_TYPE = "llava"
-MEDIA = ("image",)
-ASPECTS = ("pad", "crop")
 # The parts of models whose weights may not be here, as their config.json describe them.
 CLIP = {
     "model_type": "clip_vision_model",
@@ -167,3 +166,17 @@ def _quantization(placement: Placement):
             r"(?!model\.language_model\.).*"
         ],  # for both widths; matched from a name's start
     )
+
+
+FAMILY = ModelFamily(
+    model_type=MODEL_TYPE,
+    media=("image",),
+    aspects=("pad", "crop"),
+    sizes=SIZES,
+    visual_tokens=visual_tokens,
+    decoder_layers=decoder_layers,
+    grids=grids,
+    model_class=model_class,
+    noise=noise,
+    load=load,
+)

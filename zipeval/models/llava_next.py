@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zipeval.models import llava
+from zipeval.models._family import ModelFamily
 
 if TYPE_CHECKING:
     from zipeval.checkpoints.placement import Placement
 
 MODEL_TYPE = "llava_next"
-MEDIA = llava.MEDIA
-ASPECTS = ("anyres",)
 PINPOINTS = [
     [336, 672],
     [672, 336],
@@ -33,8 +32,6 @@ SIZES = {
     "llava_next_13b": llava.sized(MODEL_TYPE, llava.VICUNA_13B),
     "llava_next_mistral": llava.sized(MODEL_TYPE, MISTRAL),
 }
-
-decoder_layers = llava.decoder_layers
 
 
 def grids(config: dict) -> tuple[tuple[int, int], ...]:
@@ -59,7 +56,7 @@ def visual_tokens(config: dict) -> int:
     return grids(config)[-1][0] * llava.visual_tokens(config)
 
 
-def of_llava(config: dict) -> dict:
+def from_llava(config: dict) -> dict:
     """The config of the stand-in that is made of an embedded LLaVA's weights: the same grids in its crops."""
     side = config["vision_config"]["image_size"]
     pinpoints = [
@@ -110,7 +107,7 @@ def _load_stand_in(path: Path, placement: Placement):
     from transformers import LlavaNextProcessor as Processor
 
     source, its = llava.load(path, placement)
-    config = LlavaNextConfig.from_dict(of_llava(source.config.to_dict()))
+    config = LlavaNextConfig.from_dict(from_llava(source.config.to_dict()))
     row_end = torch.zeros(config.text_config.hidden_size)
     weights = {**source.state_dict(), "model.image_newline": row_end}
     model = llava.stand_in(
@@ -132,3 +129,18 @@ def _load_stand_in(path: Path, placement: Placement):
         chat_template=its.chat_template,
     )
     return model, processor
+
+
+FAMILY = ModelFamily(
+    model_type=MODEL_TYPE,
+    media=llava.FAMILY.media,
+    aspects=("anyres",),
+    sizes=SIZES,
+    visual_tokens=visual_tokens,
+    decoder_layers=llava.decoder_layers,
+    grids=grids,
+    model_class=model_class,
+    noise=noise,
+    load=load,
+    from_llava=from_llava,
+)

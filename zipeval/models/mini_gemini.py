@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zipeval.models import llava
+from zipeval.models._family import ModelFamily
 
 if TYPE_CHECKING:
     from zipeval.checkpoints.placement import Placement
 
 MODEL_TYPE = "mini_gemini"
-MEDIA, ASPECTS = llava.MEDIA, llava.ASPECTS
-NO_WEIGHTS = "Make them of the official checkpoint with `zipeval convert mini_gemini SRC DST`, then set model.path=DST."
 CONVNEXT = {
     "model_type": "convnext",
     "depths": [3, 3, 27, 3],
@@ -57,8 +56,6 @@ SIZES = {
     ),
 }
 
-decoder_layers, noise = llava.decoder_layers, llava.noise
-
 
 def grids(config: dict) -> tuple[tuple[int, int], ...]:
     """(crops, rows of patches in tiles) of every image: it is seen whole, in the HD variant in tiles too."""
@@ -89,7 +86,7 @@ def placeholders(config: dict) -> dict:
     }
 
 
-def of_llava(config: dict) -> dict:
+def from_llava(config: dict) -> dict:
     """The config of the stand-in that is made of an embedded LLaVA's weights: twice the resolution, a tiny ConvNeXt."""
     aux = {
         "model_type": "convnext",
@@ -137,7 +134,7 @@ def _load_stand_in(path: Path, placement: Placement):
     )
 
     source, its = llava.load(path, placement)
-    settings = of_llava(source.config.to_dict())
+    settings = from_llava(source.config.to_dict())
     config = MiniGeminiConfig.from_dict(settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -163,3 +160,19 @@ def _load_stand_in(path: Path, placement: Placement):
         **placeholders(settings),
     )
     return model, processor
+
+
+FAMILY = ModelFamily(
+    model_type=MODEL_TYPE,
+    media=llava.FAMILY.media,
+    aspects=llava.FAMILY.aspects,
+    sizes=SIZES,
+    visual_tokens=visual_tokens,
+    decoder_layers=llava.decoder_layers,
+    grids=grids,
+    model_class=model_class,
+    noise=llava.noise,
+    load=load,
+    from_llava=from_llava,
+    no_weights="Make them of the official checkpoint with `zipeval convert mini_gemini SRC DST`, then set model.path=DST.",
+)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zipeval.models import llava
+from zipeval.models._family import ModelFamily
 
 if TYPE_CHECKING:
     from zipeval.checkpoints.placement import Placement
 
 MODEL_TYPE = "video_llava"
-MEDIA = ("image", "video")
-ASPECTS = llava.ASPECTS
 FRAMES = 8  # of a video, as it was trained and is evaluated
 SIZES = {
     "video_llava": llava.sized(
@@ -23,8 +22,6 @@ SIZES = {
         video_token_index=32001,
     )
 }
-
-decoder_layers = llava.decoder_layers
 
 
 def visual_tokens(config: dict) -> int:
@@ -38,7 +35,7 @@ def grids(config: dict) -> tuple[tuple[int, int], ...]:
     return ((1, 0), (FRAMES, 0))
 
 
-def of_llava(config: dict) -> dict:
+def from_llava(config: dict) -> dict:
     """The config of the stand-in that is made of an embedded LLaVA's weights, with one more token for videos."""
     text = config["text_config"]
     size = {
@@ -90,7 +87,7 @@ def _load_stand_in(path: Path, placement: Placement):
     )
 
     source, its = llava.load(path, placement)
-    config = VideoLlavaConfig.from_dict(of_llava(source.config.to_dict()))
+    config = VideoLlavaConfig.from_dict(from_llava(source.config.to_dict()))
     weights = {}
     for name, weight in source.state_dict().items():
         if name in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
@@ -121,3 +118,19 @@ def _load_stand_in(path: Path, placement: Placement):
         ),
     )
     return model, processor
+
+
+FAMILY = ModelFamily(
+    model_type=MODEL_TYPE,
+    media=("image", "video"),
+    aspects=llava.FAMILY.aspects,
+    sizes=SIZES,
+    visual_tokens=visual_tokens,
+    decoder_layers=llava.decoder_layers,
+    grids=grids,
+    model_class=model_class,
+    noise=noise,
+    load=load,
+    from_llava=from_llava,
+    frames=FRAMES,
+)

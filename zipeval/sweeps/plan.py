@@ -158,7 +158,7 @@ def _missing_projector(session: Session) -> str | None:
 def _session(config: RunConfig) -> Session | None:
     """Return a session of a model whose size is known, with or without weights here."""
     model = config.model
-    sizes = models.family(model).SIZES
+    sizes = models.family(model).sizes
     if not (model.path or model.embedded or model.name in sizes):
         return None
     # Sizes do not depend on the tasks, whose questions may not be on this machine yet.
