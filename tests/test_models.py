@@ -480,5 +480,5 @@ def test_the_embedded_checkpoint_loads_with_plain_transformers():
 
 
 def test_a_module_that_declares_no_family_is_none():
-    with pytest.raises(UsageError, match="model.family=_convert: no such family"):
+    with pytest.raises(UsageError, match=r"model\.family=_convert: no such family"):
         models.family(ModelConfig(family="_convert"))
