@@ -49,12 +49,12 @@ def convert(arguments: list[str]) -> None:
     """Run `zipeval convert mini_gemini SRC DST`."""
     options = CONVERT.parse(arguments)
     source, target = (Path(place).expanduser() for place in options.operands[1:])
-    towers = {
-        name: getattr(options, name) for name in ("vision_tower", "vision_tower_aux")
-    }
-    towers = {
-        name: directory for name, directory in towers.items() if directory is not None
-    }
+    # A tower that is not named is in the checkpoint itself.
+    towers = {}
+    for name in ("vision_tower", "vision_tower_aux"):
+        directory = getattr(options, name)
+        if directory is not None:
+            towers[name] = directory
     for directory in (source, *towers.values()):
         if not directory.is_dir():
             raise UsageError(f"{directory}: no such directory.")

@@ -66,7 +66,8 @@ NAMES = {  # beginnings of our names and of official ones
     "model.language_model.": "model.",
     "lm_head.": "lm_head.",
 }
-STAGE = {  # the parts of a ConvNeXt's stage, as transformers and as timm call them
+# The parts of a ConvNeXt's stage, as transformers and as timm call them.
+STAGE = {
     "downsampling_layer": "downsample",
     "layers": "blocks",
     "dwconv": "conv_dw",
@@ -75,18 +76,26 @@ STAGE = {  # the parts of a ConvNeXt's stage, as transformers and as timm call t
     "pwconv2": "mlp.fc2",
     "layer_scale_parameter": "gamma",
 }
-UNUSED = re.compile(  # computed anew; CLIP's text tower; the head and the text tower of open_clip's ConvNeXt
+# Tensors that are left out: what is computed anew; CLIP's text tower; the head and the
+# text tower of open_clip's ConvNeXt.
+UNUSED = re.compile(
     r".*\.rotary_emb\.inv_freq|.*\.position_ids"
     r"|(text_model|text_projection|visual_projection|logit_scale)\b.*"
     r"|model\.vision_tower_aux\.vision_head\..*|visual\.head\..*"
     r"|(text|transformer|token_embedding|positional_embedding|ln_final)\b.*"
 )
-GEMMA = (  # conv_gemma
+# The chat template of the 2B model: `conv_gemma` of the official code.
+GEMMA = (
     "{% for message in messages %}<start_of_turn>{{ {'user': 'user', 'assistant': 'model'}[message.role] }}\n"
     "{% for part in message.content %}{{ part.text if part.type == 'text' else '<' + part.type + '>\n' }}{% endfor %}"
     "<end_of_turn>\n{{ '<eos>' if message.role == 'assistant' }}{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+
+# Matrices with a row for each token of the vocabulary.
+BY_TOKEN = {"model.language_model.embed_tokens.weight", "lm_head.weight"}
+# Names of tensors in an error.
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,10 @@ def mini_gemini(source: Path, target: Path, **towers: Path) -> str:
     raw = _settings(source)
     stored = _tensors(source, raw, towers)
     config = _config(source, raw, stored)
+    # On the meta device a model has names and shapes, and no weights.
     with torch.device("meta"):
         expected = MiniGeminiForConditionalGeneration(config).state_dict()
+    # Gemma's output matrix is that of its embeddings, which is stored once.
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight")
         stored.pop("lm_head.weight", None)
@@ -131,38 +142,43 @@ def mini_gemini(source: Path, target: Path, **towers: Path) -> str:
     processor = _processor(source, config)
     tokenizer = processor.tokenizer
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    # The placeholder of images is a token that the official vocabulary does not have.
     config.text_config.vocab_size = max(config.text_config.vocab_size, len(tokenizer))
+    generation = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # Beside the target and not in /tmp, so that renaming it copies no gigabytes; and the
+    # target is there only once it is complete.
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
         unfinished = Path(beside, target.name)
         config.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
-        file = (
-            unfinished / "tokenizer_config.json"
-        )  # `legacy` (see _processor) is a setting that transformers does not save
-        file.write_text(
-            json.dumps(json.loads(file.read_text()) | {"legacy": True}, indent=2)
-        )
-        special = {
-            f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id")
-            for kind in ("bos", "eos", "pad")
-        }
-        GenerationConfig(**special).save_pretrained(unfinished)
+        _keep_legacy(unfinished / "tokenizer_config.json")
+        generation.save_pretrained(unfinished)
         _write(stored, expected, config.text_config.vocab_size, unfinished)
         unfinished.rename(target)
     return _model(config)
 
 
+def _keep_legacy(file: Path) -> None:
+    """Write the tokenizer's setting `legacy` (see _processor), which transformers does not save."""
+    settings = json.loads(file.read_text())
+    settings["legacy"] = True
+    file.write_text(json.dumps(settings, indent=2))
+
+
 def _model(config: MiniGeminiConfig) -> str:
-    """The configuration that asks a checkpoint as it was trained: not every one has a Vicuna decoder."""
+    """Return the `model=` that asks a checkpoint as it was trained: not every one has a Vicuna decoder."""
     if isinstance(config.text_config, GemmaConfig):
         return "mini_gemini_2b"
     if config.image_grid > 1:
         return "mini_gemini_hd"
-    return (
-        "mini_gemini_13b"
-        if config.text_config.num_hidden_layers == 40
-        else "mini_gemini"
-    )
+    # Vicuna has 32 layers at 7B, and 40 at 13B.
+    if config.text_config.num_hidden_layers == 40:
+        return "mini_gemini_13b"
+    return "mini_gemini"
 
 
 def official(name: str) -> str:
@@ -175,7 +191,11 @@ def official(name: str) -> str:
 
 
 def _settings(source: Path) -> dict:
-    """The official config.json."""
+    """Return the content of the official config.json.
+
+    Raises:
+        UsageError: for another kind of checkpoint, and for a setting whose meaning is not known here.
+    """
     try:
         raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
         kind = raw.get("model_type")
@@ -202,30 +222,31 @@ def _settings(source: Path) -> dict:
 
 
 def _tensors(source: Path, raw: dict, towers: dict[str, Path]) -> dict[str, Stored]:
-    """All that are there, by their official names."""
+    """Return all tensors that are there, by their official names.
+
+    Raises:
+        UsageError: for a tower that is there twice, or not at all.
+    """
     stored = _stored(source)
     for tower, (theirs, ours) in TOWERS.items():
-        present, directory = (
-            any(name.startswith(ours) for name in stored),
-            towers.get(tower),
-        )
-        if present and directory:
+        is_included = any(name.startswith(ours) for name in stored)
+        directory = towers.get(tower)
+        if is_included and directory:
             raise UsageError(
                 f"{tower}={directory}: {source} has its own. Leave {tower}= out."
             )
         if directory:
-            stored |= {
-                re.sub(rf"^{theirs}\.", ours, name): tensor
-                for name, tensor in _stored(directory).items()
-            }
-        elif not present:
+            # A tower by itself names its tensors without their place in Mini-Gemini.
+            for name, tensor in _stored(directory).items():
+                stored[re.sub(rf"^{theirs}\.", ours, name)] = tensor
+        elif not is_included:
             original = raw.get(f"mm_{tower}")
             raise UsageError(
                 f"{source} is without {original}, as it was not trained. Fetch it too: {tower}=DIR."
             )
-    return {
-        name: tensor for name, tensor in stored.items() if not UNUSED.fullmatch(name)
-    }
+    for name in filter(UNUSED.fullmatch, list(stored)):
+        del stored[name]
+    return stored
 
 
 def _stored(directory: Path) -> dict[str, Stored]:
@@ -234,10 +255,10 @@ def _stored(directory: Path) -> dict[str, Stored]:
     for file in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as tensors:
-                stored |= {
-                    name: Stored(file, name, tensors.get_slice(name).get_shape())
-                    for name in list(tensors.keys())
-                }
+                # The header alone tells the shapes: no weight is read yet.
+                for name in tensors.keys():  # noqa: SIM118 (it is no dictionary)
+                    shape = tensors.get_slice(name).get_shape()
+                    stored[name] = Stored(file, name, shape)
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{file} is damaged: {error}. Fetch it again.") from error
     pickled = next(directory.glob("*.bin"), None)
@@ -258,39 +279,34 @@ def _config(source: Path, raw: dict, stored: dict[str, Stored]) -> MiniGeminiCon
     """Return a configuration of what the official config.json says, and of the towers' shapes."""
 
     def count(beginning: str) -> int:
-        return len(
-            {
-                name.removeprefix(beginning).partition(".")[0]
-                for name in stored
-                if name.startswith(beginning)
-            }
-        )
+        """Return how many layers or stages have names that begin like this."""
+        numbers = set()
+        for name in stored:
+            if name.startswith(beginning):
+                numbers.add(name.removeprefix(beginning).partition(".")[0])
+        return len(numbers)
 
     text = DECODERS[raw["model_type"]]
-    known = {field.name for field in fields(text)} - {"architectures"} | {
-        "rope_theta",
-        "rope_scaling",
-    }
-    stages = [
-        f"{CONVNEXT}stages.{stage}.blocks."
-        for stage in range(count(f"{CONVNEXT}stages."))
-    ]
+    known = {field.name for field in fields(text)} - {"architectures"}
+    # The fields have the rotary settings under one name, which was two.
+    known |= {"rope_theta", "rope_scaling"}
+    numbers = range(count(f"{CONVNEXT}stages."))
+    stages = [f"{CONVNEXT}stages.{number}.blocks." for number in numbers]
     try:
         width, _, patch, _ = stored[f"{CLIP}embeddings.patch_embedding.weight"].shape
+        # One position is that of the class token, and the others are a square.
+        positions = stored[f"{CLIP}embeddings.position_embedding.weight"].shape[0]
+        first_layer = stored[f"{CLIP}encoder.layers.0.mlp.fc1.weight"]
         config = MiniGeminiConfig(
             text_config=text(**{k: v for k, v in raw.items() if k in known}),
             vision_config=CLIPVisionConfig(
                 hidden_size=width,
                 patch_size=patch,
-                image_size=patch
-                * isqrt(
-                    stored[f"{CLIP}embeddings.position_embedding.weight"].shape[0] - 1
-                ),
-                intermediate_size=stored[
-                    f"{CLIP}encoder.layers.0.mlp.fc1.weight"
-                ].shape[0],
+                image_size=patch * isqrt(positions - 1),
+                intermediate_size=first_layer.shape[0],
                 num_hidden_layers=count(f"{CLIP}encoder.layers."),
-                num_attention_heads=width // 64,  # as in all of OpenAI's
+                # A head is 64 wide in all of OpenAI's models.
+                num_attention_heads=width // 64,
             ),
             aux_config=ConvNextConfig(
                 depths=[count(stage) for stage in stages],
@@ -318,20 +334,30 @@ def _config(source: Path, raw: dict, stored: dict[str, Stored]) -> MiniGeminiCon
 def _check(
     source: Path, stored: dict[str, Stored], expected: dict[str, torch.Tensor]
 ) -> None:
-    """Raises UsageError unless every tensor of the model is there in its shape, and no other."""
-    shapes = {official(name): list(tensor.shape) for name, tensor in expected.items()}
-    problems = {
-        "missing": shapes.keys() - stored.keys(),
-        "unexpected": stored.keys() - shapes.keys(),
-        "of another shape": {
-            n for n in shapes.keys() & stored.keys() if shapes[n] != stored[n].shape
-        },
+    """Raise UsageError unless every tensor of the model is there in its shape, and no other."""
+    expected_shapes = {}
+    for name, tensor in expected.items():
+        expected_shapes[official(name)] = list(tensor.shape)
+    stored_shapes = {name: tensor.shape for name, tensor in stored.items()}
+    missing = expected_shapes.keys() - stored_shapes.keys()
+    unexpected = stored_shapes.keys() - expected_shapes.keys()
+    different = {
+        name
+        for name in expected_shapes.keys() & stored_shapes.keys()
+        if expected_shapes[name] != stored_shapes[name]
     }
-    complaints = [
-        f"{len(names)} {problem} ({', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''})"
-        for problem, names in problems.items()
-        if names
-    ]
+    problems = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": different,
+    }
+    complaints = []
+    for problem, names in problems.items():
+        if names:
+            first = sorted(names)[:SHOWN]
+            # A checkpoint of another model may have hundreds of other tensors.
+            more = ["..."] if len(names) > SHOWN else []
+            complaints.append(f"{len(names)} {problem} ({', '.join(first + more)})")
     if complaints:
         raise UsageError(
             f"{source}: of its tensors and its towers', {'; '.join(complaints)}. Fetch them again."
@@ -377,22 +403,28 @@ def _write(
     rows: int,
     directory: Path,
 ) -> None:
-    """Shards, of which one at a time is in memory; embeddings are grown to so many rows."""
+    """Write the weights in shards, of which one at a time is in memory.
+
+    Args:
+        rows: of the embeddings and of the output matrix in the new checkpoint.
+    """
     plan = split_torch_state_dict_into_shards(expected, max_shard_size=SHARD)
     for file, names in plan.filename_to_tensors.items():
         shard = {name: stored[official(name)].read() for name in names}
-        for name in shard.keys() & {
-            "model.language_model.embed_tokens.weight",
-            "lm_head.weight",
-        }:
-            # The mean of the others: its logit is never the highest.
-            mean = shard[name].float().mean(0).to(shard[name].dtype)
-            shard[name] = torch.cat(
-                [shard[name], mean.expand(rows - len(shard[name]), -1)]
-            )
+        for name in shard.keys() & BY_TOKEN:
+            shard[name] = _with_rows(shard[name], rows)
         save_file(shard, directory / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (directory / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2)
         )
+
+
+def _with_rows(matrix: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return a matrix (tokens, width) that is grown to so many rows.
+
+    A new row is the mean of the others, so that the logit of a new token is never the highest.
+    """
+    mean = matrix.float().mean(0).to(matrix.dtype)
+    return torch.cat([matrix, mean.expand(rows - len(matrix), -1)])
