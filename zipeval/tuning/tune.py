@@ -34,14 +34,10 @@ if TYPE_CHECKING:
 
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
-BEGUN, CHECKPOINTS = (
-    "tuning.json",
-    "checkpoints",
-)  # manifest and state of a training that is not finished
-TUNING = (
-    "zipeval.tuning.tune",
-    "zipeval.tuning.training",
-)  # modules that a projector depends on too
+# Manifest and state of a training that is not finished.
+BEGUN, CHECKPOINTS = "tuning.json", "checkpoints"
+# Modules that a projector depends on beside what answers depend on.
+TUNING = ("zipeval.tuning.tune", "zipeval.tuning.training")
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,9 @@ def tune(config: RunConfig, settings: Settings) -> Path:
     if path.exists():
         return _kept(path, manifest)
     with _turn(out, manifest) if ranks.first() else nullcontext():
-        ranks.exchange(
-            None
-        )  # none begins what the first one refuses; and transformers finds a group of processes
+        # No process begins what the first one refuses; and transformers, which is imported
+        # behind this, finds a group of processes.
+        ranks.exchange(None)
         from zipeval.tuning.training import train
 
         weights = train(session, data.conversations, settings, out / CHECKPOINTS)
@@ -93,7 +89,11 @@ def tune(config: RunConfig, settings: Settings) -> Path:
 
 
 def _session(config: RunConfig) -> Session:
-    """The model and the method, which has to be one that tuned projectors are for."""
+    """Return the session of the model and the method, which has to be one that tuned projectors are for.
+
+    Raises:
+        UsageError: for settings under which nothing can be tuned.
+    """
     name = config.method["name"]
     if name != projector.METHOD:
         raise UsageError(
@@ -122,7 +122,7 @@ def _session(config: RunConfig) -> Session:
 
 
 def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
-    """The share of a file's conversations that is trained on.
+    """Return the share of a file's conversations that is trained on.
 
     Raises:
         UsageError: if file or images are missing, or an entry is none of LLaVA's.
@@ -136,11 +136,12 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
         raise UsageError(
             f"data={file}: cannot be read ({error}). Give a JSON file of LLaVA's layout."
         ) from error
-    numbers = [
-        number
-        for number, entry in enumerate(entries)
-        if isinstance(entry, dict) and entry.get("image")
-    ]
+    # LLaVA's file has conversations about text only, too. A projector learns nothing of
+    # them.
+    numbers = []
+    for number, entry in enumerate(entries):
+        if isinstance(entry, dict) and entry.get("image"):
+            numbers.append(number)
     count = round(fraction * len(numbers))
     if count == 0:
         raise UsageError(
@@ -148,10 +149,11 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
             "them is none. Set a larger fraction=."
         )
     chosen = sorted(random.Random(seed).sample(numbers, count))
-    conversations = [
-        _messages(entries[number], images, f"data={file}: entry {number}")
-        for number in chosen
-    ]
+    conversations = []
+    for number in chosen:
+        where = f"data={file}: entry {number}"
+        conversations.append(_messages(entries[number], images, where))
+    # The image is the first part of the first message.
     paths = [Path(messages[0]["content"][0]["url"]) for messages in conversations]
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -164,10 +166,9 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
         raise UsageError(
             f"images={images}: {error.filename} cannot be read ({error.strerror})."
         ) from error
-    digest_by_name = {
-        entries[number]["image"]: digests[path]
-        for number, path in zip(chosen, paths, strict=True)
-    }
+    digest_by_name = {}
+    for number, path in zip(chosen, paths, strict=True):
+        digest_by_name[entries[number]["image"]] = digests[path]
     about = {
         "sha256": hashlib.sha256(content).hexdigest(),
         "images": content_hash.combined(digest_by_name),
@@ -179,20 +180,21 @@ def read(file: Path, images: Path, fraction: float, seed: int) -> Data:
 
 
 def _messages(entry: dict, images: Path, where: str) -> list[dict]:
-    """An entry as chat messages; as LLaVA does, the image goes before the text of the first question.
+    """Return an entry as chat messages; as LLaVA does, the image goes before the text of the first question.
 
     Raises:
         UsageError: for an entry of another layout.
     """
     turns = entry.get("conversations")
     try:
-        roles, texts = (
-            [turn["from"] for turn in turns],
-            [turn["value"] for turn in turns],
-        )
-        if len(turns) < 2 or len(turns) % 2 or roles != [*ROLES] * (len(turns) // 2):
+        roles = [turn["from"] for turn in turns]
+        texts = [turn["value"] for turn in turns]
+        # At least one pair of question and answer, and whole pairs only.
+        pairs = max(1, len(turns) // 2)
+        if roles != [*ROLES] * pairs:
             raise ValueError("its turns are not human, gpt, human, gpt ...")
-        if [text.count(PLACEHOLDER) for text in texts] != [1] + [0] * (len(texts) - 1):
+        placeholders = [text.count(PLACEHOLDER) for text in texts]
+        if placeholders[0] != 1 or sum(placeholders) != 1:
             raise ValueError(
                 f"its first turn, and that only, has to hold {PLACEHOLDER} once"
             )
@@ -202,24 +204,20 @@ def _messages(entry: dict, images: Path, where: str) -> list[dict]:
         raise UsageError(
             f"{where}: {reason}. docs/tuning.md shows LLaVA's layout."
         ) from error
-    messages = [
-        {
-            "role": ROLES[role],
-            "content": [
-                {"type": "text", "text": text.replace(PLACEHOLDER, "").strip()}
-            ],
-        }
-        for role, text in zip(roles, texts, strict=True)
-    ]
+    messages = []
+    for role, text in zip(roles, texts, strict=True):
+        part = {"type": "text", "text": text.replace(PLACEHOLDER, "").strip()}
+        messages.append({"role": ROLES[role], "content": [part]})
     messages[0]["content"].insert(0, {"type": "image", "url": image})
     return messages
 
 
 def _manifest(session: Session, settings: Settings, data: Data) -> dict[str, Any]:
-    """Everything that the weights depend on, and no more: the same training makes the same file."""
-    trained = {
-        k: v for k, v in asdict(settings).items() if k not in ("data", "images", "out")
-    }
+    """Return everything that the weights depend on, and no more: the same training makes the same file."""
+    trained = asdict(settings)
+    # Places are no part of it: the content of data and images is hashed.
+    for place in ("data", "images", "out"):
+        del trained[place]
     config = session.config
     return {
         "purpose": projector.purpose(config, session.checkpoint, config.method),
@@ -236,14 +234,14 @@ def _manifest(session: Session, settings: Settings, data: Data) -> dict[str, Any
 
 
 def _kept(path: Path, manifest: dict) -> Path:
-    """A finished projector, if it is what the command would make; other code is told of only."""
+    """Return the path of a finished projector, if it is what the command would make.
+
+    Raises:
+        UsageError: if it is of another tuning. Other versions of packages alone are no reason.
+    """
     earlier = projector.manifest(path)
-    made_with = ("code", "versions")
-    changed = [
-        change
-        for change in _changes(earlier, manifest)
-        if change.partition(".")[0] not in made_with
-    ]
+    same_versions = manifest | {"versions": earlier.get("versions")}
+    changed = [*_changes(earlier, same_versions)]
     if changed:
         raise UsageError(
             f"{path} is of another tuning: {', '.join(changed)}. Move it away, or choose another out=DIR."
@@ -255,7 +253,7 @@ def _kept(path: Path, manifest: dict) -> Path:
 
 @contextmanager
 def _turn(out: Path, manifest: dict) -> Iterator[None]:
-    """A block in which what is trained below a directory is this process's, and is what was begun there.
+    """Hold a directory while this process trains in it what was begun there.
 
     Raises:
         UsageError: if another process is in such a block, or another tuning was begun.
@@ -267,36 +265,32 @@ def _turn(out: Path, manifest: dict) -> Iterator[None]:
     )
     with locked(out / "tuning.lock"):
         begun = out / BEGUN
-        if begun.exists() and any(
-            (out / CHECKPOINTS).glob("*")
-        ):  # before the first there is nothing to lose
-            changed = [
-                *_changes(json.loads(begun.read_text(encoding="utf-8")), manifest)
-            ]
+        # Before the first checkpoint there is nothing to lose.
+        if begun.exists() and any((out / CHECKPOINTS).glob("*")):
+            earlier = json.loads(begun.read_text(encoding="utf-8"))
+            changed = [*_changes(earlier, manifest)]
             if changed:
                 raise UsageError(
                     f"{out} holds the beginning of another tuning: {', '.join(changed)}. "
                     f"Delete {out / CHECKPOINTS} to begin anew, or choose another out=DIR."
                 )
-        records.atomic_write(
-            begun, json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-        )
+        text = json.dumps(manifest, indent=2, sort_keys=True)
+        records.atomic_write(begun, text + "\n")
         yield
 
 
 def _write(path: Path, weights: dict[str, torch.Tensor], manifest: dict) -> None:
-    """The result, in place of what was kept to go on from."""
+    """Write the result in place of the checkpoints from which the training would go on."""
     from safetensors.torch import save
 
-    records.atomic_write(
-        path, save(weights, {projector.KEY: json.dumps(manifest, sort_keys=True)})
-    )
+    about = {projector.KEY: json.dumps(manifest, sort_keys=True)}
+    records.atomic_write(path, save(weights, about))
     (path.parent / BEGUN).unlink()
     shutil.rmtree(path.parent / CHECKPOINTS)
 
 
 def _changes(then: dict, now: dict, prefix: str = "") -> Iterator[str]:
-    """`training.lr 0.001 (now 0.002)` for everything that differs."""
+    """Yield `training.lr 0.001 (now 0.002)` for everything that differs."""
     for name in dict.fromkeys([*then, *now]):
         before, after = then.get(name), now.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
