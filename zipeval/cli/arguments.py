@@ -110,11 +110,13 @@ class Command:
         """Raise UsageError where they are too few, too many, or not among the choices."""
         command_line = " ".join([self.name, *arguments])
         misused = self.misused or f"it takes nothing but NAME=VALUE. {self.explains}"
+        if len(values) > len(self.operands):
+            raise UsageError(f"{command_line}: {misused}")
         # An operand that is missing is checked like one that is empty, so that the error
         # lists the choices there are.
         for operand, value in zip_longest(self.operands, values, fillvalue=""):
-            if operand == "" or not operand.accepts(value):
-                hint = operand.suggest(value) if operand else ""
+            if not operand.accepts(value):
+                hint = operand.suggest(value)
                 raise UsageError(f"{command_line}: {misused}{hint}")
 
     def sections(self) -> list[Section]:
@@ -251,9 +253,8 @@ class _Reader:
                     f"{argument}: expected NAME=VALUE. {self.command.explains}"
                 )
             return argument
-        name, value = written["name"], written["value"]
-        # NAME=VALUE is Hydra's way of writing: nothing in the name changes, and the value
-        # may be empty.
+        name, value = written["name"], written.groupdict().get("value")
+        # In NAME=VALUE the name stands as it is, and the value may be empty.
         if not written["dashes"]:
             return f"{self._option(name, argument)}={value}"
         name = self._undashed(name)

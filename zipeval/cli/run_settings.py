@@ -105,7 +105,7 @@ def _typed(default: Any) -> str:
 
 @cache
 def _chosen_by_default() -> dict[str, str]:
-    """Return which configuration of each group is taken where none is named, and what Hydra is told beside."""
+    """Return which configuration of each group `configs/run.yaml` takes where none is named."""
     import yaml
 
     import zipeval.configs

@@ -15,8 +15,8 @@ Choices = Iterable[str] | Callable[[], Iterable[str]]
 ASSIGNED = re.compile(
     r"(?P<dashes>--)?(?P<name>[+~]{0,2}[A-Za-z_][\w.@/-]*)=(?P<value>.*)", re.DOTALL
 )
-# --NAME alone, behind which the value stands. The group `value` never matches.
-DASHED = re.compile(r"(?P<dashes>--)(?P<name>[A-Za-z_][\w.@/-]*)(?P<value>(?!))?")
+# --NAME alone, behind which the value stands.
+DASHED = re.compile(r"(?P<dashes>--)(?P<name>[A-Za-z_][\w.@/-]*)")
 LABEL_WIDTH = 30  # columns of a help's left side, where the terminal has room
 
 

@@ -274,12 +274,16 @@ def family(config: ModelConfig) -> ModelFamily:
     Raises:
         UsageError: for a family that does not exist.
     """
+    refusal = UsageError(
+        f"model.family={config.family}: no such family. `zipeval list models` shows models."
+    )
+    # The other modules here, whose names begin with an underscore, are parts of families.
+    if config.family.startswith("_"):
+        raise refusal
     try:
         return _declared(config.family)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"model.family={config.family}: no such family. `zipeval list models` shows models."
-        ) from error
+    except ImportError as error:
+        raise refusal from error
 
 
 def _declared(name: str) -> ModelFamily:

@@ -256,7 +256,7 @@ def _stored(directory: Path) -> dict[str, Stored]:
         try:
             with safe_open(file, "pt") as tensors:
                 # The header alone tells the shapes: no weight is read yet.
-                for name in tensors.keys():  # noqa: SIM118 (it is no dictionary)
+                for name in list(tensors.keys()):
                     shape = tensors.get_slice(name).get_shape()
                     stored[name] = Stored(file, name, shape)
         except (OSError, SafetensorError) as error:

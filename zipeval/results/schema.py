@@ -1,7 +1,7 @@
 """The schema of records and of their samples: every field, with its meaning and its unit.
 
 Both are plain dicts while a run goes on and JSON on the disk. These classes say what is in them; nothing is converted.
-`tests/test_schema.py` holds every record and sample that a run writes to them.
+`tests/test_schema.py` holds what a run writes to them. Records of schemas 4 and 5, which are read too, lack some of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Prefill(TypedDict):
     prompt_tokens: float
     # Entries of the key-value cache, summed over layers.
     kv_entries: float
-    # Floating-point operations: by the formula of FastV's paper, and counted by matrix.
+    # Operations of the decoder: by VisionZip's formula (section 2.1), and counted matrix by
+    # matrix; see zipeval/engine/flops.py.
     flops_formula: float
     flops_exact: float
 
@@ -53,10 +54,12 @@ class _FieldsOfSome(TypedDict, total=False):
     path: str
     # Answers that wait for a judge's verdict.
     unscored: int
-    # Whether a larger value of a metric is better, by metric; schema 4 had neither.
+    # Whether a larger value is better, of the score and of each metric. A judged record has
+    # neither: its scores are always better when larger.
     higher_is_better: bool
     directions: dict[str, bool]
-    # Whether the score is the mean of the samples' scores.
+    # Whether the score follows from the samples' scores, so that it can be checked and
+    # intervals be drawn.
     from_samples: bool
     # Who works on it, one entry for each process that answered some of the questions.
     sessions: list[dict[str, Any]]
@@ -75,7 +78,7 @@ class Record(_FieldsOfSome):
     # What answers depend on beside the configuration. A run that goes on after one of
     # them changed would mix two experiments, so that it is refused.
     task_hash: str
-    # None where the data cannot be read apart from the run.
+    # None where the data lie beside their task, whose hash is of them too.
     data_hash: str | None
     code: str
     versions: dict[str, str | None]
@@ -120,13 +123,13 @@ class Record(_FieldsOfSome):
 
 
 class _MeasuredOfSample(TypedDict, total=False):
-    """What answering a sample took. A sample that failed has none of it."""
+    """Measurements of answering a sample. One that failed has none of them but `answers`."""
 
     # Hashes of the prompt's pictures as the model saw them, and the crops of each.
     pictures: list[str]
     crops: list[int]
     # [layers]: entering each decoder layer.
-    visual_tokens: list[float]
+    visual_tokens: list[int]
     prompt_tokens: int
     kv_entries: int
     flops_formula: int
@@ -157,20 +160,22 @@ class _FieldsOfSomeSamples(TypedDict, total=False):
     # Why the answer has no verdict of a judge yet.
     unscored: str
     # Answers that the question names, by letter or in order.
-    choices: Any
+    choices: list[str]
     # The kind of question, and the questions that are scored together.
     kind: Any
     group: Any
     # Of conversations: the answers on a fresh selection, and the number of later rounds.
     fresh: str
     later: int
+    # What a judge is shown beside question and answer, by benchmark: MMBench's options,
+    # LLaVA-Bench's description of the picture, MM-Vet's capabilities.
+    options: dict[str, str]
+    context: str
+    capabilities: list[str]
 
 
 class Sample(_MeasuredOfSample, _FieldsOfSomeSamples):
-    """A question and its answer: a line of `TASK.samples.jsonl`.
-
-    Judges and benchmarks add fields of their own, by which a score can be computed again.
-    """
+    """A question and its answer: a line of `TASK.samples.jsonl`."""
 
     # Number of the question in its data set.
     doc_id: int
